@@ -1,0 +1,65 @@
+"""The axis legend, checked shape annotations, and the arrays that travel between stages.
+
+One legend for every annotation in the package: `b` global batch, `n` image tokens (1 + patches), `l` text tokens,
+`d` width, `e` embedding size, `h` heads, `k` queue length, `v` vocabulary, `m` candidates (b + k).
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from beartype import beartype
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32, jaxtyped
+
+__all__ = ["Array", "Batch", "Bool", "Encoded", "Float", "Int", "UInt8", "UInt32", "checked", "same_image", "unit_norm"]
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def checked(function: Function) -> Function:
+    """Checks the annotated shapes and dtypes of a function whenever it is called or traced (no cost once compiled)."""
+    return jaxtyped(typechecker=beartype)(function)
+
+
+@struct.dataclass
+class Batch:
+    """One global batch, as it arrives on the devices.
+
+    images: uint8 [b height width 3]; normalised on the device.
+    input_ids: int32 [b l]; token 0 is CLS, padding at the end.
+    attention_mask: bool [b l]; False on padding.
+    image_id: uint32 [b 2]; the two halves of a 64-bit hash of the image's identity. Equal ids are the same image.
+    """
+
+    images: jax.Array
+    input_ids: jax.Array
+    attention_mask: jax.Array
+    image_id: jax.Array
+
+
+@struct.dataclass
+class Encoded:
+    """What one tower makes of its input.
+
+    tokens: [b n d] or [b l d], the last hidden states, as the cross encoders read them.
+    feature: float32 [b e], the projection of CLS before normalisation.
+    embed: float32 [b e], the same with unit norm.
+    """
+
+    tokens: jax.Array
+    feature: jax.Array
+    embed: jax.Array
+
+
+def unit_norm(feature: Float[Array, "... e"]) -> Float[Array, "... e"]:
+    """Scales the last axis to length one, in float32."""
+    feature = feature.astype(jnp.float32)
+    return feature * jax.lax.rsqrt(jnp.maximum(jnp.sum(feature**2, axis=-1, keepdims=True), 1e-24))
+
+
+@checked
+def same_image(row_id: UInt32[Array, "b 2"], column_id: UInt32[Array, "m 2"]) -> Bool[Array, "b m"]:
+    """True where a row and a column show the same image."""
+    return jnp.all(row_id[:, None, :] == column_id[None, :, :], axis=-1)

@@ -1,0 +1,9 @@
+"""The one exception that bad input raises."""
+
+
+class UserError(Exception):
+    """Bad input from the person who runs the program.
+
+    The message is one sentence or a short list that says what is wrong, where, what was expected and what to do.
+    Programs in `launch/` print it without a traceback and exit with status 2.
+    """

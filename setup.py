@@ -1,0 +1,42 @@
+"""Installs r2d2_jax; `pip install -e .` for the CPU, `.[gpu]` or `.[tpu]` for accelerators, `.[test]` for the tests."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="r2d2_jax",
+    version="0.1.0",
+    description="R2D2, Chinese image-text pre-training, in JAX and Flax",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["r2d2_jax", "r2d2_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "beartype>=0.19",
+        "flax>=0.10.4",
+        "grain>=0.2.12",
+        "array_record>=0.8",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
+        "jax>=0.7",
+        "jaxtyping>=0.3",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11.20",
+        "pillow>=10.4",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "transformers>=4.57",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda12]>=0.7"],
+        "tpu": ["jax[tpu]>=0.7"],
+        "convert": ["torch>=2.6", "safetensors>=0.5"],
+        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "safetensors>=0.5"],
+    },
+)
