@@ -1,0 +1,92 @@
+"""Blocks that configs/*.py share. Every number says where it comes from.
+
+[A] the article, [C] the published code, [O] our decision, [M] recalled from the article, not verified.
+"""
+
+from ml_collections import ConfigDict
+
+
+def vit_base() -> ConfigDict:
+    """ViT-B/16 at 224 pixels [A]."""
+    return ConfigDict(dict(image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072))
+
+
+def vit_large() -> ConfigDict:
+    """ViT-L/14 at 224 pixels [A]."""
+    return ConfigDict(dict(image_size=224, patch_size=14, width=1024, layers=24, heads=16, mlp_width=4096))
+
+
+def roberta_base() -> ConfigDict:
+    """RoBERTa-wwm-ext base with 64 text tokens [A]; 21,128 tokens in its vocabulary [C]."""
+    return ConfigDict(
+        dict(vocabulary_size=21128, text_length=64, width=768, layers=12, heads=12, mlp_width=3072, max_positions=512)
+    )
+
+
+def cross_six_layers() -> ConfigDict:
+    """Each of the two cross encoders: six BERT-base layers [A]."""
+    return ConfigDict(dict(layers=6, width=768, heads=12, mlp_width=3072))
+
+
+def no_cross_encoders() -> ConfigDict:
+    """PRD2: pre-ranking only [A]."""
+    return ConfigDict(dict(layers=0, width=768, heads=12, mlp_width=3072))
+
+
+def article_losses() -> ConfigDict:
+    """Every term of the article, with enhanced training and both distillations."""
+    return ConfigDict(
+        dict(
+            contrastive="tgd",  # GCPR with soft targets and queue [A]
+            fgr=True,
+            mlm=True,
+            fgd=True,
+            enhanced_training=True,
+            soft_target_share=0.4,  # [M]
+            soft_target_ramp_epochs=1.0,  # [O]
+            queue_length=36864,  # [M]
+            queue_decay=0.99,  # [A]
+            mask_share=0.15,  # [A]
+            match_class_weights=(1.0, 2.0),  # (no match, match) [C]
+            teacher_momentum=0.995,  # [M]
+            fgd_teacher_temperature=0.04,  # [O]
+            fgd_student_temperature=0.1,  # [O]
+            fgd_mean_momentum=0.9,  # [O]
+        )
+    )
+
+
+def prd2_losses() -> ConfigDict:
+    """What is left of the article's losses without cross encoders: pre-ranking and both distillations."""
+    losses = article_losses()
+    losses.fgr = losses.mlm = False
+    return losses
+
+
+def article_model(image: ConfigDict, cross: ConfigDict | None = None) -> ConfigDict:
+    """The published model around an image tower."""
+    return ConfigDict(
+        dict(
+            image=image,
+            text=roberta_base(),
+            cross=cross_six_layers() if cross is None else cross,
+            embed_size=768,  # [A]
+            temperature_init=0.07,  # [A]
+            temperature_range=(0.001, 0.5),  # [C]
+            freeze_image_tower=True,  # [C, M]
+            dtype="bfloat16",  # [O]; parameters, norms, softmax and losses are float32
+            remat=True,  # [O]
+        )
+    )
+
+
+def zero_data(pairs: str) -> ConfigDict:
+    """A part of the Zero corpus, as `launch/prepare_data.py` leaves it below data/."""
+    return ConfigDict(
+        dict(
+            directory=f"data/zero_{pairs}",
+            vocabulary="hfl/chinese-roberta-wwm-ext",  # [A]
+            crop_scale=(0.5, 1.0),  # [C], of fine-tuning
+            workers=16,  # [O]
+        )
+    )
