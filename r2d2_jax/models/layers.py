@@ -1,0 +1,117 @@
+"""What the towers and the cross encoders share: attention, MLP, and a stack of scanned layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from r2d2_jax.arrays import Array, Bool, Float, checked
+
+# Fan-in scaling rather than BERT's fixed 0.02, so that small models train from scratch too (our decision).
+KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+# BERT's and CLIP's initial spread of embedding tables.
+EMBEDDING_INIT = nn.initializers.normal(0.02)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), the activation of CLIP's image tower."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def erf_gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU of BERT; JAX's default is the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def dense(features: int, dtype: Any, name: str | None = None, use_bias: bool = True) -> nn.Dense:
+    """A Dense layer with float32 parameters that computes in `dtype`."""
+    return nn.Dense(features, dtype=dtype, kernel_init=KERNEL_INIT, name=name, use_bias=use_bias)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm computed in float32, returned in the dtype of its input.
+
+    Attributes:
+        epsilon: 1e-5 in the image tower, 1e-12 in the text tower and the cross encoders (published code).
+    """
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        return nn.LayerNorm(epsilon=self.epsilon, dtype=jnp.float32, name="norm")(hidden).astype(hidden.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases everywhere; softmax in float32.
+
+    Attributes:
+        width: `d` of the queries and of the result.
+        heads: `h`; divides the width.
+        dtype: the dtype of the matrix products.
+    """
+
+    width: int
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    @checked
+    def __call__(
+        self,
+        queries: Float[Array, "b q d"],
+        context: Float[Array, "b c context_d"],
+        context_mask: Bool[Array, "b c"] | None = None,
+    ) -> Float[Array, "b q d"]:
+        """Lets every query token read the context tokens whose mask is True (all of them without a mask)."""
+        heads = lambda tokens: tokens.reshape(*tokens.shape[:-1], self.heads, self.width // self.heads)  # noqa: E731
+        query = heads(dense(self.width, self.dtype, "query")(queries))
+        key = heads(dense(self.width, self.dtype, "key")(context))
+        value = heads(dense(self.width, self.dtype, "value")(context))
+        mask = None if context_mask is None else context_mask[:, None, None, :]
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return dense(self.width, self.dtype, "out")(mixed.reshape(queries.shape))
+
+
+class Mlp(nn.Module):
+    """Two Dense layers with an activation between them.
+
+    Attributes:
+        width: `d` of input and result.
+        mlp_width: the width between the two layers.
+        activation: `quick_gelu` or `erf_gelu`.
+        dtype: the dtype of the matrix products.
+    """
+
+    width: int
+    mlp_width: int
+    activation: Callable[[jax.Array], jax.Array]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        hidden = self.activation(dense(self.mlp_width, self.dtype, "up")(hidden))
+        return dense(self.width, self.dtype, "down")(hidden)
+
+
+def scanned(layer: type[nn.Module], length: int, *, remat: bool, unroll: bool) -> type[nn.Module]:
+    """Turns a layer `(hidden, *rest) -> (hidden, None)` into a stack of `length` of them with stacked parameters.
+
+    Args:
+        layer: the module class; its parameters gain a leading axis of size `length`.
+        length: number of layers.
+        remat: recompute each layer's activations in the backward pass instead of storing them.
+        unroll: write the loop out, which compiles slower and lets XLA count every layer.
+    """
+    if remat:
+        layer = nn.remat(layer, prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+        unroll=length if unroll else 1,
+    )

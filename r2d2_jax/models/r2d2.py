@@ -1,0 +1,128 @@
+"""R2D2 as one Linen module with one method per stage."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, UInt8, checked, unit_norm
+from r2d2_jax.config import ModelConfig
+from r2d2_jax.models.bert import MaskedLmHead, TextEncoder
+from r2d2_jax.models.cross_encoder import CrossEncoder
+from r2d2_jax.models.layers import dense
+from r2d2_jax.models.vit import ImageEncoder
+
+# Mean and deviation of CLIP's training images, per RGB channel in [0, 1] (published code).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+@checked
+def normalise_images(images: UInt8[Array, "b height width 3"]) -> Float[Array, "b height width 3"]:
+    """(pixel / 255 - mean) / deviation with CLIP's constants, in float32."""
+    return (images.astype(jnp.float32) / 255 - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_DEVIATION)
+
+
+def cls_of(tokens: jax.Array) -> jax.Array:
+    """The `read` positions [b 1] of a caller that wants only CLS."""
+    return jnp.zeros((len(tokens), 1), jnp.int32)
+
+
+class R2D2(nn.Module):
+    """Two towers for pre-ranking and two cross encoders for ranking.
+
+    Only the parts that are asked for have parameters: with `matching` and `masked_lm` both False this is PRD2.
+
+    Attributes:
+        config: sizes and compute dtype.
+        matching: has both cross encoders and their match heads.
+        masked_lm: has the text-image cross encoder and the masked-language-model head.
+    """
+
+    config: ModelConfig
+    matching: bool = True
+    masked_lm: bool = True
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        depth: dict[str, Any] = {"dtype": dtype, "remat": config.remat, "unroll": config.unroll}
+        self.image_encoder = ImageEncoder(config.image, **depth)
+        self.text_encoder = TextEncoder(config.text, **depth)
+        self.image_projection = dense(config.embed_size, dtype)
+        self.text_projection = dense(config.embed_size, dtype)
+        self.temperature = self.param("temperature", nn.initializers.constant(config.temperature_init), ())
+        self.text_image_encoder = CrossEncoder(config.cross, **depth)
+        self.image_text_encoder = CrossEncoder(config.cross, **depth)
+        self.image_text_projection = dense(config.cross.width, dtype)
+        self.text_image_match_head = nn.Dense(2)
+        self.image_text_match_head = nn.Dense(2)
+        self.masked_lm_head = MaskedLmHead(config.text.vocabulary_size, dtype)
+
+    def __call__(self, images: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> tuple[Encoded, Encoded]:
+        """Runs every stage that has parameters once; `init` calls it."""
+        image, text = self.encode_image(images), self.encode_text(input_ids, attention_mask)
+        if self.matching:
+            self.match(text.tokens, attention_mask, image.tokens)
+        if self.masked_lm:
+            self.masked_lm_logits(self.cross_text_image(text.tokens, attention_mask, image.tokens))
+        return image, text
+
+    def encode_image(self, images: Float[Array, "b height width 3"]) -> Encoded:
+        """Encodes normalised images: tokens [b n d], feature and embed [b e]."""
+        tokens = self.image_encoder(images)
+        feature = self.project_image(tokens)
+        return Encoded(tokens, feature, unit_norm(feature))
+
+    def project_image(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b e"]:
+        """The image feature, before normalisation, of the image tower's tokens."""
+        return self.image_projection(tokens[:, 0]).astype(jnp.float32)
+
+    def encode_text(self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]) -> Encoded:
+        """Encodes texts: tokens [b l d], feature and embed [b e]."""
+        tokens = self.text_encoder(input_ids, attention_mask)
+        feature = self.text_projection(tokens[:, 0]).astype(jnp.float32)
+        return Encoded(tokens, feature, unit_norm(feature))
+
+    def cross_text_image(
+        self,
+        text_tokens: Float[Array, "b l d"],
+        attention_mask: Bool[Array, "b l"],
+        image_tokens: Float[Array, "b n image_d"],
+        read: Int[Array, "b r"] | None = None,
+    ) -> jax.Array:
+        """The text-image cross encoder: text tokens read raw image tokens. [b l d], or [b r d]: those at `read`."""
+        return self.text_image_encoder(text_tokens, attention_mask, image_tokens, None, read)
+
+    def cross_image_text(
+        self,
+        text_tokens: Float[Array, "b l d"],
+        attention_mask: Bool[Array, "b l"],
+        image_tokens: Float[Array, "b n image_d"],
+        read: Int[Array, "b r"] | None = None,
+    ) -> jax.Array:
+        """The image-text cross encoder: projected image tokens read text tokens. [b n d], or [b r d]."""
+        queries = self.image_text_projection(image_tokens)
+        return self.image_text_encoder(queries, None, text_tokens, attention_mask, read)
+
+    def match_logits(self, text_image_cls: jax.Array, image_text_cls: jax.Array) -> Float[Array, "b 2 2"]:
+        """Float32 logits of (no match, match) on axis 2 from CLS of (text-image, image-text) on axis 1."""
+        text_image = self.text_image_match_head(text_image_cls.astype(jnp.float32))
+        image_text = self.image_text_match_head(image_text_cls.astype(jnp.float32))
+        return jnp.stack([text_image, image_text], axis=1)
+
+    def match(
+        self,
+        text_tokens: Float[Array, "b l d"],
+        attention_mask: Bool[Array, "b l"],
+        image_tokens: Float[Array, "b n image_d"],
+    ) -> Float[Array, "b 2 2"]:
+        """Match logits of text-image pairs, row by row; see `match_logits`."""
+        pair = (text_tokens, attention_mask, image_tokens)
+        text_image = self.cross_text_image(*pair, cls_of(text_tokens))
+        image_text = self.cross_image_text(*pair, cls_of(text_tokens))
+        return self.match_logits(text_image[:, 0], image_text[:, 0])
+
+    def masked_lm_logits(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        """Vocabulary logits of tokens of the text-image cross encoder."""
+        return self.masked_lm_head(tokens, self.text_encoder.word_embedding.embedding)
