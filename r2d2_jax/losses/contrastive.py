@@ -1,0 +1,73 @@
+"""Global contrastive pre-ranking (GCPR): cross-entropy of similarities over all devices' candidates."""
+
+import jax
+import jax.numpy as jnp
+
+from r2d2_jax.arrays import Array, Bool, Float, checked
+
+
+@checked
+def similarity_logits(
+    row_embed: Float[Array, "b e"], key_embed: Float[Array, "m e"], temperature: Float[Array, ""]
+) -> Float[Array, "b m"]:
+    """Cosine similarity / temperature of unit-norm rows and keys, in float32."""
+    product = jnp.einsum("be,me->bm", row_embed, key_embed, preferred_element_type=jnp.float32)
+    return product / temperature
+
+
+@checked
+def ground_truth(positive: Bool[Array, "b m"]) -> Float[Array, "b m"]:
+    """The target that shares the mass of each row equally among its positives.
+
+    Pairs that show the same image are each other's positives (published code). Every row needs at least one.
+    """
+    mass = positive.astype(jnp.float32)
+    return mass / jnp.sum(mass, axis=1, keepdims=True)
+
+
+@checked
+def weighted_cross_entropy(
+    logits: Float[Array, "b m"],
+    target: Float[Array, "b m"],
+    weight: Float[Array, " m"],
+    valid: Bool[Array, " m"],
+) -> Float[Array, ""]:
+    """mean_i( -sum_j w_j * target_ij * log_softmax(logits)_ij ) over the valid keys j.
+
+    With every weight 1 this is GCPR's softmax cross-entropy; the weights are those of target-guided distillation's
+    queue (article; that they multiply the terms of the sum is our decision).
+
+    Args:
+        logits: similarity / temperature.
+        target: each row sums to one over the valid keys.
+        weight: of each key, in [0, 1].
+        valid: False on unfilled keys, which enter neither the sum nor the softmax.
+    """
+    log_probability = jax.nn.log_softmax(jnp.where(valid, logits, -jnp.inf), axis=1)
+    terms = jnp.where(valid, weight * target * log_probability, 0.0)
+    return -jnp.mean(jnp.sum(terms, axis=1))
+
+
+@checked
+def gcpr(
+    image_embed: Float[Array, "b e"],
+    text_embed: Float[Array, "b e"],
+    positive: Bool[Array, "b b"],
+    temperature: Float[Array, ""],
+) -> Float[Array, ""]:
+    """Global contrastive pre-ranking: the mean of the i2t and the t2i cross-entropy (article).
+
+    Gradients reach the embeddings on both sides of every similarity.
+
+    Args:
+        image_embed, text_embed: unit-norm; row i of both is a matching pair.
+        positive: True where image i and text j belong together; symmetric, True on the diagonal.
+        temperature: a positive scalar.
+    """
+    every_key = jnp.ones(len(image_embed), bool)
+    target, weight = ground_truth(positive), jnp.ones(len(image_embed))
+    # Two products rather than one and its transpose: with rows split over devices the transpose would have to move.
+    i2t = similarity_logits(image_embed, text_embed, temperature)
+    t2i = similarity_logits(text_embed, image_embed, temperature)
+    losses = [weighted_cross_entropy(logits, target, weight, every_key) for logits in (i2t, t2i)]
+    return sum(losses, jnp.zeros(())) / 2

@@ -1,0 +1,65 @@
+"""Fine-grained ranking (FGR): two-way match classification of pairs and their hard negatives."""
+
+import jax
+import jax.numpy as jnp
+
+from r2d2_jax.arrays import Array, Bool, Float, Int, checked
+
+
+@checked
+def negative_logits(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float[Array, "b b"]:
+    """Log-weights from which hard negatives are drawn: the similarity logits, -inf where the image is the same.
+
+    Their row-softmax is the published sampling weight. Kept as logarithms, so that negatives of vanishing weight can
+    still be drawn when nothing better is left; the published code fails there.
+    """
+    return jnp.where(positive, -jnp.inf, logits)
+
+
+@checked
+def sample_negatives(
+    key: jax.Array, logits: Float[Array, "b b"], positive: Bool[Array, "b b"]
+) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
+    """Draws one hard negative per row from the row-softmax of the logits over all pairs that show another image.
+
+    Args:
+        key: random key.
+        logits: similarity / temperature of the whole global batch.
+        positive: True where row and column show the same image.
+
+    Returns:
+        The drawn columns, and whether the row has any negative at all. A row without one gets an arbitrary column.
+    """
+    # A row of nothing but -inf has no distribution to draw from; it draws from the plain logits and is told apart.
+    exists = jnp.any(~positive, axis=1)
+    weights = jnp.where(exists[:, None], negative_logits(logits, positive), logits)
+    return jax.random.categorical(key, weights, axis=1), exists
+
+
+@checked
+def match_loss(
+    logits: Float[Array, "b c 2"],
+    label: Bool[Array, " b"],
+    counts: Bool[Array, " b"],
+    class_weights: tuple[float, float],
+) -> Float[Array, ""]:
+    """Class-weighted cross-entropy, averaged over the c cross encoders (published code).
+
+    loss = mean_c( sum_i w_i * -log_softmax(logits_ic)[label_i] / sum_i w_i ), w_i the weight of the label's class.
+
+    Args:
+        logits: of (no match, match) on the last axis.
+        label: True where image and text belong together.
+        counts: False on rows that take no part.
+        class_weights: of (no match, match); the published values are (1, 2).
+    """
+    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    chosen = jnp.where(label[:, None], log_probability[..., 1], log_probability[..., 0])
+    weight = jnp.where(label, class_weights[1], class_weights[0]) * counts
+    return -jnp.sum(weight[:, None] * chosen) / (jnp.sum(weight) * logits.shape[1])
+
+
+@checked
+def match_probability(logits: Float[Array, "b c 2"]) -> Float[Array, " b"]:
+    """The mean of the cross encoders' probability that a pair matches (published code)."""
+    return jnp.mean(jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1], axis=1)
