@@ -1,0 +1,1 @@
+"""One TFDS builder a file."""

@@ -1,0 +1,50 @@
+"""The small vocabulary and datasets that the tests of the data path share."""
+
+from pathlib import Path
+
+import pytest
+from small_data import example
+
+from r2d2_jax.data.records import RecordSource, write_dataset
+from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary of the special tokens, digits and a few characters."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    digits = [f"{prefix}{digit}" for prefix in ("", "##") for digit in range(10)]
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, *digits]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocabulary: Path) -> Tokenizer:
+    """Tokenizer of eight tokens a text."""
+    return load_tokenizer(str(vocabulary), 8)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 22 sound training records in three shards and 5 validation records."""
+    folder = tmp_path_factory.mktemp("dataset")
+    examples = {"train": map(example, range(22)), "validation": map(example, range(100, 105))}
+    write_dataset(folder, examples, shards=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def source(dataset: Path) -> RecordSource:
+    """The training records of `dataset`."""
+    return RecordSource(dataset, "train")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the project; the test is skipped where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in {SHARED}, which is not part of the project")
+    return SHARED

@@ -1,0 +1,254 @@
+"""The training stream depends on nothing but the position; evaluation leaves nothing usable out."""
+
+import hashlib
+import io
+import itertools
+import logging
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import encode, example
+
+from r2d2_jax.config import DataConfig
+from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, image_id_hash, train_batches
+from r2d2_jax.data.records import Example, RecordSource, write_dataset
+from r2d2_jax.data.tokenizer import Tokenizer
+from r2d2_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+def batches(
+    source: RecordSource, tokenizer: Tokenizer, count: int, *, workers: int = 0, **settings: Any
+) -> list[Batch]:
+    data = DataConfig(directory="", workers=workers)
+    arguments = {"image_size": 16, "batch_size": 4, "seed": 1, "first_step": 0} | settings
+    stream = train_batches(source, tokenizer, data, **arguments)
+    taken = [{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(stream, count)]
+    stream.close()
+    return taken
+
+
+def assert_same(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def ids(taken: list[Batch]) -> list[tuple[int, int]]:
+    return [tuple(row) for batch in taken for row in batch["image_id"].tolist()]
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> RecordSource:
+    """Eight records in one shard, of which 1, 2, 4 and 7 are unusable for four reasons."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    records = [example(number) for number in range(8)]
+    records[1] = example(1, image=encode((60, 60))[:-200])
+    records[2] = Example(encode(), (), "image2")
+    records[4] = example(4, "一只狗", " ")
+    records[7] = example(7, image_id="")
+    write_dataset(folder, {"train": records})
+    return RecordSource(folder, "train")
+
+
+def test_shapes_and_types(source: RecordSource, tokenizer: Tokenizer) -> None:
+    (batch,) = batches(source, tokenizer, 1)
+    assert {key: (value.shape, value.dtype.kind) for key, value in batch.items()} == {
+        "images": ((4, 16, 16, 3), "u"), "input_ids": ((4, 8), "i"), "attention_mask": ((4, 8), "b"),
+        "image_id": ((4, 2), "u"), "problems": ((4,), "U"),
+    }
+    assert (batch["images"].dtype, batch["input_ids"].dtype, batch["image_id"].dtype) == (np.uint8, np.int32, np.uint32)
+    assert (batch["problems"] == "").all()
+
+
+def test_image_id_hash() -> None:
+    expected = int.from_bytes(hashlib.blake2b("图1".encode(), digest_size=8).digest(), "little")
+    low, high = image_id_hash("图1").tolist()
+    assert low + (high << 32) == expected
+
+
+def test_workers_change_nothing(spoiled: RecordSource, tokenizer: Tokenizer) -> None:
+    assert_same(batches(spoiled, tokenizer, 9, workers=2), batches(spoiled, tokenizer, 9))
+
+
+def test_starting_later_continues_exactly(source: RecordSource, tokenizer: Tokenizer) -> None:
+    assert_same(batches(source, tokenizer, 3, first_step=7), batches(source, tokenizer, 10)[7:])
+
+
+def test_processes_share_out_each_batch(source: RecordSource, tokenizer: Tokenizer) -> None:
+    parts = [batches(source, tokenizer, 7, process_index=p, process_count=2, first_step=2) for p in (0, 1)]
+    joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)]
+    assert_same(joined, batches(source, tokenizer, 9)[2:])
+
+
+def test_every_epoch_is_another_permutation(source: RecordSource, tokenizer: Tokenizer) -> None:
+    taken = ids(batches(source, tokenizer, 33, batch_size=2))
+    epochs = [taken[:22], taken[22:44], taken[44:]]
+    assert all(len(set(epoch)) == 22 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_seed_changes_the_order_and_each_visit_the_crop(source: RecordSource, tokenizer: Tokenizer) -> None:
+    first, second = (batches(source, tokenizer, 11, batch_size=4, seed=seed) for seed in (1, 2))
+    assert ids(first) != ids(second)
+    images = np.concatenate([batch["images"] for batch in first])
+    visits = [dict(zip(ids(first)[visit], images[visit], strict=True)) for visit in (np.s_[:22], np.s_[22:])]
+    assert all((visits[0][key] != visits[1][key]).any() for key in visits[0])
+
+
+def test_all_captions_are_drawn(source: RecordSource, tokenizer: Tokenizer) -> None:
+    input_ids = np.concatenate([batch["input_ids"] for batch in batches(source, tokenizer, 50)])
+    assert 60 < (input_ids[:, 1] == tokenizer(["红"])[0][0, 1]).sum() < 140
+
+
+def test_direction_words_are_never_mirrored(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    ramp = np.broadcast_to(np.arange(0, 250, 5, dtype=np.uint8)[None, :, None], (50, 50, 3))
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    write_dataset(tmp_path, {"train": [example(0, "狗在左", "红球", image=file.getvalue())]})
+    source = RecordSource(tmp_path, "train")
+    rows = batches(source, tokenizer, 20)
+    left = np.concatenate([batch["input_ids"] for batch in rows])[:, 1] == tokenizer(["狗"])[0][0, 1]
+    images = np.concatenate([batch["images"] for batch in rows]).astype(int)
+    mirrored = images[:, 8, 0, 0] > images[:, 8, -1, 0]
+    assert left.any()
+    assert not mirrored[left].any()
+    assert mirrored[~left].any()
+
+
+def test_broken_records_give_their_place_to_the_next(spoiled: RecordSource, tokenizer: Tokenizer) -> None:
+    taken = batches(spoiled, tokenizer, 4, batch_size=2)
+    image = {number: tuple(image_id_hash(f"image{number}").tolist()) for number in range(8)}
+    assert Counter(ids(taken)) == Counter(image[number] for number in (0, 3, 3, 3, 5, 5, 6, 0))
+    lines = Counter(line for batch in taken for row in batch["problems"] if row for line in row.split("\n"))
+    reasons = {1: "the image cannot be decoded", 2: "it has no caption", 4: "it has an empty caption",
+               7: "it has no image_id"}
+    assert len(lines) == 4
+    for number, reason in reasons.items():
+        (line,) = [line for line in lines if line.startswith(f"train-00000-of-00001#{number}: {reason}")]
+        assert lines[line] == (2 if number == 2 else 1)  # record 2 is met in its own place and after record 1
+
+
+def test_nothing_usable(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_dataset(tmp_path, {"train": [example(number, image_id="") for number in range(3)]})
+    source = RecordSource(tmp_path, "train")
+    with pytest.raises(UserError, match=r"3 records one after the other are unusable.*(\n.*it has no image_id){3}"):
+        batches(source, tokenizer, 1)
+    with pytest.raises(UserError, match="none of the 3 records of split 'train' is usable; prepare the dataset again"):
+        EvaluationSplit(source, tokenizer, 16)
+
+
+def test_missing_shard_is_told_by_a_worker(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_dataset(tmp_path, {"train": map(example, range(4))}, shards=2)
+    source = RecordSource(tmp_path, "train")
+    next(tmp_path.rglob("*00001-of-00002")).unlink()
+    with pytest.raises(UserError, match="00001-of-00002 is missing"):
+        batches(source, tokenizer, 2, workers=1)
+
+
+def test_batch_that_cannot_be_split(source: RecordSource, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="batch_size 4 is not a multiple of the 3 processes"):
+        batches(source, tokenizer, 1, process_count=3)
+
+
+def test_program_that_never_closes_the_stream_ends(dataset: Path, vocabulary: Path, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(f"""
+if __name__ == "__main__":
+    from r2d2_jax.config import DataConfig
+    from r2d2_jax.data.pipeline import train_batches
+    from r2d2_jax.data.records import RecordSource
+    from r2d2_jax.data.tokenizer import load_tokenizer
+    stream = train_batches(RecordSource({str(dataset)!r}, "train"), load_tokenizer({str(vocabulary)!r}, 8),
+                           DataConfig(directory="", workers=1), image_size=16, batch_size=2, seed=0, first_step=0)
+    print(next(stream)["images"].shape)
+""")
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, script], cwd=root, env={"PYTHONPATH": str(root), "PATH": ""}, timeout=60,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "(2, 16, 16, 3)"), done.stderr
+
+
+def test_broken_share_is_judged_after_an_epoch() -> None:
+    counter = BrokenRecords(epoch_size=50, max_broken_share=0.1)
+    counter.update(np.array(["", "r#1: bad", "", ""]))
+    assert (counter.read, counter.broken, counter.first) == (5, 1, ["r#1: bad"])
+    counter.update(np.array([""] * 45))
+    counter.update(np.array(["r#2: bad\nr#3: worse", *[""] * 3]))
+    with pytest.raises(UserError, match=r"7 of the 61 training records read are unusable, more than "
+                                        r"data.max_broken_share = 0.1 allows; (.|\n)*r#1: bad\nr#2: bad\nr#3: worse"):
+        counter.update(np.array(["r#4: bad\nr#5: bad\nr#6: bad\nr#7: bad"]))
+
+
+def test_broken_share_that_cannot_recover_stops_at_once() -> None:
+    counter = BrokenRecords(epoch_size=500, max_broken_share=0.01)
+    counter.update(np.array(["r#0: bad"] * 10))
+    with pytest.raises(UserError, match="11 of the 22 training records"):
+        counter.update(np.array(["r#1: bad"]))
+
+
+def test_a_tolerable_share_stays_tolerable_over_many_epochs() -> None:
+    counter = BrokenRecords(epoch_size=100, max_broken_share=0.05)
+    for _ in range(100):
+        counter.update(np.array(["r#0: bad", *[""] * 49]))
+    assert counter.broken == 100
+    assert len(counter.first) == 10
+
+
+def test_counts_survive_a_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
+    counter = BrokenRecords(epoch_size=10_000, max_broken_share=0.5)
+    with caplog.at_level(logging.WARNING):
+        counter.update(np.array(["r#1: bad", ""]))
+    assert "unusable record, the next one takes its place: r#1: bad" in caplog.text
+    restored = BrokenRecords(epoch_size=10_000, max_broken_share=0.5)
+    restored.restore(counter.state())
+    assert restored.state() == {"read": 3, "broken": 1, "first": ["r#1: bad"]}
+
+
+def test_evaluation_split_has_everything(dataset: Path, tokenizer: Tokenizer) -> None:
+    split = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16)
+    assert split.num_images == 5
+    assert sorted(split.image_ids) == [f"image{number}" for number in range(100, 105)]
+    assert len(split.captions) == 10
+    assert split.caption_image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert split.caption_image.dtype == np.int32
+    assert split.captions[::2] == [name.removeprefix("image") + "只狗" for name in split.image_ids]
+    np.testing.assert_array_equal(split.input_ids, tokenizer(split.captions)[0])
+    np.testing.assert_array_equal(split.attention_mask, split.input_ids != 0)
+
+
+def test_evaluation_images_are_padded_not_dropped(dataset: Path, tokenizer: Tokenizer) -> None:
+    split = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16)
+    whole = next(split.image_batches(5))
+    by_two = list(split.image_batches(2))
+    assert [batch.shape for batch in by_two] == [(2, 16, 16, 3)] * 3
+    np.testing.assert_array_equal(np.concatenate(by_two)[:5], whole)
+    assert (by_two[-1][1] == 0).all()
+
+
+def test_evaluation_of_the_first_images(dataset: Path, tokenizer: Tokenizer) -> None:
+    source = RecordSource(dataset, "validation")
+    split = EvaluationSplit(source, tokenizer, 16, max_images=2)
+    assert split.image_ids == EvaluationSplit(source, tokenizer, 16).image_ids[:2]
+    assert len(split.captions) == 4
+    assert len(list(split.image_batches(4))) == 1
+
+
+def test_evaluation_leaves_out_only_what_is_broken(
+    spoiled: RecordSource, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        split = EvaluationSplit(spoiled, tokenizer, 16)
+    assert split.image_ids == ["image0", "image3", "image5", "image6"]
+    assert len(split.problems) == 4
+    assert "4 of the 8 records of split 'train' are unusable and left out" in caplog.text
+    assert "train-00000-of-00001#7: it has no image_id" in caplog.text
