@@ -1,0 +1,49 @@
+"""Pre-trains R2D2: `python launch/main.py --config=configs/demo.py --workdir=runs/demo`."""
+
+import logging
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from r2d2_jax.config import Config
+from r2d2_jax.errors import UserError
+from r2d2_jax.train.loop import pretrain
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; --config.KEY=VALUE overrides a value.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept. If it holds a checkpoint, the run goes on.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or cluster.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where nothing tells it itself.")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator_address.")
+PROCESS = flags.DEFINE_integer("process_id", None, "The number of this process, with --coordinator_address.")
+CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Imitate this many devices on the CPU.", lower_bound=1)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+    """Flags in, one library call out."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for talkative in ("absl", "orbax", "httpx"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    if CPU_DEVICES.value:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
+    if DISTRIBUTED.value or COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    try:
+        outcome = pretrain(Config.from_config_dict(CONFIG.value), Path(str(WORKDIR.value)))
+    except UserError as error:
+        sys.exit(_refused(error))
+    if outcome.finished and outcome.report is not None and jax.process_index() == 0:
+        print(f"Step {outcome.step}. Checkpoints and logs: {WORKDIR.value}\n{outcome.report.table()}")
+
+
+def _refused(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,117 @@
+"""What is known of a model at one step: recall and foil accuracy, as numbers for the log and as a table for people."""
+
+from dataclasses import dataclass
+
+from r2d2_jax.config import Config
+from r2d2_jax.data.pipeline import EvaluationSplit
+from r2d2_jax.evaluation.foil import CHANCE, FoilReport, check_foil_split, evaluate_foils
+from r2d2_jax.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from r2d2_jax.evaluation.scorer import Scorer
+from r2d2_jax.train.state import Params
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Retrieval on the validation split, and choosing between caption and foil; None where there is no such split."""
+
+    retrieval: RetrievalReport | None
+    foil: FoilReport | None
+    images: int
+    captions: int
+    foil_images: int
+
+    def metrics(self) -> dict[str, float]:
+        """Flat names for the log, such as "validation/reranked/i2t_r1" and "foil/dual", in per cent."""
+        result: dict[str, float] = {}
+        if self.retrieval is not None:
+            for stage in ("dual", "reranked", "chance"):
+                for name, value in (getattr(self.retrieval, stage) or {}).items():
+                    result[f"validation/{stage}/{name}"] = value
+        if self.foil is not None:
+            for stage in ("dual", "reranked", "match"):
+                if getattr(self.foil, stage) is not None:
+                    result[f"foil/{stage}"] = getattr(self.foil, stage)
+        return result
+
+    def mean_recall(self) -> float | None:
+        """What the best checkpoint is chosen by: the mean of the six recalls, re-ranked if that was measured."""
+        if self.retrieval is None:
+            return None
+        return (self.retrieval.reranked or self.retrieval.dual)["mean"]
+
+    def table(self) -> str:
+        """A table for people: dual encoder, re-ranked and chance side by side, in per cent."""
+        lines = [f"{'per cent':<28}{'dual':>8}{'re-ranked':>11}{'chance':>8}"]
+        if self.retrieval is not None:
+            lines.append(f"retrieval, {self.images} images, {self.captions} captions")
+            lines += [self._recall_line(name, label) for name, label in _RECALL_LABELS]
+        if self.foil is not None:
+            lines.append(f"caption or foil, {self.foil_images} images")
+            lines.append(_line("  true caption chosen", self.foil.dual, self.foil.reranked, CHANCE))
+            if self.foil.match is not None:
+                lines.append(_line("  by match alone", None, self.foil.match, CHANCE))
+        return "\n".join(lines)
+
+    def _recall_line(self, name: str, label: str) -> str:
+        retrieval = self.retrieval
+        assert retrieval is not None
+        reranked = None if retrieval.reranked is None else retrieval.reranked[name]
+        return _line(label, retrieval.dual[name], reranked, retrieval.chance[name])
+
+
+_RECALL_LABELS = (
+    *((f"{way}_r{cutoff}", f"  {text} R@{cutoff}") for way, text in (("i2t", "image to text"), ("t2i", "text to image"))
+      for cutoff in (1, 5, 10)),
+    ("r10", "  R@10, both ways"),
+    ("mean", "  mean of the six"),
+)  # fmt: skip
+
+
+def _line(label: str, dual: float | None, reranked: float | None, chance: float) -> str:
+    shown = ["-" if value is None else f"{value:.1f}" for value in (dual, reranked)]
+    return f"{label:<28}{shown[0]:>8}{shown[1]:>11}{chance:>8.1f}"
+
+
+class Evaluator:
+    """Evaluates parameters on a run's validation and foil splits.
+
+    Args:
+        config: the configuration.
+        scorer: the compiled forwards.
+        validation, foil: the splits, or None.
+
+    Raises:
+        UserError: the foil split is not one.
+    """
+
+    def __init__(
+        self, config: Config, scorer: Scorer, validation: EvaluationSplit | None, foil: EvaluationSplit | None
+    ) -> None:
+        if foil is not None:
+            check_foil_split(foil)
+        self._settings, self._scorer = config.evaluation, scorer
+        self._validation, self._foil = validation, foil
+
+    def evaluate(self, params: Params, *, final: bool) -> EvaluationReport:
+        """Measures everything there is to measure.
+
+        Args:
+            params: the student's parameters.
+            final: the last evaluation of a run, which always re-ranks if re-ranking is configured at all.
+        """
+        asked = final or self._settings.rerank_during_training
+        rerank = self._settings.rerank_candidates if asked else 0
+        retrieval, foil = None, None
+        if self._validation is not None:
+            encoded = self._scorer.encode(params, self._validation, keep_tokens=rerank > 0)
+            retrieval = evaluate_retrieval(self._scorer, params, encoded, rerank)
+        if self._foil is not None:
+            encoded = self._scorer.encode(params, self._foil, keep_tokens=rerank > 0)
+            foil = evaluate_foils(self._scorer, params, encoded, rerank=rerank > 0)
+        return EvaluationReport(
+            retrieval,
+            foil,
+            images=self._validation.num_images if self._validation else 0,
+            captions=len(self._validation.captions) if self._validation else 0,
+            foil_images=self._foil.num_images if self._foil else 0,
+        )

@@ -1,0 +1,93 @@
+"""The device mesh, the one table that places every array of the train state, and global arrays from local rows."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r2d2_jax.arrays import Batch
+from r2d2_jax.config import MeshConfig
+from r2d2_jax.errors import UserError
+
+DATA, FSDP = "data", "fsdp"
+
+# First match wins; matched against the end of a leaf's path, such as "teacher/text_encoder/layers/mlp/up/kernel" or
+# "opt_state/1/0/mu/.../kernel". Stacked layers have their layer axis in front. Matrices are split along their input
+# axis, which is a multiple of every usual device count in all published sizes; the vocabulary is not.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"layers/.*/kernel", PartitionSpec(None, FSDP, None)),
+    (r"kernel", PartitionSpec(FSDP, None)),
+    (r"(word|position)_embedding/embedding", PartitionSpec(None, FSDP)),
+    # Every device reads the whole queue in every step: splitting it would only add traffic.
+    (r"queue/.*", PartitionSpec()),
+    # Biases, norms, position tables, heads, scalars and counters: too small to be worth moving.
+    (r".*", PartitionSpec()),
+)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes "data" and "fsdp" over all devices of all processes.
+
+    Raises:
+        UserError: the configured axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, len(devices) // max(1, -sizes[0] * sizes[1]))
+    if sizes[0] * sizes[1] != len(devices):
+        raise UserError(
+            f"mesh.data={config.data} and mesh.fsdp={config.fsdp} do not divide the {len(devices)} devices there are; "
+            "set them so that their product is that number, or one of them to -1"
+        )
+    types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((sizes[0], sizes[1]), (DATA, FSDP), axis_types=types, devices=devices)
+
+
+def check_batch_divides(batch_size: int, mesh: Mesh, name: str = "train.batch_size") -> None:
+    """Raises UserError unless every device gets the same number of the global batch's rows."""
+    if batch_size % mesh.size:
+        raise UserError(
+            f"{name} {batch_size} is not a multiple of the mesh's {mesh.size} devices; "
+            f"the nearest that is: {max(1, round(batch_size / mesh.size)) * mesh.size}"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of the global batch split over all devices."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A leaf's path as text: "params/text_encoder/layers/mlp/up/kernel"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """The sharding of every leaf of a (possibly abstract) train state, by the first rule that matches its path.
+
+    An axis that its mesh axis does not divide stays whole.
+    """
+
+    def place(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", name))
+        fits = [axis if axis is None or leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)]
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def global_batch(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> Batch:
+    """Makes a global Batch of the rows that this process read: images, input_ids, attention_mask and image_id."""
+    sharding = batch_sharding(mesh)
+    fields = Batch.__dataclass_fields__
+    return Batch(**{name: jax.make_array_from_process_local_data(sharding, rows[name]) for name in fields})

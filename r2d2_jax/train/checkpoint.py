@@ -1,0 +1,158 @@
+"""Checkpoints: train state, progress and resolved configuration, written by Orbax, asynchronously and atomically."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from r2d2_jax.config import Config, TrainConfig
+from r2d2_jax.errors import UserError
+from r2d2_jax.sharding import path_name
+from r2d2_jax.train.state import TrainState
+
+# Keys that may change when a run goes on: they move, watch or keep it, but do not change what is learned.
+FREE_KEYS = (
+    "mesh.",
+    "evaluation.",
+    "data.directory",
+    "data.vocabulary",
+    "data.validation_split",
+    "data.foil_split",
+    "data.validation_images",
+    "data.workers",
+    "data.max_broken_share",
+    "model.remat",
+    "model.unroll",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.keep_last",
+    "train.keep_best",
+)
+BEST_METRIC = "mean_recall"
+
+
+class Checkpoints:
+    """The checkpoints of one working directory.
+
+    Args:
+        workdir: the run's folder; checkpoints lie in `checkpoints/STEP` below it.
+        train: how many of the last and of the best are kept.
+    """
+
+    def __init__(self, workdir: Path, train: TrainConfig) -> None:
+        self.directory = (workdir / "checkpoints").absolute()
+        kept = [LatestN(train.keep_last)]
+        if train.keep_best:
+            by_recall = lambda metrics: metrics[BEST_METRIC]  # noqa: E731
+            kept.append(BestN(get_metric_fn=by_recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True, save_root_metadata=False
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, state: TrainState, config: Config, progress: dict[str, Any], mean_recall: float | None = None
+    ) -> None:
+        """Starts writing a checkpoint and returns as soon as the state may change again.
+
+        Args:
+            state: the train state; its step names the checkpoint.
+            config: the resolved configuration.
+            progress: plain JSON values: the data position and what the log needs to go on.
+            mean_recall: the validation figure by which the best are kept, if there is one.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            config=ocp.args.JsonSave(config.to_dict()),
+            progress=ocp.args.JsonSave(progress),
+        )
+        metrics = None if mean_recall is None else {BEST_METRIC: mean_recall}
+        self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
+
+    def restore(self, abstract: TrainState, config: Config) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, placed as `abstract` says, and its progress.
+
+        Raises:
+            UserError: the checkpoint is of another model or configuration; lists what differs.
+        """
+        step = self._manager.latest_step()
+        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        metadata = self._manager.item_metadata(step)["state"]
+        differences = [*_config_differences(saved["config"], config.to_dict()), *_leaf_differences(metadata, abstract)]
+        if differences:
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} is of another model or configuration; start in an empty "
+                "--workdir, or go back to the configuration that it was made with. What differs:\n"
+                + "\n".join(f"  - {line}" for line in differences)
+            )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored["state"], restored["progress"]
+
+    def wait(self) -> None:
+        """Waits until everything that was started is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then ends the background writer."""
+        self._manager.close()
+
+
+def load_params(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The student's parameters, in host memory, and the configuration of a run's newest checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    directory = (workdir / "checkpoints").absolute()
+    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True, create=False))
+    step = manager.latest_step() if directory.is_dir() else None
+    if step is None:
+        raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
+    saved = manager.restore(step, args=items)
+    return saved["state"]["params"], saved["config"]
+
+
+def _config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
+    before, now = dict(_flat(saved)), dict(_flat(asked))
+    for key in sorted(before.keys() | now.keys()):
+        if not key.startswith(FREE_KEYS) and before.get(key) != now.get(key):
+            yield f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "absent"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _leaf_differences(metadata: Any, abstract: TrainState) -> Iterator[str]:
+    before, now = _leaves(metadata), _leaves(abstract)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            yield f"{name}: {before.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now"
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

@@ -1,0 +1,288 @@
+"""The pre-training run: sets everything up, steps, logs, evaluates, saves, and goes on where it stopped."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from r2d2_jax.config import Config, DataConfig
+from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, train_batches
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
+from r2d2_jax.evaluation.scorer import Scorer
+from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
+from r2d2_jax.train.checkpoint import Checkpoints
+from r2d2_jax.train.compiled import compile_train_step
+from r2d2_jax.train.metrics import MetricsLog, Window
+from r2d2_jax.train.progress import Progress
+from r2d2_jax.train.signals import StopRequest
+from r2d2_jax.train.state import Recipe, SpecialTokens, TrainState, abstract_state, make_recipe, sharded_init_state
+
+logger = logging.getLogger(__name__)
+
+# How many steps the host may be ahead of the devices: enough to keep them busy, few enough to bound memory.
+STEPS_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the completed step, whether that is the end of the run, and the last evaluation."""
+
+    step: int
+    finished: bool
+    report: EvaluationReport | None
+
+
+@dataclass
+class Position:
+    """Where a run is, beside its state."""
+
+    step: int
+    broken: BrokenRecords
+    window: Window
+
+    def to_json(self, batch_size: int) -> dict[str, Any]:
+        """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
+        own = self.broken.state()
+        counts = np.array([own["read"], own["broken"]])
+        if jax.process_count() > 1:
+            counts = multihost_utils.process_allgather(counts).sum(axis=0)
+        return {
+            "pairs": self.step * batch_size,
+            "records": self.broken.epoch_size,
+            "broken": {**own, "read": int(counts[0]), "broken": int(counts[1])},
+            "window": self.window.fetched(),
+        }
+
+
+def pretrain(config: Config, workdir: Path) -> Outcome:
+    """Pre-trains, or goes on with, the run in `workdir`.
+
+    Args:
+        config: the resolved configuration.
+        workdir: where checkpoints, `metrics.jsonl`, TensorBoard files and `evaluation.json` go. If it holds a
+            checkpoint of the same configuration, the run goes on from the newest one.
+
+    Raises:
+        UserError: bad configuration, data or checkpoint, or a loss that is not finite.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch_divides(config.train.batch_size, mesh)
+    tokenizer = _tokenizer(config)
+    source = RecordSource(config.data.directory, config.data.train_split)
+    recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
+    evaluator = _evaluator(config, recipe, tokenizer)
+    checkpoints = Checkpoints(workdir, config.train)
+    try:
+        state, position = _start(config, recipe, checkpoints, source)
+        run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps)
+        return run.go(state, position, _batches(config, tokenizer, source, position.step))
+    finally:
+        checkpoints.close()
+
+
+class _Run:
+    """The loop and what it talks to."""
+
+    def __init__(
+        self,
+        config: Config,
+        recipe: Recipe,
+        evaluator: Evaluator,
+        checkpoints: Checkpoints,
+        workdir: Path,
+        total_steps: int,
+    ) -> None:
+        self._config, self._recipe, self._total = config, recipe, total_steps
+        self._evaluator, self._checkpoints, self._workdir = evaluator, checkpoints, workdir
+        self._leader = jax.process_index() == 0
+        self._step = compile_train_step(config, recipe)
+        self._key = jax.random.key(config.train.seed)
+
+    def go(self, state: TrainState, position: Position, batches: Iterator[dict[str, np.ndarray]]) -> Outcome:
+        """Steps until the end of the run or a stop signal."""
+        log = MetricsLog(self._workdir, position.step, self._leader)
+        progress = Progress(position.step, self._total, self._config.train.batch_size, self._leader)
+        report, stopped = None, False
+        with StopRequest() as stop:
+            while position.step < self._total and not stopped:
+                state = self._one_step(state, position, next_batch(batches, progress), progress)
+                at_log = position.step % self._config.train.log_every == 0
+                if at_log:
+                    self._log(position, log, progress)
+                stopped = stop.agreed(at_boundary=at_log)
+                if position.step < self._total and not stopped:
+                    report = self._milestone(state, position, log, progress) or report
+            batches.close()  # type: ignore[attr-defined]
+            if stopped and position.step < self._total:
+                self._save(state, position)
+                logger.info("stopped by %s after step %d; run again to go on", stop.received, position.step)
+            else:
+                report = self._finish(state, position, log)
+        progress.close()
+        log.close()
+        return Outcome(position.step, position.step >= self._total, report)
+
+    def _one_step(
+        self, state: TrainState, position: Position, rows: dict[str, np.ndarray], progress: Progress
+    ) -> TrainState:
+        position.broken.update(rows["problems"])
+        state, metrics = self._step(state, global_batch(self._recipe.mesh, rows), self._key)
+        position.window.add(metrics)
+        position.step += 1
+        position.window.wait(STEPS_IN_FLIGHT)
+        progress.stepped()
+        return state
+
+    def _log(self, position: Position, log: MetricsLog, progress: Progress) -> None:
+        self._check_finite(position)
+        means = position.window.means()
+        speed = progress.report(position.step, means)
+        epoch = position.step * self._config.train.batch_size / position.broken.epoch_size
+        log.write(position.step, {"epoch": epoch, **means, "broken_records": position.broken.broken, **speed})
+
+    def _milestone(
+        self, state: TrainState, position: Position, log: MetricsLog, progress: Progress
+    ) -> EvaluationReport | None:
+        """Evaluates and saves where the configured intervals say so."""
+        train, step, report = self._config.train, position.step, None
+        if train.evaluate_every and step % train.evaluate_every == 0:
+            report = self._evaluate(state, step, log, final=False)
+        if report is not None or (train.checkpoint_every and step % train.checkpoint_every == 0):
+            self._save(state, position, report)
+            progress.paused()
+        return report
+
+    def _finish(self, state: TrainState, position: Position, log: MetricsLog) -> EvaluationReport:
+        report = self._evaluate(state, position.step, log, final=True)
+        if self._checkpoints.latest_step() != position.step:
+            self._save(state, position, report)
+        if self._leader:
+            path = self._workdir / "evaluation.json"
+            path.write_text(json.dumps({"step": position.step, **report.metrics()}, indent=1) + "\n", encoding="utf-8")
+        return report
+
+    def _evaluate(self, state: TrainState, step: int, log: MetricsLog, *, final: bool) -> EvaluationReport:
+        start = time.perf_counter()
+        report = self._evaluator.evaluate(state.params, final=final)
+        log.write(step, report.metrics())
+        if self._leader and report.metrics():
+            logger.info("evaluation at step %d, %.0f s\n%s", step, time.perf_counter() - start, report.table())
+        return report
+
+    def _save(self, state: TrainState, position: Position, report: EvaluationReport | None = None) -> None:
+        self._check_finite(position)
+        recall = None if report is None else report.mean_recall()
+        progress = position.to_json(self._config.train.batch_size)
+        self._checkpoints.save(state, self._config, progress, recall)
+
+    def _check_finite(self, position: Position) -> None:
+        ago = position.window.first_not_finite()
+        if ago is None:
+            return
+        self._checkpoints.wait()
+        last = self._checkpoints.latest_step()
+        good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last} in "
+        raise UserError(
+            f"the loss of step {position.step - ago + 1} is not finite; {good}"
+            f"{'' if last is None else self._checkpoints.directory}; lower optimizer.learning_rate or raise "
+            "optimizer.warmup_steps, then start again or go on from there"
+        )
+
+
+def next_batch(batches: Iterator[dict[str, np.ndarray]], progress: Progress) -> dict[str, np.ndarray]:
+    """The next batch; the time until it comes counts as waiting for data."""
+    start = time.perf_counter()
+    rows = next(batches)
+    progress.waited(time.perf_counter() - start)
+    return rows
+
+
+def _tokenizer(config: Config) -> Tokenizer:
+    vocabulary = config.data.vocabulary or str(Path(config.data.directory) / "vocab.txt")
+    tokenizer = load_tokenizer(vocabulary, config.model.text.text_length)
+    if tokenizer.vocab_size > config.model.text.vocabulary_size:
+        raise UserError(
+            f"the vocabulary {vocabulary} has {tokenizer.vocab_size} tokens but model.text.vocabulary_size is "
+            f"{config.model.text.vocabulary_size}; there is no embedding for the last tokens: raise it"
+        )
+    return tokenizer
+
+
+def _recipe(config: Config, tokenizer: Tokenizer, mesh: Mesh, records: int) -> tuple[Recipe, int]:
+    """The recipe and the number of steps of the run; an epoch is as many steps as there are full batches in it."""
+    if records < config.train.batch_size:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is larger than the {records} records of split "
+            f"{config.data.train_split!r}; lower it"
+        )
+    epoch_steps = records // config.train.batch_size
+    total_steps = max(1, round(config.train.epochs * records / config.train.batch_size))
+    tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    return make_recipe(config, tokens, mesh, total_steps=total_steps, epoch_steps=epoch_steps), total_steps
+
+
+def _evaluator(config: Config, recipe: Recipe, tokenizer: Tokenizer) -> Evaluator:
+    def split(name: str, limit: int) -> EvaluationSplit | None:
+        if not name:
+            return None
+        source = RecordSource(config.data.directory, name)
+        return EvaluationSplit(source, tokenizer, config.model.image.image_size, limit)
+
+    scorer = Scorer(recipe.model, recipe.mesh, config.evaluation.batch_size)
+    validation = split(config.data.validation_split, config.data.validation_images)
+    return Evaluator(config, scorer, validation, split(config.data.foil_split, 0))
+
+
+def _start(
+    config: Config, recipe: Recipe, checkpoints: Checkpoints, source: RecordSource
+) -> tuple[TrainState, Position]:
+    """A fresh state, or the newest checkpoint's."""
+    broken = BrokenRecords(len(source), config.data.max_broken_share)
+    if checkpoints.latest_step() is None:
+        state = sharded_init_state(recipe, jax.random.key(config.train.seed))
+        logger.info("starting from scratch: no initial weights are loaded; %s", _sizes(recipe, state))
+        return state, Position(0, broken, Window())
+    state, progress = checkpoints.restore(abstract_state(recipe), config)
+    if progress["records"] != len(source):
+        raise UserError(
+            f"the checkpoint was made with {progress['records']} training records, {config.data.directory} has "
+            f"{len(source)}; the data position would be lost: use the same data, or an empty --workdir"
+        )
+    if jax.process_index() == 0:
+        broken.restore(progress["broken"])
+    logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
+    return state, Position(int(state.step), broken, Window(progress["window"]))
+
+
+def _sizes(recipe: Recipe, state: TrainState) -> str:
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6  # noqa: E731
+    trainable = {part: state.params[part] for part in recipe.trainable_parts}
+    return f"{count(state.params):.1f} M parameters, {count(trainable):.1f} M of them trained, mesh {recipe.mesh.shape}"
+
+
+def _batches(
+    config: Config, tokenizer: Tokenizer, source: RecordSource, first_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    data: DataConfig = config.data
+    return train_batches(
+        source,
+        tokenizer,
+        data,
+        image_size=config.model.image.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        first_step=first_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

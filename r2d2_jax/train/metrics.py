@@ -1,0 +1,89 @@
+"""The log of a run: means over windows of steps, in `metrics.jsonl` and in TensorBoard files."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class Window:
+    """The metrics of the steps since the last line of the log.
+
+    Values stay on the devices until they are asked for, so that the step loop need not wait for them.
+    """
+
+    def __init__(self, steps: Iterable[dict[str, float]] = ()) -> None:
+        self._steps: list[dict[str, Any]] = list(steps)
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Adds one step's metrics: float scalars, possibly still being computed."""
+        self._steps.append(metrics)
+
+    def wait(self, ahead: int) -> None:
+        """Waits until no more than `ahead` of the added steps are still being computed."""
+        if len(self._steps) > ahead:
+            jax.block_until_ready(self._steps[-1 - ahead])
+
+    def fetched(self) -> list[dict[str, float]]:
+        """Every step's metrics as plain floats; waits for the devices."""
+        self._steps = [{name: float(value) for name, value in step.items()} for step in jax.device_get(self._steps)]
+        return self._steps
+
+    def first_not_finite(self) -> int | None:
+        """How many steps ago the first loss was NaN or infinite (1 is the newest step), or None."""
+        bad = [index for index, step in enumerate(self.fetched()) if not math.isfinite(step["loss"])]
+        return len(self._steps) - bad[0] if bad else None
+
+    def means(self) -> dict[str, float]:
+        """The mean of each metric over the window, which starts anew."""
+        steps = self.fetched()
+        self._steps = []
+        return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]} if steps else {}
+
+
+class MetricsLog:
+    """`metrics.jsonl` (one JSON object a line) and TensorBoard files below a run's folder.
+
+    Args:
+        workdir: the run's folder.
+        first_step: lines of later steps, which a run that died has left behind, are taken back, so that the log is the
+            one that an undisturbed run would have written.
+        active: False on all processes but one, which then write nothing.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, active: bool) -> None:
+        self._path = workdir / "metrics.jsonl"
+        self._board: SummaryWriter | None = None
+        if active:
+            workdir.mkdir(parents=True, exist_ok=True)
+            self._rewind(first_step)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one line; a value that is not finite becomes null, which JSON can say."""
+        if self._board is None:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the TensorBoard files."""
+        if self._board is not None:
+            self._board.close()
+
+    def _rewind(self, last_step: int) -> None:
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+        replacement = self._path.with_suffix(".rewound")
+        replacement.write_text("".join(kept), encoding="utf-8")
+        replacement.replace(self._path)

@@ -1,0 +1,44 @@
+"""Leaving in good order: the first SIGTERM or Ctrl-C asks the loop to save and stop, a second one leaves at once."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """A context in which the stop signals are noted instead of obeyed."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number)
+
+    def agreed(self, at_boundary: bool) -> bool:
+        """Whether to stop now.
+
+        One process alone stops after any step. Several must stop after the same step, so they ask each other, and only
+        at the steps where `at_boundary` is True on all of them.
+        """
+        if jax.process_count() == 1:
+            return self.received is not None
+        if not at_boundary:
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.array(self.received is not None))))
