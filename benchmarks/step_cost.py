@@ -1,0 +1,99 @@
+"""Forward cost of pre-training per pair, counted by XLA from the compiled program, and what a step needs per device.
+
+    python benchmarks/step_cost.py                      # vitl_250m: multiply-adds per pair with and without ET
+    python benchmarks/step_cost.py --memory --devices=8 # its whole train step, compiled for 8 imitated devices
+
+The forward is `pretraining_loss`: student, teacher, all terms. XLA counts the body of a loop once, so the layers are
+unrolled; it counts two operations per multiply-add. The similarity with the queue is part of the count; it is the same
+for every pair, so the queue keeps its configured length and the batch is small.
+"""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from r2d2_jax.config import Config
+from r2d2_jax.errors import UserError
+from r2d2_jax.sharding import make_mesh
+from r2d2_jax.train.compiled import abstract_batch, compile_train_step
+from r2d2_jax.train.state import Recipe, SpecialTokens, abstract_state, make_recipe
+from r2d2_jax.train.step import pretraining_loss
+
+ARTICLE = 154.0  # G multiply-adds per pair of R2D2 ViT-L with enhanced training, as the article reports them
+
+CONFIG = flags.DEFINE_string("config", str(Path(__file__).parents[1] / "configs" / "vitl_250m.py"), "A config file.")
+PAIRS = flags.DEFINE_integer("pairs", 2, "Pairs in the batch whose forward is counted.", lower_bound=2)
+MEMORY = flags.DEFINE_bool("memory", False, "Compile the whole sharded step instead and print memory per device.")
+DEVICES = flags.DEFINE_integer("devices", 8, "With --memory: devices to imitate.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch_size", 256, "With --memory: the global batch.", lower_bound=1)
+
+# Ids of the published vocabulary; they change nothing in the count.
+TOKENS = SpecialTokens(mask_id=103, cls_id=101, sep_id=102, pad_id=0)
+
+
+def main(_: list[str]) -> None:
+    """Prints the asked-for table."""
+    jax.config.update("jax_platforms", "cpu")
+    if MEMORY.value:
+        jax.config.update("jax_num_cpu_devices", DEVICES.value)
+        print_memory(_read(CONFIG.value))
+        return
+    with_et, without_et = (forward_cost(_read(CONFIG.value), enhanced) for enhanced in (True, False))
+    print(f"{Path(CONFIG.value).stem}: G multiply-adds per pair, forward, counted by XLA {jax.__version__}")
+    print(f"  with enhanced training     {with_et:7.1f}   (article, ViT-L: {ARTICLE})")
+    print(f"  without enhanced training  {without_et:7.1f}   (x {without_et / with_et:.3f})")
+
+
+def forward_cost(config: ConfigDict, enhanced_training: bool) -> float:
+    """G multiply-adds per pair of `pretraining_loss`."""
+    config.loss.enhanced_training = enhanced_training
+    config.model.update(unroll=True, remat=False)
+    config.train.batch_size = PAIRS.value
+    resolved, recipe = _resolved(config)
+    state, batch = abstract_state(recipe), abstract_batch(resolved, recipe)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    forward = jax.jit(lambda state, batch, key: pretraining_loss(state.params, state, batch, key, recipe)[0])
+    operations = forward.lower(state, batch, key).compile().cost_analysis()["flops"]
+    return operations / 2 / PAIRS.value / 1e9
+
+
+def print_memory(config: ConfigDict) -> None:
+    """Compiles the whole step ahead of time and prints what XLA says it needs."""
+    config.train.batch_size = BATCH.value
+    resolved, recipe = _resolved(config)
+    start = time.perf_counter()
+    compiled = compile_train_step(resolved, recipe)
+    memory = compiled.memory_analysis()
+    gib = 2**30
+    print(f"{Path(CONFIG.value).stem}: train step for mesh {dict(recipe.mesh.shape)}, global batch {BATCH.value}, "
+          f"compiled in {time.perf_counter() - start:.0f} s")  # fmt: skip
+    print(f"  arguments {memory.argument_size_in_bytes / gib:.2f} GiB, of them donated "
+          f"{memory.alias_size_in_bytes / gib:.2f} GiB, temporaries {memory.temp_size_in_bytes / gib:.2f} GiB "
+          "per device")  # fmt: skip
+
+
+def _resolved(config: ConfigDict) -> tuple[Config, Recipe]:
+    resolved = Config.from_config_dict(config)
+    mesh = make_mesh(resolved.mesh) if MEMORY.value else make_mesh(type(resolved.mesh)())
+    return resolved, make_recipe(resolved, TOKENS, mesh, total_steps=1000, epoch_steps=100)
+
+
+def _read(path: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("config", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UserError(f"--config={path} is not a config file; expected one such as configs/vitl_250m.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+if __name__ == "__main__":
+    try:
+        app.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
