@@ -41,7 +41,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        return nn.LayerNorm(epsilon=self.epsilon, dtype=jnp.float32, name="norm")(hidden).astype(hidden.dtype)
+        # The fast variance, mean of squares less squared mean, is wrong where the mean is far above the deviation.
+        norm = nn.LayerNorm(epsilon=self.epsilon, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        return norm(hidden).astype(hidden.dtype)
 
 
 class Attention(nn.Module):
