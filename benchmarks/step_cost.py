@@ -2,6 +2,7 @@
 
     python benchmarks/step_cost.py                      # vitl_250m: multiply-adds per pair with and without ET
     python benchmarks/step_cost.py --memory --devices=8 # its whole train step, compiled for 8 imitated devices
+    python benchmarks/step_cost.py --run                # one real train step of it on this CPU, and the peak memory
 
 The forward is `pretraining_loss`: student, teacher, all terms. XLA counts the body of a loop once, so the layers are
 unrolled; it counts two operations per multiply-add. The similarity with the queue is part of the count; it is the same
@@ -9,19 +10,21 @@ for every pair, so the queue keeps its configured length and the batch is small.
 """
 
 import importlib.util
+import resource
 import sys
 import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from r2d2_jax.config import Config
 from r2d2_jax.errors import UserError
-from r2d2_jax.sharding import make_mesh
+from r2d2_jax.sharding import global_batch, make_mesh
 from r2d2_jax.train.compiled import abstract_batch, compile_train_step
-from r2d2_jax.train.state import Recipe, SpecialTokens, abstract_state, make_recipe
+from r2d2_jax.train.state import Recipe, SpecialTokens, abstract_state, make_recipe, sharded_init_state
 from r2d2_jax.train.step import pretraining_loss
 
 ARTICLE = 154.0  # G multiply-adds per pair of R2D2 ViT-L with enhanced training, as the article reports them
@@ -29,6 +32,7 @@ ARTICLE = 154.0  # G multiply-adds per pair of R2D2 ViT-L with enhanced training
 CONFIG = flags.DEFINE_string("config", str(Path(__file__).parents[1] / "configs" / "vitl_250m.py"), "A config file.")
 PAIRS = flags.DEFINE_integer("pairs", 2, "Pairs in the batch whose forward is counted.", lower_bound=2)
 MEMORY = flags.DEFINE_bool("memory", False, "Compile the whole sharded step instead and print memory per device.")
+RUN = flags.DEFINE_bool("run", False, "Run one train step of --pairs pairs in float32 on this CPU.")
 DEVICES = flags.DEFINE_integer("devices", 8, "With --memory: devices to imitate.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch_size", 256, "With --memory: the global batch.", lower_bound=1)
 
@@ -42,6 +46,9 @@ def main(_: list[str]) -> None:
     if MEMORY.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
         print_memory(_read(CONFIG.value))
+        return
+    if RUN.value:
+        run_one_step(_read(CONFIG.value))
         return
     with_et, without_et = (forward_cost(_read(CONFIG.value), enhanced) for enhanced in (True, False))
     print(f"{Path(CONFIG.value).stem}: G multiply-adds per pair, forward, counted by XLA {jax.__version__}")
@@ -75,6 +82,30 @@ def print_memory(config: ConfigDict) -> None:
     print(f"  arguments {memory.argument_size_in_bytes / gib:.2f} GiB, of them donated "
           f"{memory.alias_size_in_bytes / gib:.2f} GiB, temporaries {memory.temp_size_in_bytes / gib:.2f} GiB "
           "per device")  # fmt: skip
+
+
+def run_one_step(config: ConfigDict) -> None:
+    """Runs one step on random pixels and tokens and prints its loss terms and this process's peak memory."""
+    config.model.dtype = "float32"
+    config.train.batch_size = PAIRS.value
+    resolved, recipe = _resolved(config)
+    state = sharded_init_state(recipe, jax.random.key(0))
+    step = compile_train_step(resolved, recipe)
+    rng, text, side = np.random.default_rng(0), resolved.model.text, resolved.model.image.image_size
+    input_ids = rng.integers(1000, text.vocabulary_size, (PAIRS.value, text.text_length), dtype=np.int32)
+    input_ids[:, 0], input_ids[:, -1] = TOKENS.cls_id, TOKENS.sep_id
+    rows = {
+        "images": rng.integers(0, 256, (PAIRS.value, side, side, 3), dtype=np.uint8),
+        "input_ids": input_ids,
+        "attention_mask": np.ones_like(input_ids, bool),
+        "image_id": rng.integers(0, 2**32, (PAIRS.value, 2), dtype=np.uint32),
+    }
+    start = time.perf_counter()
+    state, metrics = step(state, global_batch(recipe.mesh, rows), jax.random.key(0))
+    metrics = jax.device_get(metrics)
+    print(f"{Path(CONFIG.value).stem}: one train step of {PAIRS.value} pairs in {time.perf_counter() - start:.0f} s, "
+          f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")  # fmt: skip
+    print("  " + ", ".join(f"{name} {float(value):.3f}" for name, value in metrics.items()))
 
 
 def _resolved(config: ConfigDict) -> tuple[Config, Recipe]:

@@ -1,6 +1,7 @@
 """R2D2 ViT-L on the 250 M pairs of Zero: the article's largest model.
 
-The article gives the model, the terms of the loss and the corpus. Learning rate, batch size and epochs are our decision.
+The article gives the model, the terms of the loss and the corpus. Learning rate, batch size and epochs are our
+decision.
 """
 
 from ml_collections import ConfigDict

@@ -272,6 +272,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from _loss_contradictions(config)
     train, optimizer, data = config.train, config.optimizer, config.data
     for name, number in (
+        *_sizes(config.model),
         ("train.batch_size", train.batch_size),
         ("train.epochs", train.epochs),
         ("train.log_every", train.log_every),
@@ -283,6 +284,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         if not (number > 0 and math.isfinite(number)):
             yield f"{name} is {number}; expected a positive number"
     for name, count in (
+        ("train.seed", train.seed),
         ("train.checkpoint_every", train.checkpoint_every),
         ("train.evaluate_every", train.evaluate_every),
         ("train.keep_best", train.keep_best),
@@ -291,9 +293,22 @@ def _contradictions(config: Config) -> Iterator[str]:
         ("evaluation.rerank_candidates", config.evaluation.rerank_candidates),
         ("optimizer.warmup_steps", optimizer.warmup_steps),
         ("optimizer.weight_decay", optimizer.weight_decay),
+        ("optimizer.final_learning_rate", optimizer.final_learning_rate),
+        ("optimizer.epsilon", optimizer.epsilon),
+        ("loss.soft_target_ramp_epochs", config.loss.soft_target_ramp_epochs),
+        ("loss.match_class_weights", min(config.loss.match_class_weights)),
     ):
-        if count < 0:
+        if not (count >= 0 and math.isfinite(count)):
             yield f"{name} is {count}; expected 0 or more"
+    for name, share in (
+        ("optimizer.beta1", optimizer.beta1),
+        ("optimizer.beta2", optimizer.beta2),
+        ("data.max_broken_share", data.max_broken_share),
+    ):
+        if not 0 <= share <= 1:
+            yield f"{name} is {share}; expected a number from 0 to 1"
+    if not data.directory:
+        yield "data.directory is empty; expected the folder of a prepared dataset"
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale is {data.crop_scale}; expected 0 < low <= high <= 1"
@@ -307,13 +322,22 @@ def _contradictions(config: Config) -> Iterator[str]:
                "(loss.fgr is False or model.cross.layers is 0); set it to 0")
 
 
+def _sizes(model: ModelConfig) -> Iterator[tuple[str, int]]:
+    """Every size of the model that must be positive, with its name; the cross encoders' layers may be none."""
+    yield "model.embed_size", model.embed_size
+    for part in ("image", "text", "cross"):
+        for name, size in vars(getattr(model, part)).items():
+            if (part, name) != ("cross", "layers"):
+                yield f"model.{part}.{name}", size
+
+
 def _model_contradictions(model: ModelConfig) -> Iterator[str]:
     image, text, cross = model.image, model.text, model.cross
-    if image.patch_size < 1 or image.image_size % image.patch_size:
+    if image.patch_size > 0 and image.image_size % image.patch_size:
         yield (f"model.image.image_size {image.image_size} is not a multiple of model.image.patch_size "
                f"{image.patch_size}")
     for name, tower in (("image", image), ("text", text), ("cross", cross)):
-        if tower.heads < 1 or tower.width % tower.heads:
+        if tower.heads > 0 and tower.width % tower.heads:
             yield f"model.{name}.width {tower.width} is not a multiple of model.{name}.heads {tower.heads}"
     if text.text_length > text.max_positions:
         yield (f"model.text.text_length {text.text_length} is larger than model.text.max_positions "
@@ -358,5 +382,5 @@ def _loss_contradictions(config: Config) -> Iterator[str]:
         ("fgd_teacher_temperature", loss.fgd_teacher_temperature),
         ("fgd_student_temperature", loss.fgd_student_temperature),
     ):
-        if not temperature > 0:
+        if not (temperature > 0 and math.isfinite(temperature)):
             yield f"loss.{name} is {temperature}; expected a positive number"

@@ -36,9 +36,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "蓝色": (40, 80, 220),
     "黄色": (245, 205, 30),
     "紫色": (160, 50, 190),
-    "黑色": (25, 25, 25),
 }
-SHAPES = ("圆", "方块", "三角形", "十字")
+SHAPES = ("圆", "方块", "三角形")
 SIZES: dict[str, float] = {"大": 0.19, "小": 0.115}  # half the object's extent, as a share of the picture's side
 OPPOSITES: dict[str, str] = {"左边": "右边", "上面": "下面"}  # where the first object is -> where the second is
 EXCHANGES = ("colour", "size", "place")

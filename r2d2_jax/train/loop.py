@@ -126,7 +126,8 @@ class _Run:
             batches.close()  # type: ignore[attr-defined]
             if stopped and position.step < self._total:
                 self._save(state, position)
-                logger.info("stopped by %s after step %d; run again to go on", stop.received, position.step)
+                name = stop.received.name if stop.received else "another process"
+                logger.info("stopped by %s after step %d; the same command goes on from there", name, position.step)
             else:
                 report = self._finish(state, position, log)
         progress.close()
