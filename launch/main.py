@@ -37,7 +37,8 @@ def main(_: list[str]) -> None:
     except UserError as error:
         sys.exit(_refused(error))
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
-        print(f"Step {outcome.step}. Checkpoints and logs: {WORKDIR.value}\n{outcome.report.table()}")
+        print(f"Step {outcome.step}, {outcome.broken} unusable records. Checkpoints and logs: {WORKDIR.value}")
+        print(outcome.report.table())
 
 
 def _refused(error: UserError) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Float, checked
 from r2d2_jax.config import ImageTowerConfig
-from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, dense, quick_gelu, scanned
+from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, quick_gelu, scanned
 
 EPSILON = 1e-5  # layer-norm epsilon of CLIP (published code)
 
@@ -48,10 +48,15 @@ class ImageEncoder(nn.Module):
         """The last hidden states of normalised images: CLS first, then the patches row by row."""
         size = self.config
         patches = patchify(images.astype(self.dtype), size.patch_size)
-        hidden = dense(size.width, self.dtype, "patch_embedding", use_bias=False)(patches)
-        cls = self.param("class_embedding", EMBEDDING_INIT, (size.width,)).astype(self.dtype)
+        embed = nn.Dense(
+            size.width, use_bias=False, dtype=self.dtype, kernel_init=EMBEDDING_INIT, name="patch_embedding"
+        )
+        # CLIP's initial spread of class and positions, wide enough to be told apart beside the patches from the start.
+        spread = nn.initializers.normal(size.width**-0.5)
+        hidden = embed(patches)
+        cls = self.param("class_embedding", spread, (size.width,)).astype(self.dtype)
         hidden = jnp.concatenate([jnp.broadcast_to(cls, (len(hidden), 1, size.width)), hidden], axis=1)
-        position = self.param("position_embedding", EMBEDDING_INIT, (hidden.shape[1], size.width))
+        position = self.param("position_embedding", spread, (hidden.shape[1], size.width))
         hidden = LayerNorm(EPSILON, name="pre_norm")(hidden + position.astype(self.dtype))
         stack = scanned(VitLayer, size.layers, remat=self.remat, unroll=self.unroll)
         hidden, _ = stack(size, self.dtype, name="layers")(hidden)

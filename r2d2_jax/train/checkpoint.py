@@ -53,7 +53,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True, save_root_metadata=False
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -111,6 +111,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    """How each item of a checkpoint is kept; named so that its metadata can be read before anything is restored."""
+    json_items = {name: ocp.JsonCheckpointHandler() for name in ("config", "progress")}
+    return {"state": ocp.StandardCheckpointHandler(), **json_items}
+
+
 def load_params(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The student's parameters, in host memory, and the configuration of a run's newest checkpoint.
 
@@ -118,7 +124,8 @@ def load_params(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         UserError: there is no checkpoint.
     """
     directory = (workdir / "checkpoints").absolute()
-    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True, create=False))
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
     step = manager.latest_step() if directory.is_dir() else None
     if step is None:
         raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")

@@ -36,11 +36,16 @@ STEPS_IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the completed step, whether that is the end of the run, and the last evaluation."""
+    """How a run ended.
+
+    step: completed steps. finished: whether that is the end of the run. report: the last evaluation.
+    broken: how many records were unusable.
+    """
 
     step: int
     finished: bool
     report: EvaluationReport | None
+    broken: int
 
 
 @dataclass
@@ -132,7 +137,7 @@ class _Run:
                 report = self._finish(state, position, log)
         progress.close()
         log.close()
-        return Outcome(position.step, position.step >= self._total, report)
+        return Outcome(position.step, position.step >= self._total, report, position.broken.broken)
 
     def _one_step(
         self, state: TrainState, position: Position, rows: dict[str, np.ndarray], progress: Progress
@@ -269,7 +274,8 @@ def _start(
 def _sizes(recipe: Recipe, state: TrainState) -> str:
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6  # noqa: E731
     trainable = {part: state.params[part] for part in recipe.trainable_parts}
-    return f"{count(state.params):.1f} M parameters, {count(trainable):.1f} M of them trained, mesh {recipe.mesh.shape}"
+    mesh = dict(recipe.mesh.shape)
+    return f"{count(state.params):.1f} M parameters, {count(trainable):.1f} M of them trained, mesh {mesh}"
 
 
 def _batches(
