@@ -3,8 +3,8 @@
     python launch/prepare_data.py --images=flickr8k_cn/images --annotations=flickr8k_cn/captions.jsonl \
         --vocabulary=vocab.txt --output=data/flickr8k_cn
 
-The method without feature-guided distillation, with the published vocabulary, at sizes that train in less than 45 minutes. All numbers are our
-decision.
+The method without feature-guided distillation, with the published vocabulary, at sizes that train in less than 45
+minutes. All numbers are our decision.
 """
 
 from ml_collections import ConfigDict
