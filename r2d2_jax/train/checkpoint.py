@@ -48,10 +48,13 @@ class Checkpoints:
         self.directory = (workdir / "checkpoints").absolute()
         kept = [LatestN(train.keep_last)]
         if train.keep_best:
-            by_recall = lambda metrics: metrics[BEST_METRIC]  # noqa: E731
-            kept.append(BestN(get_metric_fn=by_recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
+            kept.append(BestN(get_metric_fn=_recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True, save_root_metadata=False
+            # The policy decides what is kept; only with best_fn are the metrics it goes by written and read again.
+            best_fn=_recall,
+            preservation_policy=AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            save_root_metadata=False,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
 
@@ -109,6 +112,10 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then ends the background writer."""
         self._manager.close()
+
+
+def _recall(metrics: dict[str, float]) -> float:
+    return metrics[BEST_METRIC]
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
