@@ -50,11 +50,12 @@ class Outcome:
 
 @dataclass
 class Position:
-    """Where a run is, beside its state."""
+    """Where a run is, beside its state; `evaluated` says whether the log has this step's evaluation."""
 
     step: int
     broken: BrokenRecords
     window: Window
+    evaluated: bool = False
 
     def to_json(self, batch_size: int) -> dict[str, Any]:
         """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
@@ -67,6 +68,7 @@ class Position:
             "records": self.broken.epoch_size,
             "broken": {**own, "read": int(counts[0]), "broken": int(counts[1])},
             "window": self.window.fetched(),
+            "evaluated": self.evaluated,
         }
 
 
@@ -120,6 +122,9 @@ class _Run:
         progress = Progress(position.step, self._total, self._config.train.batch_size, self._leader)
         report, stopped = None, False
         with StopRequest() as stop:
+            if self._evaluation_due(position) and position.step < self._total:
+                report = self._evaluate(state, position, log, final=False)
+                progress.paused()
             while position.step < self._total and not stopped:
                 state = self._one_step(state, position, next_batch(batches, progress), progress)
                 at_log = position.step % self._config.train.log_every == 0
@@ -146,6 +151,7 @@ class _Run:
         state, metrics = self._step(state, global_batch(self._recipe.mesh, rows), self._key)
         position.window.add(metrics)
         position.step += 1
+        position.evaluated = False
         position.window.wait(STEPS_IN_FLIGHT)
         progress.stepped()
         return state
@@ -161,16 +167,21 @@ class _Run:
         self, state: TrainState, position: Position, log: MetricsLog, progress: Progress
     ) -> EvaluationReport | None:
         """Evaluates and saves where the configured intervals say so."""
-        train, step, report = self._config.train, position.step, None
-        if train.evaluate_every and step % train.evaluate_every == 0:
-            report = self._evaluate(state, step, log, final=False)
-        if report is not None or (train.checkpoint_every and step % train.checkpoint_every == 0):
+        every, report = self._config.train.checkpoint_every, None
+        if self._evaluation_due(position):
+            report = self._evaluate(state, position, log, final=False)
+        if report is not None or (every and position.step % every == 0):
             self._save(state, position, report)
             progress.paused()
         return report
 
+    def _evaluation_due(self, position: Position) -> bool:
+        """Whether this step's evaluation is still to be made; a run that was stopped there makes it when it goes on."""
+        every = self._config.train.evaluate_every
+        return bool(every) and position.step > 0 and position.step % every == 0 and not position.evaluated
+
     def _finish(self, state: TrainState, position: Position, log: MetricsLog) -> EvaluationReport:
-        report = self._evaluate(state, position.step, log, final=True)
+        report = self._evaluate(state, position, log, final=True)
         if self._checkpoints.latest_step() != position.step:
             self._save(state, position, report)
         if self._leader:
@@ -178,12 +189,14 @@ class _Run:
             path.write_text(json.dumps({"step": position.step, **report.metrics()}, indent=1) + "\n", encoding="utf-8")
         return report
 
-    def _evaluate(self, state: TrainState, step: int, log: MetricsLog, *, final: bool) -> EvaluationReport:
+    def _evaluate(self, state: TrainState, position: Position, log: MetricsLog, *, final: bool) -> EvaluationReport:
         start = time.perf_counter()
         report = self._evaluator.evaluate(state.params, final=final)
-        log.write(step, report.metrics())
+        if not position.evaluated:
+            log.write(position.step, report.metrics())
+            position.evaluated = True
         if self._leader and report.metrics():
-            logger.info("evaluation at step %d, %.0f s\n%s", step, time.perf_counter() - start, report.table())
+            logger.info("evaluation at step %d, %.0f s\n%s", position.step, time.perf_counter() - start, report.table())
         return report
 
     def _save(self, state: TrainState, position: Position, report: EvaluationReport | None = None) -> None:
@@ -268,7 +281,7 @@ def _start(
     if jax.process_index() == 0:
         broken.restore(progress["broken"])
     logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
-    return state, Position(int(state.step), broken, Window(progress["window"]))
+    return state, Position(int(state.step), broken, Window(progress["window"]), progress["evaluated"])
 
 
 def _sizes(recipe: Recipe, state: TrainState) -> str:

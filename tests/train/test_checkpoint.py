@@ -1,0 +1,158 @@
+"""Which checkpoints are kept, what is restored, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_model import assert_bitwise_equal, named_leaves, small_config
+
+from r2d2_jax.config import TrainConfig
+from r2d2_jax.errors import UserError
+from r2d2_jax.train.checkpoint import Checkpoints, load_params
+from r2d2_jax.train.queue import empty_queue, enqueue
+from r2d2_jax.train.state import TrainState
+
+CONFIG = small_config()
+
+
+def state_of(step: int, width: int = 3) -> TrainState:
+    """A state with every kind of leaf; the step is written all over it."""
+    rng = np.random.default_rng(step)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    identity = jnp.asarray(rng.integers(0, 2**32, (2, 2), dtype=np.uint32))
+    return TrainState(
+        step=jnp.int32(step),
+        params={"text_projection": {"kernel": draw(width, 2), "bias": draw(2)}, "temperature": draw()},
+        teacher={"text_projection": {"kernel": draw(width, 2), "bias": draw(2)}},
+        opt_state=({"mu": draw(width, 2)}, {"count": jnp.int32(step)}),
+        queue=enqueue(empty_queue(5, 2), draw(2, 2), draw(2, 2), identity),
+        feature_mean=draw(2),
+    )
+
+
+def abstract(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def saved(workdir: Path, steps: dict[int, float | None], **train: Any) -> Checkpoints:
+    checkpoints = Checkpoints(workdir, TrainConfig(batch_size=8, epochs=1.0, **train))
+    for step, recall in steps.items():
+        checkpoints.save(state_of(step), CONFIG, {"pairs": step}, recall)
+    checkpoints.wait()
+    return checkpoints
+
+
+@pytest.mark.parametrize(
+    "keep, kept",
+    [
+        (dict(keep_last=2, keep_best=1), [2, 5, 6]),
+        (dict(keep_last=1, keep_best=2), [2, 4, 6]),
+        (dict(keep_last=1, keep_best=0), [6]),
+        (dict(keep_last=9, keep_best=1), [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_the_last_and_the_best_are_kept(tmp_path: Path, keep: dict[str, int], kept: list[int]) -> None:
+    checkpoints = saved(tmp_path, {1: 20.0, 2: 90.0, 3: None, 4: 30.0, 5: None, 6: 10.0}, **keep)
+    assert checkpoints.steps() == kept
+    assert checkpoints.latest_step() == 6
+    checkpoints.close()
+
+
+def test_the_best_is_kept_when_the_run_goes_on(tmp_path: Path) -> None:
+    saved(tmp_path, {1: 90.0, 2: None}, keep_last=1, keep_best=1).close()
+    again = saved(tmp_path, {3: 50.0, 4: None}, keep_last=1, keep_best=1)
+    assert again.steps() == [1, 4]
+    again.close()
+
+
+def test_without_validation_only_the_last_are_kept(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, dict.fromkeys(range(1, 6)), keep_last=2, keep_best=1)
+    assert checkpoints.steps() == [4, 5]
+    checkpoints.close()
+
+
+def test_the_newest_is_restored_bit_by_bit(tmp_path: Path) -> None:
+    saved(tmp_path, {3: None, 7: 1.0}, keep_last=2).close()
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    state, progress = checkpoints.restore(abstract(state_of(0)), CONFIG)
+    checkpoints.close()
+    assert progress == {"pairs": 7}
+    assert jax.tree.structure(state) == jax.tree.structure(state_of(7))
+    assert_bitwise_equal(named_leaves(state), named_leaves(state_of(7)))
+
+
+def test_params_alone(tmp_path: Path) -> None:
+    saved(tmp_path, {3: None, 7: 1.0}, keep_last=2).close()
+    params, config = load_params(tmp_path)
+    assert_bitwise_equal(named_leaves(params), named_leaves(state_of(7).params))
+    assert config == CONFIG.to_dict()
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_no_params_without_a_checkpoint(tmp_path: Path, make: bool) -> None:
+    if make:
+        saved(tmp_path / "run", {}).close()
+    with pytest.raises(UserError, match=r"no checkpoint under .*run/checkpoints; expected the --workdir of a run"):
+        load_params(tmp_path / "run")
+
+
+def test_another_configuration_is_refused_with_every_key(tmp_path: Path) -> None:
+    saved(tmp_path, {3: None}).close()
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    other = small_config({"optimizer": {"learning_rate": 2e-3}, "loss": {"fgd": False}, "train": {"seed": 4}})
+    with pytest.raises(UserError) as refused:
+        checkpoints.restore(abstract(state_of(0)), other)
+    checkpoints.close()
+    message = str(refused.value)
+    assert f"{tmp_path}/checkpoints/3 is of another model or configuration; start in an empty --workdir" in message
+    listed = [line.strip() for line in message.splitlines()[1:]]
+    assert listed == [
+        "- loss.fgd: true in the checkpoint, false now",
+        "- optimizer.learning_rate: 0.001 in the checkpoint, 0.002 now",
+        "- train.seed: 0 in the checkpoint, 4 now",
+    ]
+
+
+def test_another_model_is_refused_with_every_leaf(tmp_path: Path) -> None:
+    saved(tmp_path, {3: None}).close()
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    other = state_of(0, width=4).replace(feature_mean=None, teacher={"text_projection": {"bias": jnp.zeros(2, int)}})
+    with pytest.raises(UserError) as refused:
+        checkpoints.restore(abstract(other), CONFIG)
+    checkpoints.close()
+    assert [line.strip() for line in str(refused.value).splitlines()[1:]] == [
+        "- feature_mean: float32[2] in the checkpoint, absent now",
+        "- opt_state/0/mu: float32[3, 2] in the checkpoint, float32[4, 2] now",
+        "- params/text_projection/kernel: float32[3, 2] in the checkpoint, float32[4, 2] now",
+        "- teacher/text_projection/bias: float32[2] in the checkpoint, int32[2] now",
+        "- teacher/text_projection/kernel: float32[3, 2] in the checkpoint, absent now",
+    ]
+
+
+def test_what_only_moves_watches_or_keeps_a_run_may_change(tmp_path: Path) -> None:
+    saved(tmp_path, {3: None}).close()
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    other = small_config(
+        {
+            "mesh": {"data": 4, "fsdp": 2},
+            "evaluation": {"rerank_candidates": 0, "batch_size": 16},
+            "data": {"directory": "elsewhere", "foil_split": "swapped", "workers": 3, "validation_images": 5},
+            "model": {"remat": True, "unroll": True},
+            "train": {"log_every": 7, "checkpoint_every": 3, "evaluate_every": 9, "keep_last": 5, "keep_best": 0},
+        }
+    )
+    state, _ = checkpoints.restore(abstract(state_of(0)), other)
+    checkpoints.close()
+    assert int(state.step) == 3
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
+    saved(tmp_path, {3: None}).close()
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp-1").mkdir()
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp-1" / "state").mkdir()
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    assert checkpoints.steps() == [3]
+    checkpoints.close()
