@@ -9,6 +9,7 @@ All numbers are our decision; those that differ from the article's are so becaus
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
+from r2d2_jax.config import completed
 
 
 def get_config() -> ConfigDict:
@@ -52,4 +53,4 @@ def get_config() -> ConfigDict:
         dict(batch_size=64, epochs=36.0, log_every=50, evaluate_every=1000, checkpoint_every=500, keep_last=2)
     )
     config.evaluation = ConfigDict(dict(rerank_candidates=16, batch_size=64))
-    return config
+    return completed(config)

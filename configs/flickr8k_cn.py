@@ -10,6 +10,7 @@ minutes. All numbers are our decision.
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
+from r2d2_jax.config import completed
 
 
 def get_config() -> ConfigDict:
@@ -51,4 +52,4 @@ def get_config() -> ConfigDict:
         dict(batch_size=128, epochs=30.0, log_every=50, evaluate_every=200, checkpoint_every=200, keep_last=2)
     )
     config.evaluation = ConfigDict(dict(rerank_candidates=16, rerank_during_training=False, batch_size=128))
-    return config
+    return completed(config)

@@ -13,6 +13,7 @@ That the ablations use ViT-B, and batch size, learning rate and epochs, are our 
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
+from r2d2_jax.config import completed
 
 ABLATIONS = {
     "": dict(),
@@ -41,4 +42,4 @@ def get_config(ablation: str = "") -> ConfigDict:
     # Without FGR no match head is trained, so there is nothing to re-rank with.
     rerank = 16 if config.loss.fgr else 0
     config.evaluation = ConfigDict(dict(rerank_candidates=rerank, rerank_during_training=False, batch_size=512))
-    return config
+    return completed(config)

@@ -6,6 +6,7 @@ As `vitl_250m`, with a smaller batch and more epochs; both are our decision.
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
+from r2d2_jax.config import completed
 
 
 def get_config() -> ConfigDict:
@@ -20,4 +21,4 @@ def get_config() -> ConfigDict:
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=8))
     config.evaluation = ConfigDict(dict(rerank_candidates=16, rerank_during_training=False, batch_size=1024))
-    return config
+    return completed(config)

@@ -7,6 +7,7 @@ decision.
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
+from r2d2_jax.config import completed
 
 
 def get_config() -> ConfigDict:
@@ -21,4 +22,4 @@ def get_config() -> ConfigDict:
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=8))
     config.evaluation = ConfigDict(dict(rerank_candidates=16, rerank_during_training=False, batch_size=1024))
-    return config
+    return completed(config)

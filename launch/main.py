@@ -46,5 +46,15 @@ def _refused(error: UserError) -> int:
     return 2
 
 
+def _parse(arguments: list[str]) -> list[str]:
+    """Parses flags; a --config.KEY that the configuration does not have gets one message instead of a traceback."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except (AttributeError, KeyError) as error:
+        reason = str(error.args[0]).strip("'\"").replace("\\n", " ").replace("\n", " ")
+        unknown = UserError(f"a --config.KEY=VALUE names a key that the configuration does not have: {reason}")
+        sys.exit(_refused(unknown))
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -219,6 +219,24 @@ class Config:
         return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
 
 
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Adds every key that a config leaves at its default, because flags can only override keys that are there."""
+
+    def fill(values: ml_collections.ConfigDict, cls: type) -> None:
+        hints = typing.get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(hints[f.name]):
+                if f.name not in values:
+                    values[f.name] = ml_collections.ConfigDict()
+                if isinstance(values[f.name], ml_collections.ConfigDict):
+                    fill(values[f.name], typing.cast(type, hints[f.name]))
+            elif f.name not in values and f.default is not dataclasses.MISSING:
+                values[f.name] = f.default
+
+    fill(config, Config)
+    return config
+
+
 Dataclass = TypeVar("Dataclass")
 
 

@@ -1,0 +1,121 @@
+"""Runs on several devices or processes what `test_distributed.py` compares; writes .npz files or a working directory.
+
+    python distributed_worker.py --mode=steps --meshes=1x1,8x1,2x4 --devices=8 --output=FOLDER
+    python distributed_worker.py --mode=pretrain --config=JSON --stop_before=5 --output=FOLDER
+        --devices=1 --processes=2 --process=0 --port=12345
+"""
+
+import argparse
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from small_model import TOKENS, named_leaves, random_state, small_config, small_rows
+
+from r2d2_jax.config import Config, MeshConfig
+from r2d2_jax.sharding import global_batch, make_mesh, state_shardings
+from r2d2_jax.train import loop
+from r2d2_jax.train.compiled import compile_train_step
+from r2d2_jax.train.state import Recipe, TrainState, make_recipe
+
+STEPS = 3
+# Where the true gradient is zero (key biases: the softmax does not see them) Adam would scale rounding errors up to
+# whole steps; a large epsilon keeps updates proportional to gradients.
+CONFIG = small_config(
+    {"model": {"freeze_image_tower": False}, "train": {"batch_size": 16}, "optimizer": {"epsilon": 1e-2}}
+)
+
+
+def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps the raw gradients in front of the state of an optimizer."""
+
+    def update(gradients: Any, state: Any, params: Any) -> Any:
+        updates, inner = optimizer.update(gradients, state[1], params)
+        return updates, (gradients, inner)
+
+    return optax.GradientTransformation(lambda params: (params, optimizer.init(params)), update)
+
+
+def steps(mesh_config: MeshConfig) -> dict[str, np.ndarray]:
+    """Gradients and metrics of the first step, and metrics and state after `STEPS`."""
+    devices = jax.devices()[: mesh_config.data * mesh_config.fsdp]
+    mesh = make_mesh(mesh_config, devices)
+    recipe = make_recipe(CONFIG, TOKENS, mesh, total_steps=10, epoch_steps=2)
+    recipe = Recipe(**{**vars(recipe), "optimizer": recording(recipe.optimizer)})
+    step, state, key = compile_train_step(CONFIG, recipe), placed_state(recipe), jax.random.key(0)
+    found: dict[str, np.ndarray] = {}
+    for number in range(STEPS):
+        rows, part = small_rows(number, 16), 16 // jax.process_count()
+        own = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+        state, metrics = step(state, global_batch(mesh, {name: value[own] for name, value in rows.items()}), key)
+        found |= {f"metrics/{number}/{name}": np.asarray(value) for name, value in metrics.items()}
+        if number == 0:
+            found |= gathered("gradients", state.opt_state[0])
+    return found | gathered("after", state.replace(opt_state=state.opt_state[1]))
+
+
+def placed_state(recipe: Recipe) -> TrainState:
+    """The same state on every mesh, each array where it belongs."""
+    state = random_state(recipe)
+    place: Callable[..., Any] = lambda leaf, sharding: jax.make_array_from_callback(  # noqa: E731
+        np.shape(leaf), sharding, lambda index: np.asarray(leaf)[index]
+    )
+    return jax.tree.map(place, state, state_shardings(state, recipe.mesh))
+
+
+def gathered(name: str, tree: Any) -> dict[str, np.ndarray]:
+    """Every leaf, whole, in host memory."""
+    if jax.process_count() > 1:
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return {f"{name}/{path}": leaf for path, leaf in named_leaves(tree).items()}
+
+
+def pretrain(config: str, stop_before: int, workdir: Path) -> None:
+    """A whole run, of which the last process alone is told to stop."""
+    original, calls = loop.next_batch, iter(range(1, 10**6))
+
+    def next_batch(batches: Any, progress: Any) -> Any:
+        if next(calls) == stop_before and jax.process_index() == jax.process_count() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batches, progress)
+
+    loop.next_batch = next_batch
+    outcome = loop.pretrain(Config.from_config_dict(ConfigDict(json.loads(config))), workdir)
+    print(json.dumps({"step": outcome.step, "finished": outcome.finished}))
+
+
+def main() -> None:
+    """Flags in, one of the above."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--devices", type=int, required=True)
+    parser.add_argument("--meshes", default="")
+    parser.add_argument("--config")
+    parser.add_argument("--stop_before", type=int)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--port", type=int)
+    given = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", given.devices)
+    if given.processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{given.port}", given.processes, given.process)
+    if given.mode == "pretrain":
+        pretrain(given.config, given.stop_before, given.output)
+    for mesh in given.meshes.split(",") if given.mode == "steps" else ():
+        found = steps(MeshConfig(*map(int, mesh.split("x"))))
+        if given.process == 0:
+            np.savez(given.output / f"{given.processes}_processes_{mesh}.npz", **found)
+
+
+if __name__ == "__main__":
+    main()

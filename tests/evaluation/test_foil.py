@@ -1,0 +1,70 @@
+"""Choosing between caption and foil: counts, ties, and splits that are none."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.foil import check_foil_split, evaluate_foils
+from r2d2_jax.evaluation.scorer import EncodedSplit
+
+NOTHING = np.zeros((0, 0))
+
+
+def encoded(cosines: list[tuple[float, float]]) -> EncodedSplit:
+    """Images whose true caption and foil have these cosines."""
+    text = np.array([(value, np.sqrt(1 - value**2)) for pair in cosines for value in pair])
+    image = np.tile([1.0, 0.0], (len(cosines), 1))
+    return EncodedSplit(NOTHING, image, NOTHING, text, NOTHING, np.repeat(np.arange(len(cosines)), 2))
+
+
+class FakeScorer:
+    """Match probabilities, given in the order of the captions."""
+
+    def __init__(self, probability: list[float]) -> None:
+        self.probability = np.array(probability)
+
+    def match(self, params: Any, split: EncodedSplit, pairs: np.ndarray) -> np.ndarray:
+        assert pairs[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        return self.probability[pairs[:, 1]]
+
+
+def test_each_way_of_choosing() -> None:
+    """Cosines: hit, miss, hit, tie. Match: miss, hit, tie, tie. Sum: miss, hit, hit, tie."""
+    split = encoded([(0.6, 0.5), (0.1, 0.4), (0.3, 0.2), (0.5, 0.5)])
+    scorer: Any = FakeScorer([0.1, 0.9, 0.9, 0.1, 0.5, 0.5, 0.7, 0.7])
+    report = evaluate_foils(scorer, {}, split, rerank=True)
+    assert (report.dual, report.match, report.reranked) == (50.0, 25.0, 50.0)
+
+
+def test_dual_alone() -> None:
+    scorer: Any = None
+    report = evaluate_foils(scorer, {}, encoded([(0.6, 0.5), (0.7, 0.4), (0.2, 0.3)]), rerank=False)
+    assert report.dual == pytest.approx(200 / 3)
+    assert (report.match, report.reranked) == (None, None)
+
+
+def test_a_tie_is_no_hit() -> None:
+    scorer: Any = FakeScorer([0.5] * 8)
+    report = evaluate_foils(scorer, {}, encoded([(0.5, 0.5)] * 4), rerank=True)
+    assert (report.dual, report.match, report.reranked) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "captions, image, count", [([0, 0, 1], "b", 1), ([0, 0, 1, 1, 1], "b", 3), ([0, 1, 1], "a", 1), ([1, 1], "a", 0)]
+)
+def test_a_split_that_is_no_foil_split(captions: list[int], image: str, count: int) -> None:
+    split: Any = SimpleNamespace(caption_image=np.array(captions), num_images=2, image_ids=["a", "b"])
+    message = (
+        rf"the foil split's record '{image}' has {count} caption\(s\); expected exactly two: the true caption and its "
+        r"foil. Prepare the split again or set data.foil_split"
+    )
+    with pytest.raises(UserError, match=message):
+        check_foil_split(split)
+
+
+def test_a_foil_split() -> None:
+    split: Any = SimpleNamespace(caption_image=np.array([0, 0, 1, 1]), num_images=2, image_ids=["a", "b"])
+    check_foil_split(split)

@@ -1,0 +1,180 @@
+"""Recalls, chance and re-ranking against naive loops, with several captions an image, ties and few candidates."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r2d2_jax.evaluation.retrieval import (
+    CUTOFFS,
+    NOT_A_CANDIDATE,
+    best_ranks,
+    chance_recalls,
+    evaluate_retrieval,
+    recalls,
+    reranked,
+    top_candidates,
+)
+from r2d2_jax.evaluation.scorer import EncodedSplit
+
+
+def naive_recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
+    """A query is a hit at k if fewer than k wrong candidates score as high as its best right one."""
+    result: dict[str, float] = {}
+    for way, rows in (("i2t", scores), ("t2i", scores.T)):
+        for cutoff in CUTOFFS:
+            hits = 0
+            for query, row in enumerate(rows):
+                right = [
+                    (caption_image[c] == query if way == "i2t" else caption_image[query] == c) for c in range(len(row))
+                ]
+                best = max(score for score, good in zip(row, right, strict=True) if good)
+                before = sum(score >= best and not good for score, good in zip(row, right, strict=True))
+                hits += before < cutoff
+            result[f"{way}_r{cutoff}"] = 100 * hits / len(rows)
+        result[f"{way}_mean"] = sum(result[f"{way}_r{cutoff}"] for cutoff in CUTOFFS) / 3
+    result["mean"] = (result["i2t_mean"] + result["t2i_mean"]) / 2
+    result["r10"] = (result["i2t_r10"] + result["t2i_r10"]) / 2
+    return result
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_recalls_equal_the_naive_count(seed: int, decimals: int) -> None:
+    """Several captions an image, in any order; few decimals make many ties."""
+    rng = np.random.default_rng(seed)
+    caption_image = rng.permutation(np.concatenate([np.arange(15), rng.integers(0, 15, 25)]))
+    scores = np.round(rng.normal(size=(15, 40)), decimals)
+    assert recalls(scores, caption_image) == pytest.approx(naive_recalls(scores, caption_image))
+
+
+def test_perfect_and_worst() -> None:
+    caption_image = np.repeat(np.arange(20), 2)
+    truth = (np.arange(20)[:, None] == caption_image).astype(float)
+    assert set(recalls(truth, caption_image).values()) == {100.0}
+    assert set(recalls(-truth, caption_image).values()) == {0.0}
+
+
+def test_a_model_that_scores_everything_alike_finds_nothing() -> None:
+    assert set(recalls(np.zeros((20, 20)), np.arange(20)).values()) == {0.0}
+
+
+def test_one_of_several_captions_is_enough() -> None:
+    scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.8]])
+    assert best_ranks(scores, np.array([[True, True, False], [False, False, True]])).tolist() == [0, 0]
+    assert best_ranks(scores, np.array([[False, True, True], [True, True, False]])).tolist() == [1, 1]
+
+
+# --- chance ---------------------------------------------------------------------------------------------------------
+
+
+def closed_form(caption_image: np.ndarray, images: int) -> dict[str, float]:
+    """1 - C(c - p, k) / C(c, k) for each query with p right ones among c candidates."""
+    texts = len(caption_image)
+    result: dict[str, float] = {}
+    for way, queries in (("i2t", [(texts, int((caption_image == i).sum())) for i in range(images)]),
+                         ("t2i", [(images, 1)] * texts)):  # fmt: skip
+        for k in CUTOFFS:
+            chances = [1 - math.comb(c - p, min(k, c)) / math.comb(c, min(k, c)) for c, p in queries]
+            result[f"{way}_r{k}"] = 100 * sum(chances) / len(chances)
+    return result
+
+
+@pytest.mark.parametrize("images, captions", [(1, 1), (3, 2), (8, 5), (30, 1), (200, 5)])
+def test_chance_equals_the_closed_form(images: int, captions: int) -> None:
+    caption_image = np.repeat(np.arange(images), captions)
+    found = chance_recalls(caption_image, images)
+    for name, value in closed_form(caption_image, images).items():
+        assert found[name] == pytest.approx(value, abs=1e-9), name
+    assert found["mean"] == pytest.approx(np.mean([found[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in CUTOFFS]))
+    assert found["r10"] == pytest.approx((found["i2t_r10"] + found["t2i_r10"]) / 2)
+
+
+def test_chance_equals_a_simulation() -> None:
+    rng = np.random.default_rng(0)
+    caption_image = np.concatenate([np.arange(25), rng.integers(0, 25, 20)])
+    drawn = [recalls(rng.random((25, 45)), caption_image) for _ in range(400)]
+    for name, value in chance_recalls(caption_image, 25).items():
+        assert np.mean([draw[name] for draw in drawn]) == pytest.approx(value, abs=1.0), name
+
+
+# --- re-ranking -----------------------------------------------------------------------------------------------------
+
+
+def test_top_candidates() -> None:
+    scores = np.array([[0.1, 0.9, 0.5, 0.9], [0.0, -1.0, 2.0, 1.0]])
+    assert top_candidates(scores, 3).tolist() == [[1, 3, 2], [2, 3, 0]]
+    assert top_candidates(scores, 9).tolist() == [[1, 3, 2, 0], [2, 3, 0, 1]]
+
+
+def test_reranked_scores() -> None:
+    scores = np.array([[0.1, 0.9, 0.5]], np.float32)
+    result = reranked(scores, np.array([[1, 2]]), np.array([[0.25, 0.75]]))
+    np.testing.assert_allclose(result, [[NOT_A_CANDIDATE, 1.15, 1.25]], rtol=1e-6)
+
+
+class FakeScorer:
+    """Match probabilities from a table; remembers what it was asked."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table
+        self.asked: list[tuple[int, int]] = []
+
+    def match(self, params: Any, encoded: EncodedSplit, pairs: np.ndarray) -> np.ndarray:
+        self.asked += [(int(image), int(text)) for image, text in pairs]
+        return self.table[pairs[:, 0], pairs[:, 1]]
+
+
+def split_of(seed: int, images: int = 12, texts: int = 30) -> tuple[EncodedSplit, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    embeds = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in
+              (rng.normal(size=(images, 4)), rng.normal(size=(texts, 4)))]  # fmt: skip
+    caption_image = rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, texts - images)]))
+    nothing = np.zeros((0, 0))
+    return EncodedSplit(nothing, embeds[0], nothing, embeds[1], nothing, caption_image), rng.random((images, texts))
+
+
+@pytest.mark.parametrize("rerank", [1, 4, 12, 30, 99])
+def test_both_directions_rerank_their_own_candidates(rerank: int) -> None:
+    encoded, table = split_of(rerank)
+    scorer: Any = FakeScorer(table)
+    report = evaluate_retrieval(scorer, {}, encoded, rerank)
+    cosine = encoded.image_embed @ encoded.text_embed.T
+    assert report.dual == pytest.approx(naive_recalls(cosine, encoded.caption_image))
+    expected: dict[str, float] = {}
+    wanted = set()
+    for way, scores in (("i2t", cosine), ("t2i", cosine.T)):
+        result = np.full(scores.shape, -100.0)
+        for query, candidate in itertools.product(*map(range, scores.shape)):
+            if (scores[query] > scores[query, candidate]).sum() < rerank:
+                pair = (query, candidate) if way == "i2t" else (candidate, query)
+                wanted.add(pair)
+                result[query, candidate] = scores[query, candidate] + table[pair]
+        named = naive_recalls(result if way == "i2t" else result.T, encoded.caption_image)
+        expected |= {name: value for name, value in named.items() if name.startswith(way)}
+    assert report.reranked is not None
+    assert {name: report.reranked[name] for name in expected} == pytest.approx(expected)
+    assert report.reranked["mean"] == pytest.approx((expected["i2t_mean"] + expected["t2i_mean"]) / 2)
+    assert report.reranked["r10"] == pytest.approx((expected["i2t_r10"] + expected["t2i_r10"]) / 2)
+    assert report.reranked.keys() == report.dual.keys() == report.chance.keys()
+    assert sorted(scorer.asked) == sorted(wanted), "each pair is asked for once"
+
+
+def test_a_right_answer_below_the_candidates_is_no_hit() -> None:
+    """With one candidate, the wrong one, the right one cannot win, whatever its match probability."""
+    embed = np.array([[1.0, 0.0], [0.0, 1.0]])
+    nothing = np.zeros((0, 0))
+    encoded = EncodedSplit(nothing, embed, nothing, embed[::-1], nothing, np.array([0, 1]))
+    scorer: Any = FakeScorer(np.eye(2))
+    report = evaluate_retrieval(scorer, {}, encoded, 1)
+    assert report.reranked is not None
+    assert (report.reranked["i2t_r1"], report.reranked["t2i_r1"]) == (0.0, 0.0)
+
+
+def test_without_reranking_nothing_is_scored() -> None:
+    encoded, table = split_of(0)
+    scorer: Any = FakeScorer(table)
+    assert evaluate_retrieval(scorer, {}, encoded, 0).reranked is None
+    assert scorer.asked == []

@@ -1,0 +1,107 @@
+"""The compiled forwards against the plain model; the filling of the last batch changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_model import random_state, small_config, small_recipe, write_small_dataset
+
+from r2d2_jax.data.pipeline import EvaluationSplit
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.tokenizer import load_tokenizer
+from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
+from r2d2_jax.losses.matching import match_probability
+from r2d2_jax.models.r2d2 import normalise_images
+from r2d2_jax.train.state import Recipe
+
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return small_recipe(small_config())
+
+
+@pytest.fixture(scope="module")
+def params(recipe: Recipe):
+    return jax.tree.map(jnp.asarray, random_state(recipe).params)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> EvaluationSplit:
+    """10 images, 20 captions."""
+    folder = write_small_dataset(tmp_path_factory.mktemp("dataset"), train=1)
+    tokenizer = load_tokenizer(str(folder / "vocab.txt"), 10)
+    return EvaluationSplit(RecordSource(folder, "validation"), tokenizer, 16)
+
+
+@pytest.fixture(scope="module", params=[8, 20])
+def encoded(request: pytest.FixtureRequest, recipe: Recipe, params, split: EvaluationSplit) -> EncodedSplit:
+    """With batches of 8 both images and captions leave a last batch that is not full."""
+    return Scorer(recipe.model, recipe.mesh, request.param).encode(params, split, keep_tokens=True)
+
+
+def test_every_row_equals_the_plain_model(
+    recipe: Recipe, params, split: EvaluationSplit, encoded: EncodedSplit
+) -> None:
+    (images,) = split.image_batches(10)
+    image = recipe.model.apply({"params": params}, normalise_images(jnp.asarray(images)), method="encode_image")
+    text = recipe.model.apply(
+        {"params": params}, jnp.asarray(split.input_ids), jnp.asarray(split.attention_mask), method="encode_text"
+    )
+    np.testing.assert_allclose(encoded.image_embed, image.embed, **CLOSE)
+    np.testing.assert_allclose(encoded.image_tokens, image.tokens, **CLOSE)
+    np.testing.assert_allclose(encoded.text_embed, text.embed, **CLOSE)
+    np.testing.assert_allclose(encoded.text_tokens, text.tokens, **CLOSE)
+    np.testing.assert_array_equal(encoded.attention_mask, split.attention_mask)
+    np.testing.assert_array_equal(encoded.caption_image, split.caption_image)
+
+
+def test_match_of_any_pairs(recipe: Recipe, params, encoded: EncodedSplit) -> None:
+    """11 pairs in batches of 8, images and captions in any order, one pair twice."""
+    rng = np.random.default_rng(0)
+    pairs = np.stack([rng.integers(0, 10, 11), rng.integers(0, 20, 11)], axis=1)
+    pairs[7] = pairs[0]
+    image, text = pairs.T
+    logits = recipe.model.apply(
+        {"params": params},
+        jnp.asarray(encoded.text_tokens[text]),
+        jnp.asarray(encoded.attention_mask[text]),
+        jnp.asarray(encoded.image_tokens[image]),
+        method="match",
+    )
+    probability = Scorer(recipe.model, recipe.mesh, 8).match(params, encoded, pairs)
+    assert probability.shape == (11,)
+    np.testing.assert_allclose(probability, match_probability(logits), **CLOSE)
+    assert probability[7] == probability[0]
+
+
+def test_tokens_are_kept_only_if_asked_for(
+    recipe: Recipe, params, split: EvaluationSplit, encoded: EncodedSplit
+) -> None:
+    without = Scorer(recipe.model, recipe.mesh, 8).encode(params, split, keep_tokens=False)
+    assert without.image_tokens.size == without.text_tokens.size == 0
+    np.testing.assert_allclose(without.image_embed, encoded.image_embed, **CLOSE)
+    np.testing.assert_allclose(without.text_embed, encoded.text_embed, **CLOSE)
+
+
+def test_each_forward_is_compiled_once(recipe: Recipe, params, split: EvaluationSplit) -> None:
+    scorer = Scorer(recipe.model, recipe.mesh, 8)
+    encoded = scorer.encode(params, split, keep_tokens=True)
+    scorer.match(params, encoded, np.zeros((3, 2), int))
+    compiled = []
+    listen = lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        scorer.encode(params, split, keep_tokens=True)
+        scorer.match(params, encoded, np.zeros((13, 2), int))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+
+
+def test_a_batch_that_the_mesh_does_not_divide(recipe: Recipe) -> None:
+    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    with pytest.raises(UserError, match="evaluation.batch_size 12 is not a multiple of the mesh's 8 devices"):
+        Scorer(recipe.model, mesh, 12)  # type: ignore[arg-type]

@@ -1,0 +1,79 @@
+"""The program refuses what it cannot run: exit status 2 and one message, no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_model import write_vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+WRONG_CONFIG = """
+import runpy
+def get_config():
+    config = runpy.run_path("configs/demo.py")["get_config"]()
+    config.loss.queue_lenght = 512
+    config.train = {**config.train, "batch_size": "64"}
+    return config
+"""
+NO_DATA = """
+import runpy
+def get_config():
+    config = runpy.run_path("configs/demo.py")["get_config"]()
+    config.data.directory, config.data.vocabulary = "{folder}/no", "{folder}"
+    return config
+"""
+# case -> flags, what the message must say
+REFUSED = {
+    "unknown key and wrong type": (
+        ["--config={folder}/wrong.py"],
+        [
+            "the configuration has 2 problem(s); correct them in the config file or with --config.KEY=VALUE",
+            "unknown key loss.queue_lenght; known here: contrastive, fgr, ",
+            "train.batch_size is '64' of type str; expected int",
+        ],
+    ),
+    "queue shorter than the batch": (
+        ["--config=configs/demo.py", "--config.loss.queue_length=32"],
+        [
+            "the configuration has 1 problem(s)",
+            "loss.queue_length 32 is shorter than the global train.batch_size 64; a whole batch must fit into the",
+        ],
+    ),
+    "batch that the mesh does not divide": (
+        ["--config=configs/demo.py", "--cpu_devices=8", "--config.train.batch_size=12"],
+        ["train.batch_size 12 is not a multiple of the mesh's 8 devices; the nearest that is: 16"],
+    ),
+    "no data": (
+        ["--config={folder}/no_data.py"],
+        ["data folder {folder}/no does not exist; expected image_text/1.0.0/dataset_info.json in it. Make it with"],
+    ),
+    "no vocabulary": (
+        ["--config=configs/demo.py", "--config.data.directory={folder}/no"],
+        ["vocabulary {folder}/no/vocab.txt does not exist; expected a WordPiece vocab.txt with one token a line"],
+    ),
+    "unknown key in a flag": (["--config=configs/demo.py", "--config.loss.queue_lenght=3"], ["queue_lenght"]),
+    "wrong type in a flag": (["--config=configs/demo.py", "--config.train.batch_size=many"], ["batch_size", "many"]),
+    "a key that the config file leaves at its default, and a queue that is too short": (
+        ["--config=configs/demo.py", "--config.train.seed=3", "--config.loss.queue_length=32"],
+        ["the configuration has 1 problem(s)", "loss.queue_length 32 is shorter"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str, tmp_path: Path) -> None:
+    write_vocabulary(tmp_path)
+    (tmp_path / "wrong.py").write_text(WRONG_CONFIG, encoding="utf-8")
+    (tmp_path / "no_data.py").write_text(NO_DATA.format(folder=tmp_path), encoding="utf-8")
+    flags, expected = ([text.format(folder=tmp_path) for text in texts] for texts in REFUSED[case])
+    command = [sys.executable, "launch/main.py", f"--workdir={tmp_path / 'run'}", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == (1 if case == "wrong type in a flag" else 2), done.stderr  # 1 is absl's own
+    assert all(text in done.stderr for text in expected), done.stderr
+    assert done.stderr.count("error:") == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,119 @@
+"""Every configuration resolves; the numbers that matter, golden; ablations differ in what they say and nothing else."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from r2d2_jax.config import Config
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+VITB = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
+VITL = {"image_size": 224, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
+ROBERTA = {
+    "vocabulary_size": 21128, "text_length": 64, "width": 768, "layers": 12, "heads": 12, "mlp_width": 3072,
+    "max_positions": 512, "token_types": 2,
+}  # fmt: skip
+ARTICLE_LOSS = {
+    "contrastive": "tgd", "fgr": True, "mlm": True, "fgd": True, "enhanced_training": True, "soft_target_share": 0.4,
+    "soft_target_ramp_epochs": 1.0, "queue_length": 36864, "queue_decay": 0.99, "mask_share": 0.15,
+    "match_class_weights": [1.0, 2.0], "teacher_momentum": 0.995, "fgd_teacher_temperature": 0.04,
+    "fgd_student_temperature": 0.1, "fgd_mean_momentum": 0.9,
+}  # fmt: skip
+# name -> image tower, layers of the cross encoders, batch size, epochs, fsdp, data
+ARTICLE = {
+    "vitb_2m": (VITB, 6, 1024, 15.0, 1, "data/zero_2m"),
+    "vitb_23m": (VITB, 6, 2048, 10.0, 1, "data/zero_23m"),
+    "vitl_2m": (VITL, 6, 1024, 15.0, 8, "data/zero_2m"),
+    "vitl_23m": (VITL, 6, 2048, 10.0, 8, "data/zero_23m"),
+    "vitl_250m": (VITL, 6, 4096, 5.0, 8, "data/zero_250m"),
+    "prd2_vitl_250m": (VITL, 0, 8192, 5.0, 8, "data/zero_250m"),
+}
+# ablation of vitb_2m -> exactly what differs from it
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "without_et": {"loss.enhanced_training": False},
+    "without_tgd": {"loss.contrastive": "gcpr"},
+    "without_fgd": {"loss.fgd": False},
+    "without_twd": {"loss.contrastive": "gcpr", "loss.fgd": False},
+    "without_fgr": {"loss.fgr": False, "evaluation.rerank_candidates": 0},
+}
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def resolved(name: str, *ablation: str) -> dict[str, Any]:
+    return Config.from_config_dict(module(name).get_config(*ablation)).to_dict()
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resolves(name: str) -> None:
+    config = resolved(name)
+    assert config["evaluation"]["rerank_candidates"] == (16 if config["model"]["cross"]["layers"] else 0)
+    assert config["evaluation"]["batch_size"] % 64 == 0
+
+
+def test_the_article_s_models_are_all_here() -> None:
+    assert set(ARTICLE) | {"demo"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ARTICLE)
+def test_golden(name: str) -> None:
+    image, cross_layers, batch_size, epochs, fsdp, directory = ARTICLE[name]
+    config = resolved(name)
+    model, train = config["model"], config["train"]
+    assert model["image"] == image
+    assert model["text"] == ROBERTA
+    assert model["cross"] == {"layers": cross_layers, "width": 768, "heads": 12, "mlp_width": 3072}
+    assert (model["embed_size"], model["temperature_init"], model["temperature_range"]) == (768, 0.07, [0.001, 0.5])
+    assert (model["freeze_image_tower"], model["dtype"], model["remat"]) == (True, "bfloat16", True)
+    ranking = {} if cross_layers else {"fgr": False, "mlm": False}
+    assert config["loss"] == ARTICLE_LOSS | ranking
+    assert (train["batch_size"], train["epochs"]) == (batch_size, epochs)
+    assert config["mesh"] == {"data": -1, "fsdp": fsdp}
+    assert (config["data"]["directory"], config["data"]["vocabulary"]) == (directory, "hfl/chinese-roberta-wwm-ext")
+    assert config["optimizer"]["learning_rate"] == 1e-4
+
+
+def test_golden_demo() -> None:
+    config = resolved("demo")
+    terms = ("contrastive", "fgr", "mlm", "fgd", "enhanced_training", "mask_share", "match_class_weights")
+    assert {key: config["loss"][key] for key in terms} == {key: ARTICLE_LOSS[key] for key in terms}
+    assert config["model"]["freeze_image_tower"] is False
+    assert config["model"]["dtype"] == "float32"
+    assert config["data"]["directory"] == "data/demo"
+    assert config["data"]["foil_split"] == "swapped"
+    assert config["data"]["flip"] is False
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_an_ablation_differs_in_exactly_what_it_says(ablation: str) -> None:
+    base, changed = flat(resolved("vitb_2m")), flat(resolved("vitb_2m", ablation))
+    assert base.keys() == changed.keys()
+    assert {key: changed[key] for key in base if base[key] != changed[key]} == ABLATIONS[ablation]
+
+
+def test_all_ablations_are_tested() -> None:
+    assert set(module("vitb_2m").ABLATIONS) == {"", *ABLATIONS}
+
+
+def test_unknown_ablation() -> None:
+    message = "vitb_2m has no ablation 'without_mlm'; it has without_et, without_tgd, without_fgd, without_twd, without"
+    with pytest.raises(ValueError, match=message):
+        module("vitb_2m").get_config("without_mlm")

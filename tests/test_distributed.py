@@ -1,0 +1,140 @@
+"""One device, eight devices and two processes compute the same loss, gradients and steps; two processes make a run."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+from small_model import NO_CROSS, config_values, log_lines, saved_state, small_config, write_small_dataset
+
+from r2d2_jax.train.loop import pretrain
+
+TESTS = Path(__file__).resolve().parent
+TIMEOUT = 900  # seconds; on two free cores everything here takes a minute or two
+DERIVED = ("gradients", "mu", "nu")
+ALONE = "1_processes_1x1"
+TOGETHER = ("1_processes_8x1", "1_processes_2x4", "2_processes_8x1", "2_processes_1x8")
+
+
+@dataclass
+class Running:
+    """A worker; what it prints goes to files, since workers that wait for each other must never wait for a reader."""
+
+    process: subprocess.Popen
+    output: IO[str]
+    errors: IO[str]
+
+
+def start(*arguments: str) -> Running:
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "JAXTYPING_DISABLE": "1"}
+    command = [sys.executable, str(TESTS / "distributed_worker.py"), *arguments]
+    output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+    return Running(subprocess.Popen(command, env=environment, stdout=output, stderr=errors), output, errors)
+
+
+def together(processes: int, *arguments: str) -> list[Running]:
+    """Starts the worker in so many processes that know each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = (f"--processes={processes}", f"--port={port}")
+    return [start(*arguments, *flags, f"--process={number}") for number in range(processes)]
+
+
+def ended(running: list[Running]) -> list[str]:
+    """Waits for all of them; returns what each printed."""
+    try:
+        for one in running:
+            one.process.wait(timeout=TIMEOUT)
+    finally:
+        for one in running:
+            one.process.kill()
+    printed = []
+    for one in running:
+        for file in (one.output, one.errors):
+            file.seek(0)
+        assert one.process.returncode == 0, one.errors.read()[-3000:]
+        printed.append(one.output.read())
+    return printed
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
+    folder = tmp_path_factory.mktemp("computed")
+    one = together(1, "--mode=steps", "--devices=8", "--meshes=1x1,8x1,2x4", f"--output={folder}")
+    two = together(2, "--mode=steps", "--devices=4", "--meshes=8x1,1x8", f"--output={folder}")
+    ended([*one, *two])
+    return {path.stem: dict(np.load(path)) for path in folder.iterdir()}
+
+
+def kind_of(key: str) -> str:
+    return next((kind for kind in DERIVED if f"{kind}/" in key), "metrics" if key.startswith("metrics/") else "state")
+
+
+def norm(value: np.ndarray) -> float:
+    return float(np.linalg.norm(np.float64(value).ravel()))
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_devices_and_processes_change_nothing(
+    name: str, computed: dict[str, dict[str, np.ndarray]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within 1e-5 of the norm of each: metrics of every step, gradients of the first, the whole state after the last.
+
+    A gradient or moment below 1/10,000 of all of them together is held to that floor: it is what little is left when
+    far larger numbers cancel, and so is its rounding error. Those of key biases are zero but for rounding (a softmax
+    does not change when all its inputs grow alike); they must vanish beside the whole.
+    """
+    alone, found = computed[ALONE], computed[name]
+    assert alone.keys() == found.keys()
+    kinds = {key: kind_of(key) for key, value in alone.items() if value.dtype.kind == "f"}
+    whole = {kind: sum(norm(alone[key]) ** 2 for key in kinds if kinds[key] == kind) ** 0.5 for kind in DERIVED}
+    worst: dict[str, tuple[float, str]] = {}
+    for key, expected in alone.items():
+        assert (found[key].shape, found[key].dtype) == (expected.shape, expected.dtype), key
+        kind = kinds.get(key)
+        if kind is None:
+            np.testing.assert_array_equal(found[key], expected, err_msg=key)
+        elif key.endswith("key/bias") and kind in DERIVED:
+            assert max(norm(expected), norm(found[key])) < 1e-8 * whole[kind], key
+        else:
+            size = max(norm(expected), 1e-4 * whole[kind] if kind in DERIVED else 1e-30)
+            worst[kind] = max(worst.get(kind, (0.0, "")), (norm(found[key] - np.float64(expected)) / size, key))
+    with capsys.disabled():
+        print(f"\n{name}: " + ", ".join(f"{kind} {value:.1e} ({key})" for kind, (value, key) in worst.items()))
+    assert set(worst) == {"metrics", "state", *DERIVED}
+    assert all(value < 1e-5 for value, _ in worst.values()), worst
+
+
+def test_a_run_of_two_processes_stops_and_goes_on_in_one(tmp_path: Path) -> None:
+    """Only one of the two is told to stop, before step 4; both stop at the next line of the log, after step 6.
+
+    One process takes the checkpoint up and ends where one that did everything alone does.
+    """
+    write_small_dataset(tmp_path, train=32)
+    changes = (
+        NO_CROSS,
+        {"data": {"directory": str(tmp_path), "foil_split": "swapped"}, "optimizer": {"epsilon": 1e-2}},
+        {"train": {"epochs": 2.0, "log_every": 3, "evaluate_every": 5}},
+    )
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    flags = (f"--config={json.dumps(config_values(*changes))}", "--stop_before=4", f"--output={both}", "--devices=1")
+    outcomes = [json.loads(output.splitlines()[-1]) for output in ended(together(2, "--mode=pretrain", *flags))]
+    assert outcomes == [{"step": 6, "finished": False}] * 2
+    assert [line["step"] for line in log_lines(both)] == [3, 5, 6]
+    for workdir in (both, alone):
+        assert pretrain(small_config(*changes), workdir).finished
+    states = saved_state(both), saved_state(alone)
+    assert states[0].keys() == states[1].keys()
+    for name, expected in states[1].items():
+        if not name.endswith("key/bias"):  # these start at zero and grow by rounding errors alone
+            assert norm(np.float64(states[0][name]) - np.float64(expected)) <= 1e-5 * norm(expected), name
+    for line, expected in zip(log_lines(both), log_lines(alone), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)

@@ -1,0 +1,136 @@
+"""Where every kind of array lives, golden; and what is said when devices and batch do not fit."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from small_model import TOKENS, small_config, small_recipe, small_rows
+
+from r2d2_jax.config import Config, MeshConfig
+from r2d2_jax.errors import UserError
+from r2d2_jax.sharding import batch_sharding, check_batch_divides, global_batch, make_mesh, path_name, state_shardings
+from r2d2_jax.train.state import init_state, make_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+# Leaf of the largest published model's state -> how it lies on a mesh with an fsdp axis of 8.
+GOLDEN = {
+    "step": (),
+    "params/temperature": (),
+    "params/image_encoder/class_embedding": (),
+    "params/image_encoder/position_embedding": (),
+    "params/image_encoder/patch_embedding/kernel": (None, None),  # 588 pixels are no multiple of 8
+    "params/image_encoder/layers/attention/query/kernel": (None, "fsdp", None),
+    "params/image_encoder/layers/attention/query/bias": (),
+    "params/image_encoder/layers/mlp/down/kernel": (None, "fsdp", None),
+    "params/image_encoder/layers/mlp_norm/norm/scale": (),
+    "params/image_projection/kernel": ("fsdp", None),
+    "params/text_encoder/word_embedding/embedding": (None, "fsdp"),
+    "params/text_encoder/position_embedding/embedding": (None, "fsdp"),
+    "params/text_encoder/type_embedding/embedding": (),
+    "params/text_encoder/layers/mlp/up/kernel": (None, "fsdp", None),
+    "params/text_image_encoder/layers/cross_attention/key/kernel": (None, "fsdp", None),
+    "params/text_image_encoder/last_layer/cross_attention/key/kernel": ("fsdp", None),
+    "params/text_image_match_head/kernel": ("fsdp", None),
+    "params/masked_lm_head/bias": (),
+    "teacher/text_encoder/layers/attention/out/kernel": (None, "fsdp", None),
+    "teacher/image_projection/kernel": ("fsdp", None),
+    "teacher/image_projection/bias": (),
+    "opt_state/1/0/count": (),
+    "opt_state/1/0/mu/text_encoder/layers/attention/out/kernel": (None, "fsdp", None),
+    "opt_state/1/0/nu/text_encoder/word_embedding/embedding": (None, "fsdp"),
+    "opt_state/1/0/nu/image_text_projection/kernel": ("fsdp", None),
+    "opt_state/1/0/mu/image_text_projection/bias": (),
+    "queue/image_embed": (),
+    "queue/age": (),
+    "queue/head": (),
+    "feature_mean": (),
+}
+
+
+def placed(config: Config, data: int, fsdp: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and PartitionSpec of every leaf, without any device."""
+    mesh: Any = AbstractMesh((data, fsdp), ("data", "fsdp"))
+    recipe = make_recipe(config, TOKENS, mesh, total_steps=10, epoch_steps=10)
+    shapes = jax.eval_shape(lambda key: init_state(recipe, key), jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    shardings = jax.tree.leaves(state_shardings(shapes, mesh))
+    return {path_name(path): (leaf.shape, s.spec) for (path, leaf), s in zip(leaves, shardings, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def largest() -> dict[str, tuple[tuple[int, ...], Any]]:
+    spec = importlib.util.spec_from_file_location("vitl_250m", ROOT / "configs" / "vitl_250m.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return placed(Config.from_config_dict(module.get_config()), 16, 8)
+
+
+def test_golden(largest: dict[str, tuple[tuple[int, ...], Any]]) -> None:
+    assert {name: tuple(largest[name][1]) for name in GOLDEN} == GOLDEN
+
+
+def test_nearly_everything_large_is_split(largest: dict[str, tuple[tuple[int, ...], Any]]) -> None:
+    """What stays whole on every device beside the queue is below 1 % of the state."""
+    sizes = {True: 0, False: 0}
+    for name, (shape, spec) in largest.items():
+        if not name.startswith("queue/"):
+            sizes["fsdp" in tuple(spec)] += int(np.prod(shape))
+    assert sizes[False] < 0.01 * sizes[True]
+
+
+def test_student_teacher_and_moments_lie_alike(largest: dict[str, tuple[tuple[int, ...], Any]]) -> None:
+    for prefix in ("teacher/", "opt_state/1/0/mu/", "opt_state/1/0/nu/"):
+        names = [name for name in largest if name.startswith(prefix)]
+        assert names
+        for name in names:
+            assert largest[name] == largest["params/" + name.removeprefix(prefix)], name
+
+
+def test_axes_that_do_not_divide_stay_whole() -> None:
+    """Width 16 over 5 devices: nothing can be split; width 20 can, and 16 beside it still cannot."""
+    config = small_config()
+    assert all("fsdp" not in tuple(spec) for _, spec in placed(config, 1, 5).values())
+    wider = small_config({"model": {"text": {"width": 20}, "cross": {"width": 20}}})
+    leaves = placed(wider, 1, 5)
+    assert tuple(leaves["params/text_encoder/layers/mlp/up/kernel"][1]) == (None, "fsdp", None)
+    assert tuple(leaves["params/image_encoder/layers/mlp/up/kernel"][1]) == (None, None, None)
+    for shape, spec in leaves.values():
+        assert all(axis is None or shape[place] % 5 == 0 for place, axis in enumerate(spec))
+
+
+def test_mesh_has_two_automatic_axes() -> None:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1}
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+
+
+@pytest.mark.parametrize("data, fsdp", [(3, -1), (-1, 3), (2, 2), (16, 1), (-1, 16), (1, 1)])
+def test_mesh_that_does_not_fit_the_devices(data: int, fsdp: int) -> None:
+    devices: Any = range(8)
+    message = f"mesh.data={data} and mesh.fsdp={fsdp} do not divide the 8 devices there are; set them so that their pro"
+    with pytest.raises(UserError, match=message):
+        make_mesh(MeshConfig(data, fsdp), devices)
+
+
+@pytest.mark.parametrize("batch, nearest", [(12, 16), (1, 8), (9, 8), (1023, 1024)])
+def test_batch_that_the_mesh_does_not_divide(batch: int, nearest: int) -> None:
+    mesh: Any = AbstractMesh((2, 4), ("data", "fsdp"))
+    message = f"evaluation.batch_size {batch} is not a multiple of the mesh's 8 devices; the nearest that is: {nearest}"
+    with pytest.raises(UserError, match=message):
+        check_batch_divides(batch, mesh, "evaluation.batch_size")
+    check_batch_divides(nearest, mesh)
+
+
+def test_global_batch_takes_what_a_batch_has() -> None:
+    recipe, rows = small_recipe(small_config()), small_rows(0)
+    batch = global_batch(recipe.mesh, {**rows, "problems": np.array([""] * 8)})
+    for name, value in rows.items():
+        np.testing.assert_array_equal(getattr(batch, name), value)
+        assert getattr(batch, name).sharding == batch_sharding(recipe.mesh)
+    assert batch_sharding(recipe.mesh).spec == PartitionSpec(("data", "fsdp"))

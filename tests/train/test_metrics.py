@@ -1,0 +1,88 @@
+"""Windows of steps, and a log that is rewound to where a run goes on."""
+
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from r2d2_jax.train.metrics import MetricsLog, Window
+
+
+def test_window_is_the_mean_since_the_last_one() -> None:
+    window = Window()
+    for loss in (1.0, 2.0, 6.0):
+        window.add({"loss": jnp.float32(loss), "fgr": jnp.float32(loss / 2)})
+        window.wait(2)
+    assert window.means() == {"loss": 3.0, "fgr": 1.5}
+    assert window.means() == {}
+    window.add({"loss": jnp.float32(4.0)})
+    assert window.means() == {"loss": 4.0}
+
+
+def test_an_open_window_survives_json_exactly() -> None:
+    losses = [0.1, 1 / 3, 2e-9]
+    window = Window()
+    for loss in losses[:2]:
+        window.add({"loss": jnp.float32(loss)})
+    resumed = Window(json.loads(json.dumps(window.fetched())))
+    for one in (window, resumed):
+        one.add({"loss": jnp.float32(losses[2])})
+    assert window.means() == resumed.means()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_first_not_finite_counts_back_from_the_newest(bad: float) -> None:
+    window = Window()
+    assert window.first_not_finite() is None
+    for loss in (1.0, 2.0, bad, 3.0, bad):
+        window.add({"loss": jnp.float32(loss)})
+    assert window.first_not_finite() == 3
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(workdir: Path, first_step: int, steps: range, mark: float) -> None:
+    log = MetricsLog(workdir, first_step, active=True)
+    for step in steps:
+        log.write(step, {"loss": mark})
+    log.close()
+
+
+def test_log_goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path / "run", 0, range(1, 7), 1.0)
+    write(tmp_path / "run", 4, range(5, 9), 2.0)
+    assert lines(tmp_path / "run") == [{"step": step, "loss": 1.0 if step <= 4 else 2.0} for step in range(1, 9)]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 4), 1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    write(tmp_path, 3, range(4, 5), 2.0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0, active=True)
+    log.write(1, {"loss": math.nan, "norm": math.inf, "fgr": 0.5})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 1, "loss": null, "norm": null, "fgr": 0.5}\n'
+
+
+def test_tensorboard_file(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 4), 1.0)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in file.read_bytes()
+
+
+def test_only_one_process_writes(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "run", 0, active=False)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    assert not (tmp_path / "run").exists()

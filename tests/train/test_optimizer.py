@@ -1,0 +1,73 @@
+"""Schedule, AdamW and clipping against NumPy, and what is not decayed."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from small_model import small_config
+
+from r2d2_jax.config import OptimizerConfig
+from r2d2_jax.train.optimizer import decayed, learning_rate_schedule, make_optimizer
+from r2d2_jax.train.state import init_params, make_model
+
+
+def expected_rate(step: int, peak: float, final: float, warmup: int, total: int) -> float:
+    if step < warmup:
+        return peak * step / warmup
+    done = min(1.0, (step - warmup) / (total - warmup))
+    return final + (peak - final) * (1 + math.cos(math.pi * done)) / 2
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_schedule(warmup: int) -> None:
+    config = OptimizerConfig(learning_rate=0.3, final_learning_rate=0.01, warmup_steps=warmup)
+    schedule = learning_rate_schedule(config, 50)
+    for step in (0, 1, 5, 9, 10, 11, 30, 49, 50, 80):
+        assert float(schedule(step)) == pytest.approx(expected_rate(step, 0.3, 0.01, warmup, 50), rel=1e-5), step
+
+
+@pytest.mark.parametrize("total", [1, 2, 5])
+def test_warmup_longer_than_the_run_still_learns(total: int) -> None:
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=0.3, warmup_steps=100), total)
+    rates = [float(schedule(step)) for step in range(total)]
+    assert all(math.isfinite(rate) and 0 <= rate <= 0.3 + 1e-6 for rate in rates)
+    assert max(rates) == pytest.approx(0.3)
+
+
+def test_what_is_decayed() -> None:
+    """Matrices, embedding tables and the image tower's tokens; no bias, no norm, not the temperature."""
+    model = make_model(small_config())
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    leaves = jax.tree_util.tree_flatten_with_path(decayed(params))[0]
+    names = {True: set(), False: set()}
+    for path, value in leaves:
+        names[value].add(path[-1].key)
+    assert names == {
+        True: {"kernel", "embedding", "class_embedding", "position_embedding"},
+        False: {"bias", "scale", "temperature"},
+    }
+
+
+def test_adamw_with_clipping_equals_numpy() -> None:
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.02, beta1=0.8, beta2=0.9, epsilon=1e-3, clip_norm=0.5)
+    optimizer = make_optimizer(config, lambda step: 0.1 / (1 + step))
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(3, 2)).astype(np.float32), "bias": np.ones(2, np.float32)}
+    state, ours = optimizer.init(params), params
+    theirs = {name: np.float64(value) for name, value in params.items()}
+    first, second = ({name: np.zeros(value.shape) for name, value in params.items()} for _ in range(2))
+    for step in range(4):
+        scale = (3.0, 0.01)[step % 2]  # clipped and not clipped
+        gradient = {name: (scale * rng.normal(size=value.shape)).astype(np.float32) for name, value in params.items()}
+        updates, state = optimizer.update(gradient, state, ours)
+        ours = jax.tree.map(np.add, ours, updates)
+        norm = math.sqrt(sum((np.float64(g) ** 2).sum() for g in gradient.values()))
+        for name in theirs:
+            g = gradient[name] * min(1.0, 0.5 / norm)
+            first[name] = 0.8 * first[name] + 0.2 * g
+            second[name] = 0.9 * second[name] + 0.1 * g**2
+            m, v = first[name] / (1 - 0.8 ** (step + 1)), second[name] / (1 - 0.9 ** (step + 1))
+            decay = 0.02 * theirs[name] if name == "kernel" else 0
+            theirs[name] = theirs[name] - 0.1 / (1 + step) * (m / (np.sqrt(v) + 1e-3) + decay)
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-6)

@@ -1,0 +1,403 @@
+"""One step of every variant: its metrics, what it may and may not change, oracles, and where gradients go."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from small_model import (
+    BATCH_SIZE,
+    CHEAPEST,
+    TOKENS,
+    VARIANTS,
+    assert_bitwise_equal,
+    compiled_step,
+    named_leaves,
+    random_state,
+    small_batch,
+    small_config,
+    small_recipe,
+)
+
+from r2d2_jax.arrays import Batch
+from r2d2_jax.losses.masked_lm import mask_tokens
+from r2d2_jax.models.r2d2 import normalise_images
+from r2d2_jax.rng import stream
+from r2d2_jax.train.state import Recipe, TrainState
+from r2d2_jax.train.step import pretraining_loss
+
+KEY = jax.random.key(5)
+ALWAYS = {"loss", "i2t_accuracy", "t2i_accuracy", "temperature", "gradient_norm", "learning_rate", "teacher_gap"}
+TGD, GCPR = {"tgd", "queue_fill", "soft_target_share"}, {"gcpr"}
+FGR, MLM, FGD = {"fgr", "match_accuracy", "no_match_accuracy"}, {"mlm", "mlm_accuracy"}, {"fgd"}
+METRICS = {
+    "full": ALWAYS | TGD | FGR | MLM | FGD,
+    "without_et": ALWAYS | TGD | FGR | MLM | FGD,
+    "without_tgd": ALWAYS | GCPR | FGR | MLM | FGD,
+    "without_fgd": ALWAYS | TGD | FGR | MLM,
+    "without_twd": ALWAYS | GCPR | FGR | MLM,
+    "without_fgr": ALWAYS | TGD | MLM | FGD,
+    "prd2": ALWAYS | TGD | FGD,
+    "trainable_image": ALWAYS | TGD | FGR | MLM | FGD,
+}
+TERMS = {"tgd", "gcpr", "fgr", "mlm", "fgd"}
+# Losses are sums of few float32 terms of size 1 to 20, and NumPy sums in another order.
+CLOSE = dict(rtol=2e-5, atol=2e-6)
+
+
+class Case:
+    """A variant's recipe, its compiled step, a state in the middle of a run, and what one step makes of it."""
+
+    def __init__(self, variant: str) -> None:
+        config = small_config(VARIANTS[variant])
+        self.recipe = small_recipe(config)
+        self.run = compiled_step(config, self.recipe)
+        self.before = random_state(self.recipe)
+        self.batch = small_batch(0)
+        self.after, self.metrics = self.run(self.before, self.batch, KEY)
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(variant: str) -> Case:
+    """Each variant is compiled once for all tests of this file."""
+    if variant not in CASES:
+        CASES[variant] = Case(variant)
+    return CASES[variant]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_cases():
+    yield
+    CASES.clear()
+
+
+@pytest.fixture(scope="module")
+def full() -> Case:
+    return case("full")
+
+
+# --- every variant --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_metrics(variant: str) -> None:
+    metrics = case(variant).metrics
+    assert set(metrics) == METRICS[variant]
+    assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+    values = {name: float(value) for name, value in metrics.items()}
+    assert all(np.isfinite(value) for value in values.values()), values
+    assert values["loss"] == pytest.approx(sum(values[term] for term in TERMS & set(values)), rel=1e-6)
+    assert values["gradient_norm"] > 0
+    assert all(0 <= values[name] <= 1 for name in values if name.endswith("accuracy"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_a_step_changes(variant: str) -> None:
+    """All trainable matrices change; a frozen image tower keeps every bit; shapes and types stay; the step counts."""
+    this = case(variant)
+    before, after = named_leaves(this.before), named_leaves(this.after)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in before.items()} == {
+        name: (leaf.shape, leaf.dtype) for name, leaf in after.items()
+    }
+    assert int(this.after.step) == int(this.before.step) + 1
+    same = {name for name in before if name.startswith("params/") and (before[name] == after[name]).all()}
+    tower = {name for name in before if name.startswith("params/image_encoder/")}
+    assert same == (set() if variant == "trainable_image" else tower)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_teacher_is_the_moving_average_of_the_new_student(variant: str) -> None:
+    this = case(variant)
+    if this.before.teacher is None:
+        assert this.after.teacher is None
+        assert float(this.metrics["teacher_gap"]) == 0
+        return
+    student = {part: this.after.params[part] for part in this.before.teacher}
+    teacher, student, after = map(named_leaves, (this.before.teacher, student, this.after.teacher))
+    gap = size = 0.0
+    for name, value in after.items():
+        expected = 0.995 * np.float64(teacher[name]) + 0.005 * np.float64(student[name])
+        np.testing.assert_allclose(value, expected, rtol=3e-7, atol=1e-8, err_msg=name)
+        gap += ((np.float64(student[name]) - teacher[name]) ** 2).sum()
+        size += (np.float64(student[name]) ** 2).sum()
+    assert float(this.metrics["teacher_gap"]) == pytest.approx((gap / size) ** 0.5, rel=1e-4)
+
+
+# --- the whole method against oracles -------------------------------------------------------------------------------
+
+
+@jax.jit
+def embeds(params: Any, images: jax.Array, input_ids: jax.Array, mask: jax.Array) -> tuple[Any, Any]:
+    model, weights = case("full").recipe.model, {"params": params}
+    image = model.apply(weights, normalise_images(images), method="encode_image")
+    return image, model.apply(weights, input_ids, mask, method="encode_text")
+
+
+def towers(params: Any, batch: Batch, input_ids: jax.Array | None = None) -> tuple[Any, Any]:
+    ids = batch.input_ids if input_ids is None else input_ids
+    return embeds(params, batch.images, ids, batch.attention_mask)
+
+
+def masked_ids(batch: Batch, step: int) -> jax.Array:
+    special = np.isin(batch.input_ids, [TOKENS.cls_id, TOKENS.sep_id, TOKENS.pad_id])
+    key = stream(KEY, "mask", step)
+    return mask_tokens(key, batch.input_ids, jnp.asarray(~special), TOKENS.mask_id, 0.15).input_ids
+
+
+@pytest.fixture(scope="module")
+def repeated(full: Case) -> tuple[TrainState, Batch]:
+    """Rows 1 and 2 show one image; the images of rows 0 and 3 are in the queue, row 3's also in an unfilled slot."""
+    image_id = np.array(full.batch.image_id)
+    image_id[2] = image_id[1]
+    queued = np.array(full.before.queue.image_id)
+    queued[4], queued[9], queued[12], queued[15] = image_id[0], image_id[3], image_id[3], image_id[3]
+    queue = full.before.queue.replace(image_id=queued)
+    return full.before.replace(queue=queue), full.batch.replace(image_id=jnp.asarray(image_id))
+
+
+def expected_tgd(state: TrainState, batch: Batch, *, queue_positives: bool) -> float:
+    image, text = towers(state.params, batch, masked_ids(batch, int(state.step)))
+    teacher_image, teacher_text = towers({**state.params, **state.teacher}, batch)
+    queue, ids = state.queue, np.array(batch.image_id)
+    queued_ids = np.array(queue.image_id) if queue_positives else np.zeros_like(queue.image_id)
+    positive = (ids[:, None] == np.concatenate([ids, queued_ids])[None]).all(-1)
+    return oracles.tgd(
+        np.array(image.embed),
+        np.array(text.embed),
+        np.concatenate([teacher_image.embed, queue.image_embed]),
+        np.concatenate([teacher_text.embed, queue.text_embed]),
+        np.concatenate([np.ones(BATCH_SIZE), np.float64(0.99) ** queue.age]),
+        np.concatenate([np.ones(BATCH_SIZE, bool), queue.valid]),
+        positive,
+        temperature=0.07,
+        share=0.4 * 3 / 4,  # step 3 of a ramp over 4 steps
+    )
+
+
+def test_target_guided_distillation(full: Case, repeated: tuple[TrainState, Batch]) -> None:
+    """Rows with an image in the queue have it as a positive there, not as a negative."""
+    _, metrics = full.run(*repeated, KEY)
+    expected = expected_tgd(*repeated, queue_positives=True)
+    np.testing.assert_allclose(metrics["tgd"], expected, **CLOSE)
+    assert abs(expected_tgd(*repeated, queue_positives=False) - expected) > 1e-2
+    assert float(metrics["soft_target_share"]) == pytest.approx(0.3)
+    assert float(metrics["queue_fill"]) == pytest.approx(13 / 20)
+
+
+def test_feature_guided_distillation_and_its_mean(full: Case) -> None:
+    state, batch = full.before, full.batch
+    student = towers(state.params, batch, masked_ids(batch, 3))[1].feature
+    teacher = towers({**state.params, **state.teacher}, batch)[1].feature
+    mean = oracles.feature_mean(np.array(state.feature_mean), np.array(teacher), 3, 0.9)
+    np.testing.assert_allclose(full.after.feature_mean, mean, rtol=2e-6, atol=2e-6)
+    # The loss is centred on the mean that has followed this batch already.
+    np.testing.assert_allclose(full.metrics["fgd"], oracles.fgd(student, teacher, mean, 0.1, 0.04), **CLOSE)
+
+
+def test_queue_after_the_step(full: Case) -> None:
+    """The teacher's embeddings of the complete batch stand in slots 13 ... 19, 0; the rest is one step older."""
+    before, after = full.before.queue, full.after.queue
+    image, text = towers({**full.before.params, **full.before.teacher}, full.batch)
+    new = (13 + np.arange(BATCH_SIZE)) % 20
+    old = np.setdiff1d(np.arange(20), new)
+    np.testing.assert_allclose(after.image_embed[new], image.embed, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after.text_embed[new], text.embed, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(after.image_id[new], full.batch.image_id)
+    np.testing.assert_array_equal(after.age[new], 0)
+    np.testing.assert_array_equal(after.age[old], before.age[old] + 1)
+    for name in ("image_embed", "text_embed", "image_id"):
+        np.testing.assert_array_equal(getattr(after, name)[old], getattr(before, name)[old])
+    assert after.valid.all()
+    assert int(after.head) == (13 + BATCH_SIZE) % 20
+
+
+def test_gcpr_without_target_guided_distillation() -> None:
+    this = case("without_tgd")
+    image, text = towers(this.before.params, this.batch, masked_ids(this.batch, 3))
+    expected = oracles.gcpr(np.array(image.embed), np.array(text.embed), np.eye(BATCH_SIZE, dtype=bool), 0.07)
+    np.testing.assert_allclose(this.metrics["gcpr"], expected, **CLOSE)
+
+
+def test_without_enhanced_training_pre_ranking_reads_the_clean_text() -> None:
+    this = case("without_et")
+    student = towers(this.before.params, this.batch)
+    queue, teacher = this.before.queue, towers({**this.before.params, **this.before.teacher}, this.batch)
+    expected = oracles.tgd(
+        np.array(student[0].embed),
+        np.array(student[1].embed),
+        np.concatenate([teacher[0].embed, queue.image_embed]),
+        np.concatenate([teacher[1].embed, queue.text_embed]),
+        np.concatenate([np.ones(BATCH_SIZE), np.float64(0.99) ** queue.age]),
+        np.concatenate([np.ones(BATCH_SIZE, bool), queue.valid]),
+        np.eye(BATCH_SIZE, BATCH_SIZE + 20, dtype=bool),
+        temperature=0.07,
+        share=0.3,
+    )
+    np.testing.assert_allclose(this.metrics["tgd"], expected, **CLOSE)
+    # FGD reads the masked text all the same.
+    masked = towers(this.before.params, this.batch, masked_ids(this.batch, 3))[1].feature
+    expected = oracles.fgd(masked, np.array(teacher[1].feature), np.array(this.after.feature_mean), 0.1, 0.04)
+    np.testing.assert_allclose(this.metrics["fgd"], expected, **CLOSE)
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+class Gradients:
+    """The loss, its metrics, and its gradients in everything that is a float."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        def loss(params: Any, teacher: Any, entries: Any, mean: Any, state: TrainState, batch: Batch) -> Any:
+            queue = state.queue.replace(image_embed=entries[0], text_embed=entries[1])
+            state = state.replace(teacher=teacher, queue=queue, feature_mean=mean)
+            value, outcome = pretraining_loss(params, state, batch, KEY, recipe)
+            return value, outcome.metrics
+
+        self._run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+        entries = (state.queue.image_embed, state.queue.text_embed)
+        (_, metrics), gradients = self._run(state.params, state.teacher, entries, state.feature_mean, state, batch)
+        return metrics, named_leaves(dict(zip(("params", "teacher", "queue", "mean"), gradients, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def gradients(full: Case) -> Gradients:
+    return Gradients(full.recipe)
+
+
+def test_gradients_reach_the_student_and_nothing_else(full: Case, gradients: Gradients) -> None:
+    metrics, found = gradients(full.before, full.batch)
+    for name, gradient in found.items():
+        assert np.isfinite(gradient).all(), name
+        if not name.startswith("params/"):
+            assert not gradient.any(), name
+        elif not name.endswith("position_embedding/embedding"):
+            assert gradient.any(), name
+    squares = [
+        (np.float64(gradient) ** 2).sum()
+        for name, gradient in found.items()
+        if name.startswith("params/") and name.split("/")[1] in full.recipe.trainable_parts
+    ]
+    assert float(full.metrics["gradient_norm"]) == pytest.approx(sum(squares) ** 0.5, rel=1e-4)
+    assert float(full.metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+
+
+def test_unfilled_queue_slots_have_no_effect(full: Case, gradients: Gradients) -> None:
+    queue, empty = full.before.queue, ~np.array(full.before.queue.valid)
+    spoiled = queue.replace(
+        image_embed=np.where(empty[:, None], np.float32(1e4), queue.image_embed),
+        text_embed=np.where(empty[:, None], np.float32(-1e4), queue.text_embed),
+        image_id=np.where(empty[:, None], np.array(full.batch.image_id)[:1], queue.image_id),
+        age=np.where(empty, np.int32(10**6), queue.age),
+    )
+    expected, clean = gradients(full.before, full.batch)
+    metrics, found = gradients(full.before.replace(queue=spoiled), full.batch)
+    assert_bitwise_equal(named_leaves(metrics), named_leaves(expected))
+    assert_bitwise_equal(found, clean)
+
+
+def test_padding_has_no_effect(full: Case, gradients: Gradients) -> None:
+    batch, padding = full.batch, ~np.array(full.batch.attention_mask)
+    noise = np.random.default_rng(1).integers(0, 32, padding.shape)
+    spoiled = batch.replace(input_ids=jnp.asarray(np.where(padding, noise, batch.input_ids).astype(np.int32)))
+    expected, clean = gradients(full.before, batch)
+    metrics, found = gradients(full.before, spoiled)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, clean[name], atol=1e-6 * np.abs(clean[name]).max(), rtol=0, err_msg=name)
+
+
+def test_order_of_the_batch_does_not_matter(full: Case, gradients: Gradients) -> None:
+    """Texts with a single word that can be masked leave nothing to chance but the hard negatives."""
+    rng = np.random.default_rng(3)
+    ids = rng.choice([TOKENS.cls_id, TOKENS.sep_id], (BATCH_SIZE, 10))
+    ids[:, 0], ids[np.arange(BATCH_SIZE), rng.integers(1, 9, BATCH_SIZE)] = TOKENS.cls_id, 5 + np.arange(BATCH_SIZE)
+    batch = full.batch.replace(input_ids=jnp.asarray(ids.astype(np.int32)), attention_mask=jnp.ones(ids.shape, bool))
+    expected, _ = gradients(full.before, batch)
+    shuffled, _ = gradients(full.before, jax.tree.map(lambda leaf: leaf[np.array([3, 0, 7, 1, 6, 2, 5, 4])], batch))
+    for name in ("tgd", "fgd", "i2t_accuracy", "t2i_accuracy"):
+        np.testing.assert_allclose(shuffled[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_order_of_the_batch_does_not_matter_to_gcpr() -> None:
+    this = case("without_tgd")
+    order = np.array([3, 0, 7, 1, 6, 2, 5, 4])
+    ids = np.full((BATCH_SIZE, 10), TOKENS.sep_id, np.int32)
+    ids[:, 0], ids[np.arange(BATCH_SIZE), 1 + np.arange(BATCH_SIZE)] = TOKENS.cls_id, 6
+    batch = this.batch.replace(input_ids=jnp.asarray(ids), attention_mask=jnp.ones(ids.shape, bool))
+    losses = [
+        float(this.run(this.before, rows, KEY)[1]["gcpr"])
+        for rows in (batch, jax.tree.map(lambda leaf: leaf[order], batch))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# --- draws, and odd batches -----------------------------------------------------------------------------------------
+
+
+def test_the_same_key_and_step_give_the_same_result(full: Case) -> None:
+    after, metrics = full.run(full.before, full.batch, KEY)
+    assert_bitwise_equal(named_leaves(after), named_leaves(full.after))
+    assert_bitwise_equal(named_leaves(metrics), named_leaves(full.metrics))
+
+
+def test_another_key_or_step_draws_otherwise(full: Case) -> None:
+    # Step 4 and 5 have the same share of soft targets: the ramp is over.
+    results = [
+        full.run(full.before.replace(step=np.int32(step)), full.batch, jax.random.key(seed))[1]
+        for step, seed in ((4, 5), (5, 5), (4, 6))
+    ]
+    for name in ("mlm", "fgr"):
+        assert len({float(metrics[name]) for metrics in results}) == 3, name
+
+
+def test_a_batch_of_one_image_is_finite(full: Case) -> None:
+    """No negative is left for any row: FGR learns from the matching pairs alone."""
+    after, metrics = full.run(full.before, small_batch(0, same_image=True), KEY)
+    assert all(np.isfinite(value) for value in metrics.values()), metrics
+    assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())
+    assert (metrics["i2t_accuracy"], metrics["t2i_accuracy"], metrics["no_match_accuracy"]) == (1, 1, 0)
+
+
+def test_texts_with_nothing_to_mask_are_finite(full: Case) -> None:
+    ids = np.zeros((BATCH_SIZE, 10), np.int32)
+    ids[:, :2] = TOKENS.cls_id, TOKENS.sep_id
+    batch = full.batch.replace(input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(ids > 0))
+    after, metrics = full.run(full.before, batch, KEY)
+    assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())
+    assert float(metrics["mlm"]) == 0
+
+
+def test_an_empty_queue_is_finite(full: Case) -> None:
+    state = random_state(full.recipe, step=0, filled=0)
+    after, metrics = full.run(state, full.batch, KEY)
+    assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())
+    assert (metrics["queue_fill"], metrics["soft_target_share"]) == (0, 0)
+    assert int(after.queue.valid.sum()) == BATCH_SIZE
+
+
+def test_temperature_stays_in_its_range() -> None:
+    """A learning rate of 1 throws the temperature far beyond either bound."""
+    config = small_config(CHEAPEST, {"optimizer": {"learning_rate": 1.0, "clip_norm": 1e9}})
+    recipe = small_recipe(config)
+    run, seen = compiled_step(config, recipe), set()
+    for seed in range(4):
+        after, _ = run(random_state(recipe, seed), small_batch(seed), KEY)
+        seen.add(float(after.params["temperature"]))
+    assert seen <= {float(np.float32(0.001)), 0.5}
+
+
+def test_learns_a_batch_by_heart(full: Case) -> None:
+    state, losses = full.before, []
+    for _ in range(60):
+        state, metrics = full.run(state, full.batch, KEY)
+        losses.append([float(metrics[term]) for term in ("tgd", "fgr", "mlm", "fgd")])
+    early, late = np.mean(losses[:5], axis=0), np.mean(losses[-5:], axis=0)
+    assert (late < early).all(), (early, late)
+    assert late.sum() < 0.8 * early.sum(), (early, late)
