@@ -42,9 +42,12 @@ def recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
     for direction, ranks in (("i2t", best_ranks(scores, positive)), ("t2i", best_ranks(scores.T, positive.T))):
         at = {f"{direction}_r{cutoff}": 100 * float(np.mean(ranks < cutoff)) for cutoff in CUTOFFS}
         result |= at | {f"{direction}_mean": float(np.mean(list(at.values())))}
-    result["mean"] = (result["i2t_mean"] + result["t2i_mean"]) / 2
-    result["r10"] = (result["i2t_r10"] + result["t2i_r10"]) / 2
-    return result
+    return result | _over_both(result)
+
+
+def _over_both(recall: dict[str, float]) -> dict[str, float]:
+    """The figures that average the two directions."""
+    return {name: (recall[f"i2t_{name}"] + recall[f"t2i_{name}"]) / 2 for name in ("mean", "r10")}
 
 
 def chance_recalls(caption_image: np.ndarray, num_images: int) -> dict[str, float]:
@@ -55,9 +58,7 @@ def chance_recalls(caption_image: np.ndarray, num_images: int) -> dict[str, floa
     for direction, candidates, positives in (("i2t", texts, captions), ("t2i", num_images, np.ones(texts, int))):
         at = {f"{direction}_r{k}": 100 * float(np.mean(_hit_chance(candidates, positives, k))) for k in CUTOFFS}
         result |= at | {f"{direction}_mean": float(np.mean(list(at.values())))}
-    result["mean"] = (result["i2t_mean"] + result["t2i_mean"]) / 2
-    result["r10"] = (result["i2t_r10"] + result["t2i_r10"]) / 2
-    return result
+    return result | _over_both(result)
 
 
 def _hit_chance(candidates: int, positives: np.ndarray, cutoff: int) -> np.ndarray:
@@ -121,5 +122,4 @@ def evaluate_retrieval(scorer: Scorer, params: Params, encoded: EncodedSplit, re
     positive = recalls(i2t, caption_image), recalls(t2i.T, caption_image)
     both = {name: value for name, value in positive[0].items() if name.startswith("i2t")}
     both |= {name: value for name, value in positive[1].items() if name.startswith("t2i")}
-    both |= {"mean": (both["i2t_mean"] + both["t2i_mean"]) / 2, "r10": (both["i2t_r10"] + both["t2i_r10"]) / 2}
-    return RetrievalReport(report.dual, both, chance)
+    return RetrievalReport(report.dual, both | _over_both(both), chance)

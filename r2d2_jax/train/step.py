@@ -15,7 +15,7 @@ from r2d2_jax.arrays import Batch, Encoded, same_image, unit_norm
 from r2d2_jax.losses.contrastive import gcpr, similarity_logits
 from r2d2_jax.losses.distillation import Candidates, fgd, followed_mean, tgd
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, masked_lm
-from r2d2_jax.losses.matching import match_loss, sample_negatives
+from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import cls_of, normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import replicated
@@ -266,7 +266,7 @@ def _ranking(
     logits = _apply(recipe, params, "match_logits", text_image[:, 0], image_text[:, 0])
     label = jnp.tile(jnp.array([True, False, False]), b)
     hidden = text_image.reshape(b, 3, read.shape[1], -1)[:, 0, 1:]
-    correct = (jnp.mean(jax.nn.softmax(logits)[..., 1], axis=1) > 0.5) == label
+    correct = (match_probability(logits) > 0.5) == label
     metrics = {
         "match_accuracy": _share(correct, label),
         "no_match_accuracy": _share(correct, ~label & counts),
