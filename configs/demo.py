@@ -1,8 +1,7 @@
 """The demonstration: every part of the method, small enough for two CPU cores.
 
 Scenes of two objects with Chinese captions, made by `python launch/prepare_data.py --demo --output=data/demo`. To tell
-红色的大圆在蓝色的小方块左边 from 蓝色的大圆在红色的小方块左边 a model must bind colours to shapes; a bag of words
-cannot.
+大红圆在小蓝方块左边 from 大蓝圆在小红方块左边 a model must bind colours to shapes; a bag of words cannot.
 All numbers are our decision; those that differ from the article's are so because model, data and time are small.
 """
 
@@ -21,8 +20,8 @@ def get_config() -> ConfigDict:
             image=dict(image_size=48, patch_size=12, width=width, layers=2, heads=heads, mlp_width=mlp_width),
             text=dict(
                 vocabulary_size=40,  # the built-in captions need fewer
-                text_length=18,  # the longest caption has 16 characters, [CLS] and [SEP]
-                max_positions=18,
+                text_length=15,  # the longest caption has 13 characters, [CLS] and [SEP]
+                max_positions=15,
                 width=width,
                 layers=2,
                 heads=heads,
