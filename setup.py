@@ -27,6 +27,7 @@ setup(
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11.20",
         "pillow>=10.4",
+        "safetensors>=0.5",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.21",
@@ -36,7 +37,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]>=0.7"],
         "tpu": ["jax[tpu]>=0.7"],
-        "convert": ["torch>=2.6", "safetensors>=0.5"],
-        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "safetensors>=0.5"],
+        "convert": ["torch>=2.6"],
+        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "torch==2.13.0"],
     },
 )

@@ -219,6 +219,21 @@ class Config:
         return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
 
 
+def model_config(values: dict[str, Any]) -> ModelConfig:
+    """The sizes of a model from the plain values that `dataclasses.asdict` and JSON made of them.
+
+    Raises:
+        UserError: names every unknown or missing key, wrong type and contradiction, in one message.
+    """
+    problems: list[str] = []
+    resolved = _read(ModelConfig, values, "model.", problems)
+    if not problems:
+        problems = list(_model_contradictions(resolved))
+    if problems:
+        raise UserError("the sizes of the model are wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return resolved
+
+
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Adds every key that a config leaves at its default, because flags can only override keys that are there."""
 
@@ -365,8 +380,8 @@ def _model_contradictions(model: ModelConfig) -> Iterator[str]:
     if cross.layers and cross.width != text.width:
         yield (f"model.cross.width {cross.width} differs from model.text.width {text.width}; the text-image cross "
                "encoder is fed with text tokens directly")
-    if cross.layers == 1 or cross.layers < 0:
-        yield f"model.cross.layers is {cross.layers}; expected 2 or more, or 0 for PRD2"
+    if cross.layers < 0:
+        yield f"model.cross.layers is {cross.layers}; expected 1 or more, or 0 for PRD2"
     if model.dtype not in ("bfloat16", "float32"):
         yield f"model.dtype is {model.dtype!r}; expected 'bfloat16' or 'float32'"
     low, high = model.temperature_range

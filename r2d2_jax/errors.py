@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one sentence or a short list that says what is wrong, where, what was expected and what to do.
     Programs in `launch/` print it without a traceback and exit with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, for use within a message of ours."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

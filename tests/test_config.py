@@ -229,8 +229,7 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"model__cross__width": 32},
          "model.cross.width 32 differs from model.text.width 16; the text-image cross encoder is fed with text tokens "
          "directly"),
-        ({"model__cross__layers": 1}, "model.cross.layers is 1; expected 2 or more, or 0 for PRD2"),
-        ({"model__cross__layers": -1}, "model.cross.layers is -1; expected 2 or more, or 0 for PRD2"),
+        ({"model__cross__layers": -1}, "model.cross.layers is -1; expected 1 or more, or 0 for PRD2"),
         ({"model__dtype": "float16"}, "model.dtype is 'float16'; expected 'bfloat16' or 'float32'"),
         ({"model__temperature_init": 0.6},
          "model.temperature_init 0.6 lies outside model.temperature_range (0.001, 0.5)"),

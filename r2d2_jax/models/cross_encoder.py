@@ -76,7 +76,8 @@ class CrossEncoder(nn.Module):
             The last hidden states of the tokens at `read`.
         """
         inputs = (mask, context, context_mask)
-        stack = scanned(CrossLayer, self.config.layers - 1, remat=self.remat, unroll=self.unroll)
-        tokens, _ = stack(self.config, self.dtype, name="layers")(tokens, *inputs)
+        if self.config.layers > 1:
+            stack = scanned(CrossLayer, self.config.layers - 1, remat=self.remat, unroll=self.unroll)
+            tokens, _ = stack(self.config, self.dtype, name="layers")(tokens, *inputs)
         last = nn.remat(CrossLayer, prevent_cse=False) if self.remat else CrossLayer
         return last(self.config, self.dtype, name="last_layer")(tokens, *inputs, read)[0]

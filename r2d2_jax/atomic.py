@@ -1,0 +1,39 @@
+"""Files and folders that are there whole or not at all."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from r2d2_jax.errors import UserError, first_line
+
+# What writers raise when the disk refuses: the operating system's own error, or a library's wrapping of it.
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, ValueError)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path` to write a file or folder to; renames it to `path` on success, removes it otherwise.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+    except UserError:
+        raise
+    except WRITE_ERRORS as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
+        advice = "free some space or choose another folder" if full else "check the folder and the room on its disk"
+        raise UserError(f"cannot write {path}: {first_line(error)}; nothing was left there; {advice}") from error
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,238 @@
+"""Where a tensor of another framework stands among our parameters, and how its axes are turned on the way.
+
+Our transformer layers are stacked along a leading axis, and the last layer of a cross encoder stands apart; elsewhere
+layers are numbered. PyTorch keeps a linear layer's weight as [out, in], we as [in, out]; a patch embedding is a
+convolution [d, 3, patch, patch] there and a matrix over the pixels of a patch, [patch * patch * 3, d], here.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r2d2_jax.config import ModelConfig
+from r2d2_jax.errors import UserError
+from r2d2_jax.models.r2d2 import R2D2
+
+Params = dict[str, Any]
+Tensors = Mapping[str, np.ndarray]
+Turn = Literal["none", "linear", "patches"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor's place: `path` among our parameters, `layer` its index on the leading axis of a stack, if any."""
+
+    path: str
+    layer: int | None = None
+    turn: Turn = "none"
+
+
+def norm(theirs: str, ours: str) -> dict[str, Place]:
+    """A layer norm."""
+    return {f"{theirs}.weight": Place(f"{ours}/norm/scale"), f"{theirs}.bias": Place(f"{ours}/norm/bias")}
+
+
+def linear(theirs: str, ours: str) -> dict[str, Place]:
+    """A linear layer with a bias."""
+    return {f"{theirs}.weight": Place(f"{ours}/kernel", turn="linear"), f"{theirs}.bias": Place(f"{ours}/bias")}
+
+
+def below(theirs: str, ours: str, places: Mapping[str, Place], layer: int | None = None) -> dict[str, Place]:
+    """The same tensors under a prefix on both sides; `layer` puts them into a stack."""
+    prefix = f"{ours}/" if ours else ""
+    return {
+        f"{theirs}{name}": Place(f"{prefix}{place.path}", place.layer if layer is None else layer, place.turn)
+        for name, place in places.items()
+    }
+
+
+CLIP_LAYER = {
+    **norm("layer_norm1", "attention_norm"),
+    **linear("self_attn.q_proj", "attention/query"),
+    **linear("self_attn.k_proj", "attention/key"),
+    **linear("self_attn.v_proj", "attention/value"),
+    **linear("self_attn.out_proj", "attention/out"),
+    **norm("layer_norm2", "mlp_norm"),
+    **linear("mlp.fc1", "mlp/up"),
+    **linear("mlp.fc2", "mlp/down"),
+}
+
+
+def _bert_attention(theirs: str, ours: str) -> dict[str, Place]:
+    return {
+        **linear(f"{theirs}.self.query", f"{ours}/query"),
+        **linear(f"{theirs}.self.key", f"{ours}/key"),
+        **linear(f"{theirs}.self.value", f"{ours}/value"),
+        **linear(f"{theirs}.output.dense", f"{ours}/out"),
+        **norm(f"{theirs}.output.LayerNorm", f"{ours}_norm"),
+    }
+
+
+_BERT_MLP = {
+    **linear("intermediate.dense", "mlp/up"),
+    **linear("output.dense", "mlp/down"),
+    **norm("output.LayerNorm", "mlp_norm"),
+}
+BERT_LAYER = _bert_attention("attention", "attention") | _BERT_MLP
+CROSS_LAYER = (
+    _bert_attention("attention", "self_attention") | _bert_attention("crossattention", "cross_attention") | _BERT_MLP
+)
+
+
+def clip_vision(layers: int) -> dict[str, Place]:
+    """The image tower under transformers' names of `CLIPVisionModel`, below `vision_model.`; ours: `image_encoder`."""
+    places = {
+        "embeddings.class_embedding": Place("class_embedding"),
+        "embeddings.patch_embedding.weight": Place("patch_embedding/kernel", turn="patches"),
+        "embeddings.position_embedding.weight": Place("position_embedding"),
+        **norm("pre_layrnorm", "pre_norm"),  # so spelled in transformers
+    }
+    for layer in range(layers):
+        places |= below(f"encoder.layers.{layer}.", "layers", CLIP_LAYER, layer)
+    return below("", "image_encoder", places)
+
+
+def bert(layers: int) -> dict[str, Place]:
+    """The text tower under transformers' names of `BertModel`; ours: `text_encoder`."""
+    places = {
+        "embeddings.word_embeddings.weight": Place("word_embedding/embedding"),
+        "embeddings.position_embeddings.weight": Place("position_embedding/embedding"),
+        "embeddings.token_type_embeddings.weight": Place("type_embedding/embedding"),
+        **norm("embeddings.LayerNorm", "embedding_norm"),
+    }
+    for layer in range(layers):
+        places |= below(f"encoder.layer.{layer}.", "layers", BERT_LAYER, layer)
+    return below("", "text_encoder", places)
+
+
+def cross_encoder(layers: int) -> dict[str, Place]:
+    """One cross encoder under the published names, which are those of a BERT decoder without embeddings."""
+    places: dict[str, Place] = {}
+    for layer in range(layers - 1):
+        places |= below(f"encoder.layer.{layer}.", "layers", CROSS_LAYER, layer)
+    return places | below(f"encoder.layer.{layers - 1}.", "last_layer", CROSS_LAYER)
+
+
+def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (path, leaf) of a nested dict, such as ("image_encoder/class_embedding", ...)."""
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def nested(leaves: Mapping[str, Any]) -> Params:
+    """The inverse of `flat`."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
+
+
+def our_shapes(config: ModelConfig, *, masked_lm: bool = False) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of a model; cross encoders as far as the sizes have them."""
+    model = R2D2(config, matching=bool(config.cross.layers), masked_lm=masked_lm)
+    images = jnp.zeros((1, config.image.image_size, config.image.image_size, 3))
+    input_ids = jnp.zeros((1, 1), jnp.int32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), images, input_ids, jnp.ones_like(input_ids, bool))
+    return {path: leaf.shape for path, leaf in flat(tree["params"])}
+
+
+def their_shape(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The other framework's shape of the tensor at `place`, whose parameter of ours has `shape`."""
+    if place.layer is not None:
+        shape = shape[1:]
+    if place.turn == "patches":
+        patch = math.isqrt(shape[0] // 3)
+        return (shape[1], 3, patch, patch)
+    return shape[::-1] if place.turn == "linear" else shape
+
+
+def to_ours(tensors: Tensors, places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]) -> Params:
+    """Puts every tensor of `places` where it belongs, as float32.
+
+    Args:
+        tensors: name -> tensor; has every name of `places`, with the right shape.
+        places: name -> place.
+        shapes: our path -> shape of the whole parameter.
+
+    Returns:
+        Our parameters, nested, in new memory.
+    """
+    leaves: dict[str, np.ndarray] = {}
+    for name, place in places.items():
+        if place.path not in leaves:
+            leaves[place.path] = np.empty(shapes[place.path], np.float32)
+        whole = leaves[place.path]
+        target = whole[...] if place.layer is None else whole[place.layer, ...]
+        tensor = tensors[name]
+        if place.turn == "patches":
+            tensor = tensor.transpose(2, 3, 1, 0).reshape(target.shape)
+        elif place.turn == "linear":
+            tensor = tensor.T
+        target[...] = tensor
+    return nested(leaves)
+
+
+def to_theirs(params: Params, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
+    """The inverse of `to_ours`: name -> contiguous float32 tensor."""
+    leaves = dict(flat(params))
+    tensors = {}
+    for name, place in places.items():
+        tensor = np.asarray(leaves[place.path], np.float32)
+        if place.layer is not None:
+            tensor = tensor[place.layer, ...]
+        if place.turn == "patches":
+            patch = math.isqrt(len(tensor) // 3)
+            tensor = tensor.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+        elif place.turn == "linear":
+            tensor = tensor.T
+        tensors[name] = tensor.copy(order="C")
+    return tensors
+
+
+def check_tensors(
+    tensors: Tensors, expected: Mapping[str, tuple[int, ...]], leftover: Mapping[str, str], source: str
+) -> list[str]:
+    """Refuses missing, unexpected and mis-shaped tensors.
+
+    Args:
+        tensors: name -> tensor, as read.
+        expected: name -> shape of every tensor that must be there.
+        leftover: regular expression -> reason, of the names that may be there although nothing reads them.
+        source: what the tensors were read from, for the message.
+
+    Returns:
+        The names that are left over.
+
+    Raises:
+        UserError: lists every name that is missing, unexpected or of another shape.
+    """
+    problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
+    unused = []
+    for name, tensor in tensors.items():
+        if name in expected:
+            if tensor.shape != expected[name]:
+                problems.append(f"shape: {name} is {list(tensor.shape)}, expected {list(expected[name])}")
+        elif any(re.fullmatch(pattern, name) for pattern in leftover):
+            unused.append(name)
+        else:
+            problems.append(f"unexpected: {name} {list(tensor.shape)}")
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(
+            f"{source} does not hold the tensors of such a model; check that it is the right file. "
+            f"{len(problems)} name(s) differ:\n{listed}"
+        )
+    return unused

@@ -1,0 +1,147 @@
+"""A published checkpoint computes here what it computes in the published PyTorch code."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import FOLDER, reference, reference_model
+
+from r2d2_jax.convert.naming import flat, to_theirs
+from r2d2_jax.convert.torch_r2d2 import published_places
+from r2d2_jax.evaluation.retrieval import best_ranks, reranked, top_candidates
+from r2d2_jax.losses.contrastive import gcpr, similarity_logits
+from r2d2_jax.losses.matching import match_loss, match_probability
+from r2d2_jax.models.r2d2 import R2D2
+from r2d2_jax.models.store import Model
+
+pytestmark = pytest.mark.parity
+HIDDEN, SCORE, GRADIENT = 1e-4, 1e-5, 1e-3  # largest absolute difference; of scores and losses; relative per tensor
+ROUNDING = 1e-5  # of the whole gradient's norm: a key bias's gradient is mathematically zero and below it
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return reference_model()
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    return reference("expected.safetensors")
+
+
+def apply(model: Model, *arguments: Any, method: str, params: Any = None) -> Any:
+    module = R2D2(model.config, matching=True, masked_lm=False)
+    return module.apply({"params": model.params if params is None else params}, *arguments, method=method)
+
+
+def inputs(values: dict[str, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    images = jnp.asarray(values["image"].transpose(0, 2, 3, 1))
+    return images, jnp.asarray(values["input_ids"], jnp.int32), jnp.asarray(values["attention_mask"]) > 0
+
+
+def differs(got: Any, want: np.ndarray) -> float:
+    assert np.shape(got) == want.shape
+    return float(np.max(np.abs(np.asarray(got) - want)))
+
+
+def test_towers_and_cross_encoders(model: Model, expected: dict[str, np.ndarray]) -> None:
+    images, input_ids, mask = inputs(expected)
+    image = apply(model, images, method="encode_image")
+    text = apply(model, input_ids, mask, method="encode_text")
+    pair = (text.tokens, mask, image.tokens)
+    assert differs(image.tokens, expected["image_hidden"]) < HIDDEN
+    assert differs(image.embed, expected["image_embed"]) < HIDDEN
+    assert differs(text.tokens, expected["text_hidden"]) < HIDDEN
+    assert differs(text.embed, expected["text_embed"]) < HIDDEN
+    assert differs(apply(model, *pair, method="cross_text_image"), expected["text_cross_hidden"]) < HIDDEN
+    assert differs(apply(model, *pair, method="cross_image_text"), expected["image_cross_hidden"]) < HIDDEN
+
+
+def test_match_scores(model: Model, expected: dict[str, np.ndarray]) -> None:
+    images, input_ids, mask = inputs(expected)
+    image, text = (apply(model, images, method="encode_image"), apply(model, input_ids, mask, method="encode_text"))
+    logits = apply(model, text.tokens, mask, image.tokens, method="match")
+    assert differs(match_probability(logits), expected["match_score"]) < SCORE
+    probabilities = jnp.mean(jax.nn.softmax(logits, axis=-1), axis=1)
+    assert differs(probabilities, expected["match_pred"]) < SCORE
+    # The published matching fine-tune puts a softmax on top of the softmax.
+    twice = jnp.take_along_axis(
+        jax.nn.log_softmax(probabilities), jnp.asarray(expected["match_label"], jnp.int32)[:, None], axis=1)
+    assert differs(-jnp.mean(twice), expected["loss_match"]) < SCORE
+
+
+def retrieval_losses(model: Model, params: Any, expected: dict[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+    """(GCPR, FGR) of the retrieval fine-tune: image tower frozen, hard negatives given."""
+    images, input_ids, mask = inputs(expected)
+    params = params | {"image_encoder": jax.lax.stop_gradient(params["image_encoder"])}
+    image = apply(model, images, method="encode_image", params=params)
+    text = apply(model, input_ids, mask, method="encode_text", params=params)
+    same_image = jnp.asarray(expected["pair_id"][:, None] == expected["pair_id"][None])
+    contrastive = gcpr(image.embed, text.embed, same_image, jnp.asarray(params["temperature"]))
+    other_image, other_text = expected["negative_image_index"], expected["negative_text_index"]
+    pairs = (
+        jnp.concatenate([text.tokens, text.tokens, text.tokens[other_text]]),
+        jnp.concatenate([mask, mask, mask[other_text]]),
+        jnp.concatenate([image.tokens, image.tokens[other_image], image.tokens]),
+    )
+    logits = apply(model, *pairs, method="match", params=params)
+    label = jnp.arange(len(logits)) < len(images)
+    return contrastive, match_loss(logits, label, jnp.ones(len(logits), bool), (1.0, 2.0))
+
+
+def test_retrieval_losses(model: Model, expected: dict[str, np.ndarray]) -> None:
+    contrastive, matching = retrieval_losses(model, model.params, expected)
+    assert differs(contrastive, expected["loss_gcpr"]) < SCORE
+    assert differs(matching, expected["loss_fgr"]) < SCORE
+
+
+def test_gradients_of_the_retrieval_losses(model: Model, expected: dict[str, np.ndarray]) -> None:
+    gradients = jax.grad(lambda params: sum(retrieval_losses(model, params, expected)))(model.params)
+    ours = to_theirs(jax.tree.map(np.asarray, gradients), published_places(model.config))
+    want = {name.removeprefix("grad."): value for name, value in expected.items() if name.startswith("grad.")}
+    assert set(want) == {name for name in ours if not name.startswith("visual_encoder.")}
+    whole = np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in want.values()))
+    relative = {name: np.linalg.norm(ours[name] - value) / max(np.linalg.norm(value), ROUNDING * whole)
+                for name, value in want.items()}
+    assert {name: value for name, value in relative.items() if value > GRADIENT} == {}
+
+
+def test_weights_of_hard_negatives(model: Model, expected: dict[str, np.ndarray]) -> None:
+    images, input_ids, mask = inputs(expected)
+    image, text = (apply(model, images, method="encode_image"), apply(model, input_ids, mask, method="encode_text"))
+    other = expected["pair_id"][:, None] != expected["pair_id"][None]
+    for name, rows, keys in (("i2t", image.embed, text.embed), ("t2i", text.embed, image.embed)):
+        logits = similarity_logits(rows, keys, jnp.asarray(model.params["temperature"]))
+        assert differs(jax.nn.softmax(logits, axis=1) * other, expected[f"negative_weights_{name}"]) < SCORE
+
+
+def test_two_stage_retrieval(model: Model) -> None:
+    values = reference("retrieval.safetensors")
+    figures = json.loads((FOLDER / "retrieval.json").read_text())
+    images, input_ids, mask = inputs(values)
+    image, text = (apply(model, images, method="encode_image"), apply(model, input_ids, mask, method="encode_text"))
+    cosine = np.asarray(image.embed @ text.embed.T)
+    assert differs(cosine, values["cosine"]) < SCORE
+    every = np.stack(np.meshgrid(range(len(images)), range(len(input_ids)), indexing="ij"), -1).reshape(-1, 2)
+    logits = apply(model, text.tokens[every[:, 1]], mask[every[:, 1]], image.tokens[every[:, 0]], method="match")
+    probability = np.asarray(match_probability(logits)).reshape(cosine.shape)
+    positive = np.arange(len(images))[:, None] == values["text_image_index"][None]
+    for key, published, scores, match, hits in (
+        ("txt", "score_i2t", cosine, probability, positive),
+        ("img", "score_t2i", cosine.T, probability.T, positive.T),
+    ):
+        candidates = top_candidates(scores, figures["top_k"])
+        final = reranked(scores, candidates, np.take_along_axis(match, candidates, axis=1))
+        assert differs(final, values[published]) < SCORE
+        ranks = best_ranks(final, hits)
+        for cutoff in (1, 5):
+            assert 100 * np.mean(ranks < cutoff) == pytest.approx(figures[f"{key}_r{cutoff}"], abs=1e-9)
+
+
+def test_every_parameter_is_read_from_the_checkpoint(model: Model) -> None:
+    tensors = reference("checkpoint.pth")
+    assert {path for path, _ in flat(model.params)} == {place.path for place in published_places(model.config).values()}
+    assert set(tensors) == set(published_places(model.config)) | set(model.unused)
