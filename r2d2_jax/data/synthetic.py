@@ -1,12 +1,13 @@
 """Generated scenes with Chinese captions: a demonstration that a bag of words cannot solve.
 
-A scene holds two objects, each with a colour, a shape and a size, one beside or above the other:
-"大红圆在小蓝方块左边". Every caption names everything, so it is true of exactly one scene. Within a scene the two colours
-differ and the two shapes differ, so an exchange of the colours, or of the places, always makes another scene, whose
-caption has the same characters in another order.
+A scene holds two objects, each with a colour, a shape and a size, one beside or above the other: 大红圆在小蓝方块左边.
+Every caption names everything about both, so it is true of exactly one scene. Within a scene the two colours differ and
+the two shapes differ, so an exchange of the colours, or of the places, always makes another scene, whose caption has the
+same characters in another order. A ring that no caption names lies near a border, in any colour: what colours there are
+in a picture does not tell which colour a named object has.
 
-Captions name the left or upper object first. Free order of mention (小蓝方块在大红圆右边) makes the relation an exclusive-or
-of two words, which models of this size did not learn in minutes: colours and sizes were bound, places guessed.
+Captions name the left or upper object first. With a free order of mention, 小蓝方块在大红圆右边, the relation is an
+exclusive-or of two words; models of this size bound colours and sizes in minutes, but guessed the places.
 
 The scenes are split by *combination*: the unordered colours, shapes and sizes. All scenes of a combination, hence a
 scene and everything that an exchange makes of it, are training scenes or held out together. The validation and the
@@ -163,7 +164,17 @@ def render(scene: SyntheticScene, rng: np.random.Generator, image_size: int = 48
         shade = rng.integers(-12, 13, size=3)
         colour = tuple(int(value) for value in np.clip(np.add(COLOURS[item.colour], shade), 0, 255))
         _draw_shape(draw, item.shape, centre[0] * side, centre[1] * side, radius * side, colour)
+    _draw_distractor(draw, scene, rng, side)
     return picture.reduce(_SUPERSAMPLING)
+
+
+def _draw_distractor(draw: ImageDraw.ImageDraw, scene: SyntheticScene, rng: np.random.Generator, side: int) -> None:
+    """Draws a ring of any colour near a border that the two objects leave free."""
+    along, across = rng.uniform(0.12, 0.88), rng.choice((0.1, 0.9))
+    x, y = (along, across) if scene.relation == "左边" else (across, along)
+    colour = tuple(COLOURS.values())[rng.integers(len(COLOURS))]
+    box = [side * (x - 0.08), side * (y - 0.08), side * (x + 0.08), side * (y + 0.08)]
+    draw.ellipse(box, outline=colour, width=round(0.035 * side))
 
 
 def _check_image_size(image_size: int) -> None:
