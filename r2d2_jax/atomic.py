@@ -26,11 +26,15 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
+        if unfinished.is_file():  # safetensors makes files that only their owner may read
+            mask = os.umask(0)
+            os.umask(mask)
+            unfinished.chmod(0o666 & ~mask)
         os.replace(unfinished, path)
     except UserError:
         raise
     except WRITE_ERRORS as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         advice = "free some space or choose another folder" if full else "check the folder and the room on its disk"
         raise UserError(f"cannot write {path}: {first_line(error)}; nothing was left there; {advice}") from error
     finally:

@@ -53,7 +53,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     if path.suffix == ".safetensors":
         with written_whole(path) as unfinished:
-            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, unfinished)
+            save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, unfinished)
     elif path.suffix == ".pth":
         torch = _torch(path)
         writeable = {name: np.require(tensor, requirements=("C", "W")) for name, tensor in tensors.items()}

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config import ModelConfig, model_config
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.models.r2d2 import R2D2
 
 CONFIG, PARAMS, UNUSED, VOCABULARY = "model.json", "params", "unused.safetensors", "vocab.txt"
 
@@ -34,6 +35,23 @@ class Model:
     params: dict[str, Any]
     unused: dict[str, np.ndarray] = field(default_factory=dict)
     vocabulary: tuple[str, ...] | None = None
+
+    @property
+    def module(self) -> R2D2:
+        """The Linen module with the parts that there are parameters for."""
+        matching, masked_lm = "text_image_match_head" in self.params, "masked_lm_head" in self.params
+        return R2D2(self.config, matching=matching, masked_lm=masked_lm)
+
+    def summary(self) -> str:
+        """What it is, in a line."""
+        kind = "R2D2" if self.module.matching else "PRD2"
+        image, text = self.config.image, self.config.text
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"{kind}, {count:,} parameters; image {image.image_size} / {image.patch_size} pixels, {image.layers} layers "
+            f"of {image.width}; text {text.layers} layers of {text.width}, {text.vocabulary_size} tokens; "
+            f"{self.config.cross.layers} cross layers"
+        )
 
 
 def is_model(folder: Path) -> bool:

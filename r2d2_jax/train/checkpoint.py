@@ -124,8 +124,8 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
     return {"state": ocp.StandardCheckpointHandler(), **json_items}
 
 
-def load_params(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The student's parameters, in host memory, and the configuration of a run's newest checkpoint.
+def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The train state, as nested dicts in host memory, and the configuration of a run's newest checkpoint.
 
     Raises:
         UserError: there is no checkpoint.
@@ -138,7 +138,7 @@ def load_params(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")
     items = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
     saved = manager.restore(step, args=items)
-    return saved["state"]["params"], saved["config"]
+    return saved["state"], saved["config"]
 
 
 def _config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from small_model import assert_bitwise_equal, named_leaves, small_config
 
 from r2d2_jax.config import TrainConfig
 from r2d2_jax.errors import UserError
-from r2d2_jax.train.checkpoint import Checkpoints, load_params
+from r2d2_jax.train.checkpoint import Checkpoints, load_state
 from r2d2_jax.train.queue import empty_queue, enqueue
 from r2d2_jax.train.state import TrainState
 
@@ -86,17 +86,17 @@ def test_the_newest_is_restored_bit_by_bit(tmp_path: Path) -> None:
 
 def test_params_alone(tmp_path: Path) -> None:
     saved(tmp_path, {3: None, 7: 1.0}, keep_last=2).close()
-    params, config = load_params(tmp_path)
-    assert_bitwise_equal(named_leaves(params), named_leaves(state_of(7).params))
+    state, config = load_state(tmp_path)
+    assert_bitwise_equal(named_leaves(state["params"]), named_leaves(state_of(7).params))
     assert config == CONFIG.to_dict()
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_no_params_without_a_checkpoint(tmp_path: Path, make: bool) -> None:
+def test_no_state_without_a_checkpoint(tmp_path: Path, make: bool) -> None:
     if make:
         saved(tmp_path / "run", {}).close()
     with pytest.raises(UserError, match=r"no checkpoint under .*run/checkpoints; expected the --workdir of a run"):
-        load_params(tmp_path / "run")
+        load_state(tmp_path / "run")
 
 
 def test_another_configuration_is_refused_with_every_key(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""Opens a model wherever it comes from and writes it wherever it goes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from r2d2_jax.config import model_config
+from r2d2_jax.convert.naming import flat
+from r2d2_jax.convert.tensor_files import TORCH_SUFFIXES, read_tensors, write_tensors
+from r2d2_jax.convert.torch_r2d2 import from_published, to_published
+from r2d2_jax.errors import UserError
+from r2d2_jax.models.store import Model, is_model, load_model, read_vocabulary, save_model
+from r2d2_jax.train.checkpoint import load_state
+
+Weights = Literal["student", "teacher"]
+
+
+def open_model(
+    path: Path,
+    *,
+    weights: Weights = "student",
+    image_heads: int | None = None,
+    text_heads: int | None = None,
+    vocabulary: Path | None = None,
+) -> Model:
+    """Opens a published checkpoint, a model that was converted before, or the newest checkpoint of a run.
+
+    Args:
+        path: a `.pth` or `.safetensors` file, a folder of `save_model`, or the --workdir of a run.
+        weights: of a run, the student, or the momentum teacher where it has parameters of its own.
+        image_heads, text_heads: of a published checkpoint, see `from_published`.
+        vocabulary: a WordPiece vocabulary that belongs to the model; None keeps what the model came with.
+
+    Raises:
+        UserError: there is no such model, it is damaged, or the vocabulary does not fit the word embeddings.
+    """
+    if path.is_file() or path.suffix in (".safetensors", *TORCH_SUFFIXES):
+        model = from_published(read_tensors(path), str(path), image_heads=image_heads, text_heads=text_heads)
+    elif is_model(path):
+        model = load_model(path)
+    elif (path / "checkpoints").is_dir():
+        model = _of_run(path, weights)
+    else:
+        raise UserError(
+            f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote, "
+            "or the --workdir of a run"
+        )
+    if vocabulary is not None:
+        model = dataclasses.replace(model, vocabulary=read_vocabulary(vocabulary))
+    check_vocabulary(model)
+    return model
+
+
+def write_model(model: Model, path: Path) -> None:
+    """Writes a published `.pth` or `.safetensors` file, or else a folder of ours.
+
+    Raises:
+        UserError: there is something already, it cannot be written, or the model lacks what is published.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already; choose another name or remove it first")
+    if path.suffix in (".pth", ".safetensors"):
+        write_tensors(path, to_published(model))
+    else:
+        save_model(model, path)
+
+
+def write_rest(workdir: Path, path: Path) -> None:
+    """Writes what a run's newest checkpoint holds beside the student's published parameters, by our names.
+
+    That is teacher, queue, optimizer state, feature mean, step, and the masked-language-model head.
+
+    Args:
+        workdir: the run's folder.
+        path: a `.safetensors` file.
+
+    Raises:
+        UserError: there is no checkpoint, or the file cannot be written.
+    """
+    state, _ = load_state(workdir)
+    params = {name: value for name, value in state.pop("params").items() if name == "masked_lm_head"}
+    leaves = dict(flat(_as_dicts({**state, "params": params})))
+    write_tensors(path, {name: np.asarray(leaf) for name, leaf in leaves.items() if leaf is not None})
+
+
+def check_vocabulary(model: Model) -> None:
+    """Raises UserError unless the vocabulary has as many tokens as there are word embeddings."""
+    tokens, rows = model.vocabulary, model.config.text.vocabulary_size
+    if tokens is not None and len(tokens) > rows:
+        raise UserError(
+            f"the vocabulary has {len(tokens)} tokens and the model {rows} word embeddings; name the vocab.txt that the "
+            "model was trained with"
+        )
+
+
+def _of_run(workdir: Path, weights: Weights) -> Model:
+    state, config = load_state(workdir)
+    params = dict(state["params"])
+    if weights == "teacher":
+        if not state.get("teacher"):
+            raise UserError(f"the run in {workdir} has no teacher; take the student's weights")
+        params |= state["teacher"]
+    sizes = dataclasses.replace(model_config(config["model"]), dtype="float32")
+    vocabulary = Path(config["data"]["vocabulary"] or Path(config["data"]["directory"]) / "vocab.txt").expanduser()
+    path = vocabulary / "vocab.txt" if vocabulary.is_dir() else vocabulary
+    return Model(sizes, jax.tree.map(np.asarray, params), vocabulary=read_vocabulary(path))
+
+
+def _as_dicts(tree: object) -> object:
+    """Lists and tuples as dicts by position, so that every leaf has a path."""
+    if isinstance(tree, dict):
+        return {str(name): _as_dicts(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return {str(position): _as_dicts(value) for position, value in enumerate(tree)}
+    return tree
