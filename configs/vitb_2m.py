@@ -32,6 +32,7 @@ def get_config(ablation: str = "") -> ConfigDict:
     config = ConfigDict()
     config.model = presets.article_model(presets.vit_base())
     config.data = presets.zero_data("2m")
+    config.initial = presets.clip_and_roberta(presets.CLIP_BASE)
     config.loss = presets.article_losses()
     config.loss.update(ABLATIONS[ablation])
     config.optimizer = ConfigDict(dict(learning_rate=1e-4, warmup_steps=1000, weight_decay=0.02))

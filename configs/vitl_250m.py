@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.model = presets.article_model(presets.vit_large())
     config.data = presets.zero_data("250m")
+    config.initial = presets.clip_and_roberta(presets.CLIP_LARGE)
     config.loss = presets.article_losses()
     config.optimizer = ConfigDict(dict(learning_rate=1e-4, warmup_steps=2000, weight_decay=0.02))
     config.train = ConfigDict(

@@ -10,12 +10,12 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from r2d2_jax.convert.conversion import open_model, write_model, write_rest
+from r2d2_jax.convert.conversion import STUDENT, TEACHER, open_model, write_model, write_rest
 from r2d2_jax.errors import UserError
 
 INPUT = flags.DEFINE_string("input", None, "A published .pth or .safetensors, a converted folder, or a run's workdir.")
-OUTPUT = flags.DEFINE_string("output", None, "A name in .pth or .safetensors is published layout; else a folder of ours.")
-WEIGHTS = flags.DEFINE_enum("weights", "student", ["student", "teacher"], "Which weights of a run.")
+OUTPUT = flags.DEFINE_string("output", None, "A .pth or .safetensors in the published layout; else a folder of ours.")
+WEIGHTS = flags.DEFINE_enum("weights", STUDENT, [STUDENT, TEACHER], "Which weights of a run.")
 REST = flags.DEFINE_string("rest", None, "Also write a run's teacher, queue, optimizer and MLM head: a .safetensors.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "The WordPiece vocab.txt of the model, to be kept with it.")
 IMAGE_HEADS = flags.DEFINE_integer("image_heads", None, "Heads of the image tower; one per 64 channels if not given.")

@@ -170,6 +170,21 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class InitialWeightsConfig:
+    """Where parameters come from before the first step; "" leaves them random.
+
+    image: CLIP's image tower: a file, a folder of transformers, or a hub name. text: BERT or RoBERTa, likewise.
+    model: a whole model instead: a published checkpoint, a converted folder, or another run's workdir.
+    resize_positions: interpolate the image tower's position embeddings if they are for another image size.
+    """
+
+    image: str = ""
+    text: str = ""
+    model: str = ""
+    resize_positions: bool = False
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Retrieval on the validation split.
 
@@ -192,6 +207,7 @@ class Config:
     optimizer: OptimizerConfig
     train: TrainConfig
     loss: LossConfig = field(default_factory=LossConfig)
+    initial: InitialWeightsConfig = field(default_factory=InitialWeightsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -340,6 +356,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     ):
         if not 0 <= share <= 1:
             yield f"{name} is {share}; expected a number from 0 to 1"
+    if config.initial.model and (config.initial.image or config.initial.text):
+        yield "initial.model is set and so is initial.image or initial.text; expected a whole model or towers, not both"
     if not data.directory:
         yield "data.directory is empty; expected the folder of a prepared dataset"
     low, high = data.crop_scale

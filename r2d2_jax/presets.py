@@ -56,6 +56,18 @@ def article_losses() -> ConfigDict:
     )
 
 
+def clip_and_roberta(image: str) -> ConfigDict:
+    """Initial weights: CLIP's image tower, frozen [C, M], and RoBERTa-wwm-ext [A]; the rest starts random [O].
+
+    Args:
+        image: hub name of a CLIP checkpoint whose image tower has the configured sizes.
+    """
+    return ConfigDict(dict(image=image, text="hfl/chinese-roberta-wwm-ext"))
+
+
+CLIP_BASE, CLIP_LARGE = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14"  # [O]: which CLIP is not said
+
+
 def prd2_losses() -> ConfigDict:
     """What is left of the article's losses without cross encoders: pre-ranking and both distillations."""
     losses = article_losses()

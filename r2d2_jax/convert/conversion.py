@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,13 +15,13 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.models.store import Model, is_model, load_model, read_vocabulary, save_model
 from r2d2_jax.train.checkpoint import load_state
 
-Weights = Literal["student", "teacher"]
+STUDENT, TEACHER = "student", "teacher"
 
 
 def open_model(
     path: Path,
     *,
-    weights: Weights = "student",
+    weights: str = STUDENT,
     image_heads: int | None = None,
     text_heads: int | None = None,
     vocabulary: Path | None = None,
@@ -30,7 +30,7 @@ def open_model(
 
     Args:
         path: a `.pth` or `.safetensors` file, a folder of `save_model`, or the --workdir of a run.
-        weights: of a run, the student, or the momentum teacher where it has parameters of its own.
+        weights: of a run, STUDENT, or TEACHER: the momentum teacher where it has parameters of its own.
         image_heads, text_heads: of a published checkpoint, see `from_published`.
         vocabulary: a WordPiece vocabulary that belongs to the model; None keeps what the model came with.
 
@@ -49,6 +49,8 @@ def open_model(
             "or the --workdir of a run"
         )
     if vocabulary is not None:
+        if not vocabulary.is_file():
+            raise UserError(f"vocabulary {vocabulary} does not exist; expected a WordPiece vocab.txt")
         model = dataclasses.replace(model, vocabulary=read_vocabulary(vocabulary))
     check_vocabulary(model)
     return model
@@ -82,7 +84,7 @@ def write_rest(workdir: Path, path: Path) -> None:
     """
     state, _ = load_state(workdir)
     params = {name: value for name, value in state.pop("params").items() if name == "masked_lm_head"}
-    leaves = dict(flat(_as_dicts({**state, "params": params})))
+    leaves = dict(flat({name: _as_dicts(value) for name, value in {**state, "params": params}.items()}))
     write_tensors(path, {name: np.asarray(leaf) for name, leaf in leaves.items() if leaf is not None})
 
 
@@ -91,15 +93,15 @@ def check_vocabulary(model: Model) -> None:
     tokens, rows = model.vocabulary, model.config.text.vocabulary_size
     if tokens is not None and len(tokens) > rows:
         raise UserError(
-            f"the vocabulary has {len(tokens)} tokens and the model {rows} word embeddings; name the vocab.txt that the "
-            "model was trained with"
+            f"the vocabulary has {len(tokens)} tokens and the model {rows} word embeddings; name the vocab.txt "
+            "that the model was trained with"
         )
 
 
-def _of_run(workdir: Path, weights: Weights) -> Model:
+def _of_run(workdir: Path, weights: str) -> Model:
     state, config = load_state(workdir)
     params = dict(state["params"])
-    if weights == "teacher":
+    if weights == TEACHER:
         if not state.get("teacher"):
             raise UserError(f"the run in {workdir} has no teacher; take the student's weights")
         params |= state["teacher"]
@@ -109,7 +111,7 @@ def _of_run(workdir: Path, weights: Weights) -> Model:
     return Model(sizes, jax.tree.map(np.asarray, params), vocabulary=read_vocabulary(path))
 
 
-def _as_dicts(tree: object) -> object:
+def _as_dicts(tree: Any) -> Any:
     """Lists and tuples as dicts by position, so that every leaf has a path."""
     if isinstance(tree, dict):
         return {str(name): _as_dicts(value) for name, value in tree.items()}

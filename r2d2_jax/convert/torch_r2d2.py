@@ -67,8 +67,15 @@ def to_published(model: Model) -> dict[str, np.ndarray]:
 
     Those are written as they came in. A model that never was a published checkpoint gets them all, position ids
     counted and the rest zero, so that the published classes load it with strict=True.
+
+    Raises:
+        UserError: the model was trained without parts that are published.
     """
-    tensors = to_theirs(model.params, published_places(model.config))
+    places = published_places(model.config)
+    absent = sorted({place.path.split("/")[0] for place in places.values()} - set(model.params))
+    if absent:
+        raise UserError(f"the model lacks {', '.join(absent)}; a published checkpoint has them, so none can be written")
+    tensors = to_theirs(model.params, places)
     return tensors | (model.unused or blank_unused(model.config))
 
 

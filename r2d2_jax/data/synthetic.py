@@ -3,8 +3,8 @@
 A scene holds two objects, each with a colour, a shape and a size, one beside or above the other: 大红圆在小蓝方块左边.
 Every caption names everything about both, so it is true of exactly one scene. Within a scene the two colours differ and
 the two shapes differ, so an exchange of the colours, or of the places, always makes another scene, and its caption has
-the same characters in another order. A ring that no caption names lies near a border, in any colour: what colours there are
-in a picture does not tell which colour a named object has.
+the same characters in another order. A ring that no caption names lies near a border, in any colour: which colours a
+picture has does not tell which of them a named object has.
 
 Captions name the left or upper object first. With a free order of mention, 小蓝方块在大红圆右边, the relation is an
 exclusive-or of two words; models of this size bound colours and sizes in minutes, but guessed the places.

@@ -72,8 +72,12 @@ def evaluation_image(encoded: bytes, image_size: int) -> np.ndarray:
         UnusableRecord: the bytes are not a complete image.
     """
     with _opened(encoded) as image:
-        resized = _upright_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+        return square_image(image, image_size)
+
+
+def square_image(image: Image.Image, image_size: int) -> np.ndarray:
+    """The same of an image that is open; returns uint8 [image_size image_size 3]."""
+    return np.asarray(_upright_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def verify_image(encoded: bytes) -> None:

@@ -48,8 +48,8 @@ class Model:
         image, text = self.config.image, self.config.text
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return (
-            f"{kind}, {count:,} parameters; image {image.image_size} / {image.patch_size} pixels, {image.layers} layers "
-            f"of {image.width}; text {text.layers} layers of {text.width}, {text.vocabulary_size} tokens; "
+            f"{kind}, {count:,} parameters; image {image.image_size} / {image.patch_size} pixels, {image.layers} "
+            f"layers of {image.width}; text {text.layers} layers of {text.width}, {text.vocabulary_size} tokens; "
             f"{self.config.cross.layers} cross layers"
         )
 

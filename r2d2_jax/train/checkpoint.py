@@ -18,6 +18,7 @@ from r2d2_jax.train.state import TrainState
 FREE_KEYS = (
     "mesh.",
     "evaluation.",
+    "initial.",  # read only before the first step
     "data.directory",
     "data.vocabulary",
     "data.validation_split",

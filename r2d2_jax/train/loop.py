@@ -23,6 +23,7 @@ from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
+from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.metrics import MetricsLog, Window
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.signals import StopRequest
@@ -270,7 +271,10 @@ def _start(
     broken = BrokenRecords(len(source), config.data.max_broken_share)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(recipe, jax.random.key(config.train.seed))
-        logger.info("starting from scratch: no initial weights are loaded; %s", _sizes(recipe, state))
+        state, notes = with_initial_weights(state, recipe, config)
+        for note in notes:
+            logger.warning("initial weights: %s", note)
+        logger.info("starting; %s", _sizes(recipe, state))
         return state, Position(0, broken, Window())
     state, progress = checkpoints.restore(abstract_state(recipe), config)
     if progress["records"] != len(source):

@@ -1,0 +1,60 @@
+"""How well texts match images.
+
+`python launch/match.py --checkpoint=models/r2d2_vitl --image=photo.jpg --text 乔丹投篮 乔丹运球`
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+import r2d2_jax
+from r2d2_jax.errors import UserError
+from r2d2_jax.inference import Ranker
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="How well texts match images.")
+    parser.add_argument("--checkpoint", required=True, help="A published file, a converted folder or a run's workdir.")
+    parser.add_argument("--image", required=True, nargs="+", help="One image file or several.")
+    parser.add_argument("--text", required=True, nargs="+", help="One text or several.")
+    parser.add_argument("--vocabulary", help="The model's vocab.txt, where it came without one.")
+    parser.add_argument("--weights", default="student", choices=["student", "teacher"], help="Which weights of a run.")
+    parser.add_argument("--image_heads", type=int, help="Of a published file of unusual sizes.")
+    parser.add_argument("--text_heads", type=int, help="Likewise: text tower and cross encoders.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints match probability and cosine of every image with every text, the best match of each image first."""
+    asked = arguments()
+    try:
+        model = r2d2_jax.load(
+            asked.checkpoint,
+            vocabulary=asked.vocabulary,
+            weights=asked.weights,
+            image_heads=asked.image_heads,
+            text_heads=asked.text_heads,
+        )
+        print(table(model, asked.image, asked.text))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def table(model: Ranker, images: list[str], texts: list[str]) -> str:
+    """Match probability, where the model has cross encoders, and cosine of every image with every text."""
+    every = model.encode_image(images).embed @ model.encode_text(texts).embed.T
+    lines = []
+    for image, cosines in zip(images, every, strict=True):
+        probabilities = model.match(image, texts) if model.matches else np.full(len(texts), np.nan)
+        lines.append(image)
+        for row in np.argsort(-(probabilities if model.matches else cosines)):
+            match = f"match {probabilities[row]:.4f}  " if model.matches else ""
+            lines.append(f"  {match}cosine {cosines[row]:+.4f}  {texts[row]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

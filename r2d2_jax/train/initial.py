@@ -1,0 +1,93 @@
+"""Initial weights: where a run's parameters come from before its first step."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from r2d2_jax.config import Config
+from r2d2_jax.convert.conversion import open_model
+from r2d2_jax.convert.huggingface import image_tower, text_tower
+from r2d2_jax.convert.naming import flat, nested
+from r2d2_jax.errors import UserError
+from r2d2_jax.train.state import Params, Recipe, TrainState
+
+
+def with_initial_weights(state: TrainState, recipe: Recipe, config: Config) -> tuple[TrainState, list[str]]:
+    """Puts the configured weights into a fresh state; the teacher starts as a copy of the student, as ever.
+
+    Args:
+        state: a fresh state.
+        recipe: names the teacher's parts.
+        config: `initial` says what is read.
+
+    Returns:
+        The state, every leaf placed as before, and a line for each thing that the reader of the log should know.
+
+    Raises:
+        UserError: weights are absent, damaged or of another size; lists every name that differs.
+    """
+    loaded, notes = initial_params(config)
+    scratch = [part for part in state.params if part not in loaded]
+    if scratch:
+        notes.append(f"start from scratch, with random weights: {', '.join(scratch)}")
+    if not loaded:
+        return state, notes
+    params = state.params | {part: _placed(loaded[part], state.params[part]) for part in loaded if part in state.params}
+    teacher = state.teacher
+    if teacher is not None:
+        # Arrays of its own, because the step gives both away.
+        copies = {part: _placed(loaded[part], teacher[part]) for part in recipe.teacher_parts if part in loaded}
+        teacher = teacher | copies
+    return dataclasses.replace(state, params=params, teacher=teacher), notes
+
+
+def initial_params(config: Config) -> tuple[Params, list[str]]:
+    """The parameters that the configuration names, in host memory, by parts of the model, and what there is to say."""
+    initial, notes = config.initial, []
+    params: Params = {}
+    if initial.model:
+        params = open_model(Path(initial.model).expanduser()).params
+        notes.append(f"whole model from {initial.model}")
+    if initial.image:
+        weights = image_tower(initial.image, config.model, resize_positions=initial.resize_positions)
+        params |= weights.params
+        notes += [f"image tower from {initial.image}", *weights.notes]
+    if initial.text:
+        weights = text_tower(initial.text, config.model, masked_lm=config.loss.mlm)
+        params |= weights.params
+        notes += [f"text tower from {initial.text}", *weights.notes]
+    return params, notes
+
+
+def _placed(loaded: Any, fresh: Any) -> Any:
+    """The loaded leaves where the fresh ones are.
+
+    Raises:
+        UserError: lists the leaves that differ.
+    """
+    if not isinstance(fresh, dict):
+        loaded, fresh = {"": loaded}, {"": fresh}
+        return _placed(loaded, fresh)[""]
+    before, now = dict(flat(loaded)), dict(flat(fresh))
+    differences = list(_differences(before, now))
+    if differences:
+        raise UserError(
+            "the initial weights are of another model; choose weights of the configured sizes. What differs:\n"
+            + "\n".join(f"  - {line}" for line in differences)
+        )
+    return nested({path: _global(np.asarray(before[path], leaf.dtype), leaf) for path, leaf in now.items()})
+
+
+def _global(values: np.ndarray, like: jax.Array) -> jax.Array:
+    return jax.make_array_from_callback(values.shape, like.sharding, lambda index: values[index])
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for path in sorted(before.keys() | now.keys()):
+        shapes = [str(list(leaves[path].shape)) if path in leaves else "absent" for leaves in (before, now)]
+        if shapes[0] != shapes[1]:
+            yield f"{path}: {shapes[0]} in the weights, {shapes[1]} in the model"

@@ -1,0 +1,108 @@
+"""A run starts from the weights that its configuration names, and says what starts random."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from small_model import assert_bitwise_equal, named_leaves, small_config, small_recipe
+
+from r2d2_jax.config import Config, InitialWeightsConfig
+from r2d2_jax.convert.conversion import write_model
+from r2d2_jax.convert.huggingface import image_tower, text_tower
+from r2d2_jax.errors import UserError
+from r2d2_jax.models.store import Model
+from r2d2_jax.train.checkpoint import Checkpoints
+from r2d2_jax.train.initial import with_initial_weights
+from r2d2_jax.train.state import TrainState, abstract_state, sharded_init_state
+
+
+def started(config: Config) -> tuple[TrainState, TrainState, list[str]]:
+    """(fresh state, the same with initial weights, notes)."""
+    recipe = small_recipe(config)
+    fresh = sharded_init_state(recipe, jax.random.key(0))
+    return fresh, *with_initial_weights(fresh, recipe, config)
+
+
+def with_initial(config: Config, **initial: str) -> Config:
+    return dataclasses.replace(config, initial=InitialWeightsConfig(**initial))
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a CLIPVisionModel and a BertForMaskedLM of the small sizes."""
+    image, text = small_config().model.image, small_config().model.text
+    clip, bert = tmp_path_factory.mktemp("clip"), tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
+        hidden_size=image.width, intermediate_size=image.mlp_width, num_hidden_layers=image.layers,
+        num_attention_heads=image.heads, image_size=image.image_size,
+        patch_size=image.patch_size)).save_pretrained(clip)
+    transformers.BertForMaskedLM(transformers.BertConfig(
+        vocab_size=text.vocabulary_size, hidden_size=text.width, num_hidden_layers=text.layers,
+        num_attention_heads=text.heads, intermediate_size=text.mlp_width,
+        max_position_embeddings=text.max_positions)).save_pretrained(bert)
+    return clip, bert
+
+
+def test_towers_and_teacher_start_from_the_named_weights(towers: tuple[Path, Path]) -> None:
+    clip, bert = map(str, towers)
+    config = with_initial(small_config(), image=clip, text=bert)
+    fresh, state, notes = started(config)
+    want = image_tower(clip, config.model).params | text_tower(bert, config.model, masked_lm=True).params
+    assert set(want) == {"image_encoder", "text_encoder", "masked_lm_head"}
+    for part, params in want.items():
+        assert_bitwise_equal(named_leaves(state.params[part]), named_leaves(params))
+    assert state.teacher is not None
+    assert_bitwise_equal(named_leaves(state.teacher["text_encoder"]), named_leaves(state.params["text_encoder"]))
+    ours, theirs = (tree["text_encoder"]["word_embedding"]["embedding"] for tree in (state.params, state.teacher))
+    assert ours.unsafe_buffer_pointer() != theirs.unsafe_buffer_pointer(), "the step gives both away"
+    untouched = [part for part in fresh.params if part not in want]
+    for part in untouched:
+        assert_bitwise_equal(named_leaves({"": state.params[part]}), named_leaves({"": fresh.params[part]}))
+    assert f"start from scratch, with random weights: {', '.join(untouched)}" in notes
+
+
+def test_without_initial_weights_everything_is_said_to_be_random() -> None:
+    fresh, state, notes = started(small_config())
+    assert state is fresh
+    assert notes == [f"start from scratch, with random weights: {', '.join(fresh.params)}"]
+
+
+def test_a_whole_model_goes_on_from_another(tmp_path: Path) -> None:
+    config = small_config()
+    fresh = sharded_init_state(small_recipe(config), jax.random.key(5))
+    sizes = dataclasses.replace(config.model, dtype="float32")
+    write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params)), tmp_path / "model")
+    _, state, notes = started(with_initial(config, model=str(tmp_path / "model")))
+    assert_bitwise_equal(named_leaves(state.params), named_leaves(fresh.params))
+    assert notes == [f"whole model from {tmp_path / 'model'}"]
+
+
+def test_a_model_of_another_size_is_refused_leaf_by_leaf(tmp_path: Path) -> None:
+    config = small_config()
+    fresh = sharded_init_state(small_recipe(config), jax.random.key(5))
+    write_model(Model(config.model, jax.tree.map(np.asarray, fresh.params)), tmp_path / "model")
+    other = small_config({"model": {"embed_size": 8}})
+    line = r"kernel: \[16, 16\] in the weights, \[16, 8\] in the model"
+    with pytest.raises(UserError, match=rf"of another model(.|\n)*{line}"):
+        started(with_initial(other, model=str(tmp_path / "model")))
+
+
+def test_a_model_and_towers_contradict_each_other() -> None:
+    with pytest.raises(UserError, match=r"initial.model is set and so is initial.image or initial.text"):
+        small_config({"initial": {"model": "a", "image": "b"}})
+
+
+def test_a_run_goes_on_where_its_initial_weights_are_gone(tmp_path: Path, towers: tuple[Path, Path]) -> None:
+    config = with_initial(small_config(), image=str(towers[0]))
+    _, state, _ = started(config)
+    checkpoints = Checkpoints(tmp_path, config.train)
+    checkpoints.save(state, config, {})
+    checkpoints.wait()
+    moved = with_initial(config, image=str(tmp_path / "gone"))
+    restored, _ = checkpoints.restore(abstract_state(small_recipe(moved)), moved)
+    assert_bitwise_equal(named_leaves(restored), named_leaves(state))
