@@ -21,5 +21,5 @@ def random_model(layers: int = 3, cross_layers: int = 2, seed: int = 0, vocabula
     )
     rng = np.random.default_rng(seed)
     shapes = our_shapes(config)
-    leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    leaves = {path: (0.1 * rng.normal(size=shape)).astype(np.float32) for path, shape in shapes.items()}
     return Model(config, nested(leaves), vocabulary=VOCABULARY if vocabulary else None)
