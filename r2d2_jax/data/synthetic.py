@@ -2,7 +2,7 @@
 
 A scene holds two objects, each with a colour, a shape and a size, one beside or above the other: 大红圆在小蓝方块左边.
 Every caption names everything about both, so it is true of exactly one scene. Within a scene the two colours differ and
-the two shapes differ, so an exchange of the colours, or of the places, always makes another scene, and its caption has
+the two shapes differ, so an exchange of the colours, or of the shapes, always makes another scene, and its caption has
 the same characters in another order. A ring that no caption names lies near a border, in any colour: which colours a
 picture has does not tell which of them a named object has.
 
@@ -45,7 +45,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("圆", "方块", "三角", "十字")
 SIZES: dict[str, float] = {"大": 0.19, "小": 0.115}  # half the object's extent, as a share of the picture's side
 OPPOSITES: dict[str, str] = {"左边": "右边", "上面": "下面"}  # where the first object is -> where the second is
-EXCHANGES = ("colour", "size", "place")
+EXCHANGES = ("colour", "shape", "size")
 
 # `near` is where the first object is, `far` where the second is. The two say the same.
 TEMPLATES = (
@@ -107,15 +107,13 @@ def all_scenes() -> list[SyntheticScene]:
 
 
 def exchanged(scene: SyntheticScene, what: str) -> SyntheticScene:
-    """Returns the scene in which the two objects have exchanged their colours, sizes or places.
+    """Returns the scene in which the two objects have exchanged their colours, shapes or sizes.
 
     Args:
         scene: the scene.
         what: one of EXCHANGES. With "size" and two objects of one size, the result is the scene itself.
     """
     first, second = scene.first, scene.second
-    if what == "place":
-        return dataclasses.replace(scene, first=second, second=first)
     return dataclasses.replace(
         scene,
         first=dataclasses.replace(first, **{what: getattr(second, what)}),
@@ -232,7 +230,7 @@ def demonstration_splits(
     seed: int = 0,
     train_images: int = 6000,
     validation_scenes: int = 320,
-    swapped_images: int = 384,
+    swapped_images: int = 432,
     image_size: int = 48,
 ) -> dict[str, Iterator[PlainExample]]:
     """Generates the records of the three splits, the same for the same arguments.
@@ -240,15 +238,15 @@ def demonstration_splits(
     `train` goes through the training scenes in random order, again and again with new pictures. Pictures of one scene
     share their `image_id`: every caption of one is true of the other, so training must not take them for negatives.
     `validation` has one picture of each held-out scene; every caption is true of its own picture only.
-    `swapped` has pictures of held-out scenes with the captions [true, foil]. The foil exchanges colours, sizes or
-    places, and so has the characters of the true caption. The next record is the picture of which the foil is true,
+    `swapped` has pictures of held-out scenes with the captions [true, foil]. The foil exchanges colours, shapes or
+    sizes, and so has the characters of the true caption. The next record is the picture of which the foil is true,
     with the same two captions the other way round: whatever sees only words, or only a bag of them, scores 50 %.
 
     Args:
         seed: seed of the split of the scenes and of all pictures and captions.
         train_images: records of the training split, 1 or more.
         validation_scenes: records of the validation split, see `split_scenes`.
-        swapped_images: records of the swapped split, even, 2 or more; colours, sizes and places have equal parts
+        swapped_images: records of the swapped split, even, 2 or more; colours, shapes and sizes have equal parts
             as long as there are enough pairs.
         image_size: side of the square pictures in pixels, 32 or more.
 
@@ -280,7 +278,7 @@ def write_demonstration(
     seed: int = 0,
     train_images: int = 6000,
     validation_scenes: int = 320,
-    swapped_images: int = 384,
+    swapped_images: int = 432,
     image_size: int = 48,
 ) -> list[SplitSummary]:
     """Writes the splits `train`, `validation` and `swapped` as a prepared dataset, and `vocab.txt` beside it.
