@@ -6,10 +6,11 @@ from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, T
 from r2d2_jax.convert.naming import nested, our_shapes
 from r2d2_jax.models.store import Model
 
-VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"红蓝圆方大小")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = (*SPECIAL_TOKENS, *"红蓝圆方大小")
 
 
-def random_model(layers: int = 3, cross_layers: int = 2, seed: int = 0, vocabulary: bool = False) -> Model:
+def random_model(layers: int = 3, cross_layers: int = 2, seed: int = 0, tokens: tuple[str, ...] | None = None) -> Model:
     """A model of 64 channels and one head, as the published rule has it."""
     config = ModelConfig(
         image=ImageTowerConfig(image_size=24, patch_size=8, width=64, layers=layers, heads=1, mlp_width=32),
@@ -22,4 +23,4 @@ def random_model(layers: int = 3, cross_layers: int = 2, seed: int = 0, vocabula
     rng = np.random.default_rng(seed)
     shapes = our_shapes(config)
     leaves = {path: (0.1 * rng.normal(size=shape)).astype(np.float32) for path, shape in shapes.items()}
-    return Model(config, nested(leaves), vocabulary=VOCABULARY if vocabulary else None)
+    return Model(config, nested(leaves), vocabulary=tokens)

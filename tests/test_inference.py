@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from random_models import random_model
+from random_models import VOCABULARY, random_model
 
 import r2d2_jax
 from r2d2_jax.convert.conversion import write_model
@@ -24,7 +24,7 @@ CLOSE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def model() -> Ranker:
-    return Ranker(random_model(vocabulary=True), batch_size=4)
+    return Ranker(random_model(tokens=VOCABULARY), batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def test_strings_and_their_ids_give_the_same(model: Ranker) -> None:
 
 
 def test_the_size_of_a_batch_does_not_matter(pictures: list[np.ndarray]) -> None:
-    one, many = (Ranker(random_model(vocabulary=True), batch_size=size) for size in (1, 64))
+    one, many = (Ranker(random_model(tokens=VOCABULARY), batch_size=size) for size in (1, 64))
     np.testing.assert_allclose(one.encode_image(pictures).tokens, many.encode_image(pictures).tokens, **CLOSE)
     texts = TEXTS + TEXTS[:2]
     np.testing.assert_allclose(one.match(pictures, texts), many.match(pictures, texts), **CLOSE)
 
 
 def test_a_shape_is_compiled_once(model: Ranker, pictures: list[np.ndarray]) -> None:
-    fresh = Ranker(random_model(vocabulary=True), batch_size=4)
+    fresh = Ranker(random_model(tokens=VOCABULARY), batch_size=4)
     for count in (1, 2, 3, 4, 5, 3, 5):  # buckets 1, 2 and 4
         fresh.encode_image(pictures[:count])
     assert fresh._encode_pixels._cache_size() == 3
@@ -93,9 +93,9 @@ def test_match_tokens_is_the_models_own_match(model: Ranker, pictures: list[np.n
 
 
 def test_load_opens_what_was_written(tmp_path: Path, model: Ranker, pictures: list[np.ndarray]) -> None:
-    write_model(random_model(vocabulary=True), tmp_path / "ours")
-    write_model(random_model(vocabulary=True), tmp_path / "published.pth")
-    (tmp_path / "vocab.txt").write_text("\n".join(random_model(vocabulary=True).vocabulary or ()) + "\n")
+    write_model(random_model(tokens=VOCABULARY), tmp_path / "ours")
+    write_model(random_model(tokens=VOCABULARY), tmp_path / "published.pth")
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     want = model.match(pictures[0], TEXTS)
     np.testing.assert_array_equal(r2d2_jax.load(tmp_path / "ours").match(pictures[0], TEXTS), want)
     published = r2d2_jax.load(tmp_path / "published.pth", vocabulary=tmp_path / "vocab.txt")
@@ -104,7 +104,7 @@ def test_load_opens_what_was_written(tmp_path: Path, model: Ranker, pictures: li
 
 def test_punctuation_is_mapped_as_in_training(model: Ranker) -> None:
     ours = model.tokenizer(["“圆”"])[0]
-    plain = Ranker(random_model(vocabulary=True), map_punctuation=False).tokenizer(["…圆"])[0]
+    plain = Ranker(random_model(tokens=VOCABULARY), map_punctuation=False).tokenizer(["…圆"])[0]
     dots = model.tokenizer(["…圆"])[0]
     assert ours[0, 1] == 1, "the small vocabulary has no quotation mark at all"
     assert (int((plain == 1).sum()), int((dots == 1).sum())) == (1, 3), "an ellipsis becomes three full stops"
@@ -126,7 +126,7 @@ def test_punctuation_is_mapped_as_in_training(model: Ranker) -> None:
      "2 rows of image tokens, 3 of text tokens, 3 of attention_mask"),
     (lambda _: Ranker(random_model(), batch_size=0), "batch_size is 0; expected 1 or more"),
     (lambda _: Ranker(random_model()).encode_text("圆"), "the model came without a vocabulary"),
-    (lambda _: Ranker(random_model(cross_layers=0, vocabulary=True)).match(np.zeros((9, 9, 3), np.uint8), "圆"),
+    (lambda _: Ranker(random_model(cross_layers=0, tokens=VOCABULARY)).match(np.zeros((9, 9, 3), np.uint8), "圆"),
      r"the model has no cross encoders \(PRD2\)"),
 ])
 def test_bad_input_has_one_clear_message(model: Ranker, ask: Any, message: str) -> None:
@@ -150,7 +150,7 @@ def run_match(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_match_program_prints_the_best_first(
     tmp_path: Path, pictures: list[np.ndarray], cross_layers: int
 ) -> None:
-    write_model(random_model(cross_layers=cross_layers, vocabulary=True), tmp_path / "ours")
+    write_model(random_model(cross_layers=cross_layers, tokens=VOCABULARY), tmp_path / "ours")
     Image.fromarray(pictures[0]).save(tmp_path / "a.png")
     done = run_match("--checkpoint", str(tmp_path / "ours"), "--image", str(tmp_path / "a.png"), "--text", *TEXTS)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,18 @@
 """The README names files and configurations that exist, and its commands are the ones that the flags allow."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from random_models import SPECIAL_TOKENS, random_model
+
+from r2d2_jax.convert.conversion import write_model
+from r2d2_jax.convert.tensor_files import read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,9 +38,34 @@ def test_every_ablation_that_is_named_exists() -> None:
 
 
 def test_flags_in_commands_exist() -> None:
-    for program in ("main", "prepare_data"):
+    for program in ("main", "prepare_data", "convert", "match"):
         source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")
         commands = re.findall(rf"launch/{program}\.py ([^\n`&]*)", README)
         flags = {flag.split(".")[0] for command in commands for flag in re.findall(r"--([\w.-]+)", command)}
         assert flags
-        assert [flag for flag in flags if f'"{flag}"' not in source] == []
+        assert [flag for flag in flags if f'"{flag}"' not in source and f'"--{flag}"' not in source] == []
+
+
+def test_the_lines_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converts, matches and loads what the README says, with a small model in place of the published one."""
+    characters = "乔丹投篮运球"
+    model = random_model(tokens=(*SPECIAL_TOKENS, *characters))
+    write_model(model, tmp_path / "r2d2_vitl.pth")
+    (tmp_path / "vocab.txt").write_text("\n".join(model.vocabulary or ()) + "\n", encoding="utf-8")
+    Image.new("RGB", (60, 40), "orange").save(tmp_path / "photo.jpg")
+    section = README[README.index("## Checkpoints in and out") : README.index("## Where the method is fixed")]
+    commands, code = re.findall(r"```(?:bash|python)\n(.*?)```", section, re.DOTALL)
+    printed = [run_command(line, tmp_path) for line in commands.splitlines()]
+    assert read_tensors(tmp_path / "again.safetensors").keys() == read_tensors(tmp_path / "r2d2_vitl.pth").keys()
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    for text, cosine, probability in zip(("投篮", "运球"), names["cosine"][0], names["probability"], strict=True):
+        assert f"match {probability:.4f}  cosine {cosine:+.4f}  乔丹{text}" in printed[-1]
+
+
+def run_command(line: str, folder: Path) -> str:
+    program, *rest = shlex.split(line.removeprefix("python "))
+    done = subprocess.run([sys.executable, str(ROOT / program), *rest], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
