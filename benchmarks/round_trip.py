@@ -1,4 +1,4 @@
-"""Published -> ours -> published, at the sizes of the published checkpoints: equal bit by bit, how long, how much memory.
+"""Published -> ours -> published at the sizes of the published checkpoints: bitwise equal, how long, how much memory.
 
     python benchmarks/round_trip.py                    # R2D2 ViT-L
     python benchmarks/round_trip.py --model=vitb --format=safetensors
