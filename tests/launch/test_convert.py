@@ -1,0 +1,102 @@
+"""launch/convert.py: both directions, runs, and what it refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from random_models import random_model
+from small_model import named_leaves, random_state, small_config, small_recipe
+
+from r2d2_jax.convert.conversion import TEACHER, open_model, write_model
+from r2d2_jax.convert.tensor_files import read_tensors
+from r2d2_jax.errors import UserError
+from r2d2_jax.train.checkpoint import Checkpoints
+from r2d2_jax.train.state import TrainState
+
+PROGRAM = Path(__file__).parents[2] / "launch" / "convert.py"
+
+
+def convert(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
+    """A run with a checkpoint, whose teacher and optimizer have moved away from the student."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = small_config()
+    state = random_state(small_recipe(config))
+    checkpoints = Checkpoints(workdir, config.train)
+    checkpoints.save(state, config, {})
+    checkpoints.close()
+    return workdir, state
+
+
+def test_in_and_out(tmp_path: Path) -> None:
+    write_model(random_model(), tmp_path / "in.pth")
+    done = convert(f"--input={tmp_path / 'in.pth'}", f"--output={tmp_path / 'ours'}")
+    assert done.returncode == 0, done.stderr
+    assert "R2D2," in done.stdout
+    done = convert(f"--input={tmp_path / 'ours'}", f"--output={tmp_path / 'out.safetensors'}")
+    assert done.returncode == 0, done.stderr
+    before, after = read_tensors(tmp_path / "in.pth"), read_tensors(tmp_path / "out.safetensors")
+    assert before.keys() == after.keys()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_a_run_is_published_with_the_rest_beside_it(tmp_path: Path, run: tuple[Path, TrainState]) -> None:
+    workdir, state = run
+    rest = tmp_path / "rest.safetensors"
+    done = convert(f"--input={workdir}", f"--output={tmp_path / 'out.pth'}", f"--rest={rest}")
+    assert done.returncode == 0, done.stderr
+    tensors = read_tensors(tmp_path / "out.pth")
+    kernel = np.asarray(state.params["text_projection"]["kernel"])
+    assert np.array_equal(tensors["text_proj.weight"], kernel.T)
+    beside = read_tensors(rest)
+    assert {name.split("/")[0] for name in beside} == {
+        "params", "teacher", "opt_state", "queue", "feature_mean", "step"}
+    assert {name.split("/")[1] for name in beside if name.startswith("params/")} == {"masked_lm_head"}
+    assert np.array_equal(beside["teacher/text_projection/kernel"], state.teacher["text_projection"]["kernel"])
+    assert len(beside) + len(jax.tree.leaves(state.params)) == len(jax.tree.leaves(state)) + len(
+        jax.tree.leaves(state.params["masked_lm_head"]))
+
+
+def test_the_teachers_weights_stand_in_for_the_students(run: tuple[Path, TrainState]) -> None:
+    workdir, state = run
+    assert state.teacher is not None
+    student, teacher = open_model(workdir).params, open_model(workdir, weights=TEACHER).params
+    for part in state.params:
+        want = state.teacher if part in state.teacher else state.params
+        got, expected = named_leaves({part: teacher[part]}), named_leaves({part: want[part]})
+        assert all(np.array_equal(got[name], expected[name]) for name in expected)
+    assert not np.array_equal(student["text_projection"]["kernel"], teacher["text_projection"]["kernel"])
+
+
+def test_a_run_without_a_teacher_has_no_teachers_weights(tmp_path: Path) -> None:
+    config = small_config({"loss": {"contrastive": "gcpr", "fgd": False}})
+    checkpoints = Checkpoints(tmp_path, config.train)
+    checkpoints.save(random_state(small_recipe(config)), config, {})
+    checkpoints.close()
+    with pytest.raises(UserError, match="has no teacher; take the student's weights"):
+        open_model(tmp_path, weights=TEACHER)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("absent.pth", "absent.pth is no file; expected a checkpoint"),
+    ("absent", "absent is no model; expected a published"),
+])
+def test_bad_input_ends_with_one_message_and_status_2(tmp_path: Path, name: str, message: str) -> None:
+    done = convert(f"--input={tmp_path / name}", f"--output={tmp_path / 'out'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_vocabulary_is_refused(tmp_path: Path) -> None:
+    write_model(random_model(), tmp_path / "in.pth")
+    with pytest.raises(UserError, match="vocabulary .*absent.txt does not exist"):
+        open_model(tmp_path / "in.pth", vocabulary=tmp_path / "absent.txt")
