@@ -114,7 +114,8 @@ def test_round_trip_through_json() -> None:
     [
         (changed(model__image__widht=3), "unknown key model.image.widht; known here: image_size, patch_size, width, "
                                          "layers, heads, mlp_width"),
-        (changed(trian={}), "unknown key trian; known here: model, data, optimizer, train, loss, mesh, evaluation"),
+        (changed(trian={}), "unknown key trian; known here: model, data, optimizer, train, loss, initial, mesh, "
+                            "evaluation"),
         (without("train.epochs"), "missing key train.epochs (float)"),
         (without("data.directory"), "missing key data.directory (str)"),
         (without("data"), "missing key data (DataConfig)"),

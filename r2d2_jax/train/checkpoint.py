@@ -1,5 +1,6 @@
 """Checkpoints: train state, progress and resolved configuration, written by Orbax, asynchronously and atomically."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(config.to_dict()),
-            progress=ocp.args.JsonSave(progress),
+            # A copy, because it is written in the background while the run goes on and changes what it holds.
+            progress=ocp.args.JsonSave(copy.deepcopy(progress)),
         )
         metrics = None if mean_recall is None else {BEST_METRIC: mean_recall}
         self._manager.save(int(state.step), args=items, metrics=metrics, force=True)

@@ -83,7 +83,8 @@ def _placed(loaded: Any, fresh: Any) -> Any:
 
 
 def _global(values: np.ndarray, like: jax.Array) -> jax.Array:
-    return jax.make_array_from_callback(values.shape, like.sharding, lambda index: values[index])
+    # A copy, because JAX may take over the memory, and student and teacher must not share theirs.
+    return jax.make_array_from_callback(values.shape, like.sharding, lambda index: values[index].copy())
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Which checkpoints are kept, what is restored, and what is refused."""
 
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,26 @@ def test_no_state_without_a_checkpoint(tmp_path: Path, make: bool) -> None:
         saved(tmp_path / "run", {}).close()
     with pytest.raises(UserError, match=r"no checkpoint under .*run/checkpoints; expected the --workdir of a run"):
         load_state(tmp_path / "run")
+
+
+def test_what_the_run_changes_while_a_checkpoint_is_written_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is held back until the run has changed its progress."""
+    changed = threading.Event()
+    real_dumps = json.dumps
+
+    def dumps(value: Any, *arguments: Any, **options: Any) -> str:
+        changed.wait(10)
+        return real_dumps(value, *arguments, **options)
+
+    monkeypatch.setattr(json, "dumps", dumps)
+    checkpoints, progress = Checkpoints(tmp_path, CONFIG.train), {"window": [{"loss": 1.0}]}
+    checkpoints.save(state_of(3), CONFIG, progress)
+    progress["window"].append({"loss": jnp.ones(())})  # type: ignore[dict-item]
+    changed.set()
+    checkpoints.wait()
+    assert checkpoints.restore(abstract(state_of(3)), CONFIG)[1] == {"window": [{"loss": 1.0}]}
 
 
 def test_another_configuration_is_refused_with_every_key(tmp_path: Path) -> None:
