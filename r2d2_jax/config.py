@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, bulleted
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,9 @@ class Config:
         if not problems:
             problems = list(_contradictions(resolved))
         if problems:
-            listed = "\n".join(f"  - {problem}" for problem in problems)
             raise UserError(
                 f"the configuration has {len(problems)} problem(s); correct them in the config file or with "
-                f"--config.KEY=VALUE:\n{listed}"
+                f"--config.KEY=VALUE:\n{bulleted(problems)}"
             )
         return resolved
 
@@ -246,7 +245,7 @@ def model_config(values: dict[str, Any]) -> ModelConfig:
     if not problems:
         problems = list(_model_contradictions(resolved))
     if problems:
-        raise UserError("the sizes of the model are wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise UserError(f"the sizes of the model are wrong:\n{bulleted(problems)}")
     return resolved
 
 

@@ -1,4 +1,6 @@
-"""The one exception that bad input raises."""
+"""The one exception that bad input raises, and what its messages are made of."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -12,3 +14,8 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of what another library says, for use within a message of ours."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def bulleted(lines: Iterable[str]) -> str:
+    """One indented line for each, as messages list what differs or is wrong."""
+    return "\n".join(f"  - {line}" for line in lines)

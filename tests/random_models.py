@@ -3,8 +3,9 @@
 import numpy as np
 
 from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
-from r2d2_jax.convert.naming import nested, our_shapes
+from r2d2_jax.convert.naming import our_shapes
 from r2d2_jax.models.store import Model
+from r2d2_jax.trees import nested
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL_TOKENS, *"红蓝圆方大小")

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from r2d2_jax.config import model_config
-from r2d2_jax.convert.naming import flat
 from r2d2_jax.convert.tensor_files import TORCH_SUFFIXES, read_tensors, write_tensors
 from r2d2_jax.convert.torch_r2d2 import from_published, to_published
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.store import Model, is_model, load_model, read_vocabulary, save_model
 from r2d2_jax.train.checkpoint import load_state
+from r2d2_jax.trees import flat
 
 STUDENT, TEACHER = "student", "teacher"
 

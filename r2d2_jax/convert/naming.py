@@ -7,17 +7,17 @@ convolution [d, 3, patch, patch] there and a matrix over the pixels of a patch, 
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from r2d2_jax.config import ModelConfig
-from r2d2_jax.errors import UserError
-from r2d2_jax.models.r2d2 import R2D2
+from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.models.r2d2 import R2D2, init_params
+from r2d2_jax.trees import flat, nested
 
 Params = dict[str, Any]
 Tensors = Mapping[str, np.ndarray]
@@ -119,34 +119,11 @@ def cross_encoder(layers: int) -> dict[str, Place]:
     return places | below(f"encoder.layer.{layers - 1}.", "last_layer", CROSS_LAYER)
 
 
-def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (path, leaf) of a nested dict, such as ("image_encoder/class_embedding", ...)."""
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
-
-
-def nested(leaves: Mapping[str, Any]) -> Params:
-    """The inverse of `flat`."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
-
-
 def our_shapes(config: ModelConfig, *, masked_lm: bool = False) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of a model; cross encoders as far as the sizes have them."""
     model = R2D2(config, matching=bool(config.cross.layers), masked_lm=masked_lm)
-    images = jnp.zeros((1, config.image.image_size, config.image.image_size, 3))
-    input_ids = jnp.zeros((1, 1), jnp.int32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), images, input_ids, jnp.ones_like(input_ids, bool))
-    return {path: leaf.shape for path, leaf in flat(tree["params"])}
+    tree = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flat(tree)}
 
 
 def their_shape(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -230,9 +207,8 @@ def check_tensors(
         else:
             problems.append(f"unexpected: {name} {list(tensor.shape)}")
     if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(
             f"{source} does not hold the tensors of such a model; check that it is the right file. "
-            f"{len(problems)} name(s) differ:\n{listed}"
+            f"{len(problems)} name(s) differ:\n{bulleted(problems)}"
         )
     return unused

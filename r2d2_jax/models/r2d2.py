@@ -126,3 +126,11 @@ class R2D2(nn.Module):
     def masked_lm_logits(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Vocabulary logits of tokens of the text-image cross encoder."""
         return self.masked_lm_head(tokens, self.text_encoder.word_embedding.embedding)
+
+
+def init_params(model: R2D2, key: jax.Array) -> dict[str, Any]:
+    """Random parameters of every part that the model has."""
+    image, text = model.config.image, model.config.text
+    images = jnp.zeros((1, image.image_size, image.image_size, 3))
+    input_ids = jnp.zeros((1, text.text_length), jnp.int32)
+    return model.init(key, images, input_ids, jnp.ones_like(input_ids, bool))["params"]

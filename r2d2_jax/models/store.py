@@ -63,10 +63,8 @@ def save_model(model: Model, folder: Path) -> None:
     """Writes a model, whole or not at all: `model.json`, Orbax's `params/`, `unused.safetensors`, `vocab.txt`.
 
     Raises:
-        UserError: the folder exists already, or cannot be written.
+        UserError: the folder cannot be written.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another folder or remove it first")
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
         with ocp.StandardCheckpointer() as checkpointer:

@@ -11,9 +11,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from r2d2_jax.config import Config, TrainConfig
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.sharding import path_name
 from r2d2_jax.train.state import TrainState
+from r2d2_jax.trees import flat
 
 # Keys that may change when a run goes on: they move, watch or keep it, but do not change what is learned.
 FREE_KEYS = (
@@ -102,7 +103,7 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint {self.directory / str(step)} is of another model or configuration; start in an empty "
                 "--workdir, or go back to the configuration that it was made with. What differs:\n"
-                + "\n".join(f"  - {line}" for line in differences)
+                + bulleted(differences)
             )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
@@ -145,7 +146,7 @@ def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
-    before, now = dict(_flat(saved)), dict(_flat(asked))
+    before, now = dict(flat(saved, ".")), dict(flat(asked, "."))
     for key in sorted(before.keys() | now.keys()):
         if not key.startswith(FREE_KEYS) and before.get(key) != now.get(key):
             yield f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
@@ -153,14 +154,6 @@ def _config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterato
 
 def _shown(values: dict[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "absent"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _leaf_differences(metadata: Any, abstract: TrainState) -> Iterator[str]:

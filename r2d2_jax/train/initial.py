@@ -1,7 +1,7 @@
 """Initial weights: where a run's parameters come from before its first step."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 from r2d2_jax.config import Config
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
-from r2d2_jax.convert.naming import flat, nested
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.train.state import Params, Recipe, TrainState
+from r2d2_jax.trees import flat, nested
 
 
 def with_initial_weights(state: TrainState, recipe: Recipe, config: Config) -> tuple[TrainState, list[str]]:
@@ -36,12 +36,11 @@ def with_initial_weights(state: TrainState, recipe: Recipe, config: Config) -> t
         notes.append(f"start from scratch, with random weights: {', '.join(scratch)}")
     if not loaded:
         return state, notes
-    params = state.params | {part: _placed(loaded[part], state.params[part]) for part in loaded if part in state.params}
+    params = state.params | _placed(loaded, _parts(state.params, loaded))
     teacher = state.teacher
     if teacher is not None:
         # Arrays of its own, because the step gives both away.
-        copies = {part: _placed(loaded[part], teacher[part]) for part in recipe.teacher_parts if part in loaded}
-        teacher = teacher | copies
+        teacher = teacher | _placed(loaded, _parts(teacher, loaded))
     return dataclasses.replace(state, params=params, teacher=teacher), notes
 
 
@@ -63,21 +62,23 @@ def initial_params(config: Config) -> tuple[Params, list[str]]:
     return params, notes
 
 
-def _placed(loaded: Any, fresh: Any) -> Any:
-    """The loaded leaves where the fresh ones are.
+def _parts(params: Params, names: Iterable[str]) -> Params:
+    """The named parts, as far as there are such."""
+    return {name: params[name] for name in names if name in params}
+
+
+def _placed(loaded: Params, fresh: Params) -> Params:
+    """The loaded leaves of the parts that `fresh` has, where the fresh ones are.
 
     Raises:
         UserError: lists the leaves that differ.
     """
-    if not isinstance(fresh, dict):
-        loaded, fresh = {"": loaded}, {"": fresh}
-        return _placed(loaded, fresh)[""]
-    before, now = dict(flat(loaded)), dict(flat(fresh))
+    before, now = dict(flat(_parts(loaded, fresh))), dict(flat(fresh))
     differences = list(_differences(before, now))
     if differences:
         raise UserError(
             "the initial weights are of another model; choose weights of the configured sizes. What differs:\n"
-            + "\n".join(f"  - {line}" for line in differences)
+            + bulleted(differences)
         )
     return nested({path: _global(np.asarray(before[path], leaf.dtype), leaf) for path, leaf in now.items()})
 

@@ -10,7 +10,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r2d2_jax.config import Config, LossConfig, ModelConfig
-from r2d2_jax.models.r2d2 import R2D2
+from r2d2_jax.models.r2d2 import R2D2, init_params
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import state_shardings
 from r2d2_jax.train.optimizer import learning_rate_schedule, make_optimizer
@@ -86,14 +86,6 @@ class Recipe:
 def make_model(config: Config) -> R2D2:
     """The module with the parts that the configured losses train."""
     return R2D2(config.model, matching=config.loss.fgr, masked_lm=config.loss.mlm)
-
-
-def init_params(model: R2D2, key: jax.Array) -> Params:
-    """Random parameters of every part that the model has."""
-    image, text = model.config.image, model.config.text
-    images = jnp.zeros((1, image.image_size, image.image_size, 3))
-    input_ids = jnp.zeros((1, text.text_length), jnp.int32)
-    return model.init(key, images, input_ids, jnp.ones_like(input_ids, bool))["params"]
 
 
 def make_recipe(config: Config, tokens: SpecialTokens, mesh: Mesh, *, total_steps: int, epoch_steps: int) -> Recipe:

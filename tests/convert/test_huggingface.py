@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from transformers_models import bert_config, clip_config
 
 from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.convert.huggingface import image_tower, located, text_tower
@@ -29,18 +30,11 @@ CONFIG = ModelConfig(
 LIMIT = 1e-4
 
 
-def clip_config() -> Any:
-    size = CONFIG.image
-    return transformers.CLIPVisionConfig(
-        hidden_size=size.width, intermediate_size=size.mlp_width, num_hidden_layers=size.layers,
-        num_attention_heads=size.heads, image_size=size.image_size, patch_size=size.patch_size)
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
     """(folder of a CLIPVisionModel, images, its hidden states before the last norm)."""
     torch.manual_seed(0)
-    model = transformers.CLIPVisionModel(clip_config()).eval()
+    model = transformers.CLIPVisionModel(clip_config(CONFIG.image)).eval()
     shaken(model)
     folder = tmp_path_factory.mktemp("clip")
     model.save_pretrained(folder)
@@ -77,7 +71,7 @@ def test_image_tower_of_a_whole_clip_model(tmp_path: Path) -> None:
     text = transformers.CLIPTextConfig(vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                        num_attention_heads=2, max_position_embeddings=8)
     config = transformers.CLIPConfig(
-        text_config=text.to_dict(), vision_config=clip_config().to_dict(), projection_dim=16)
+        text_config=text.to_dict(), vision_config=clip_config(CONFIG.image).to_dict(), projection_dim=16)
     model = transformers.CLIPModel(config).eval()
     model.save_pretrained(tmp_path)
     images = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
@@ -145,13 +139,6 @@ def test_another_image_size_is_interpolated_only_when_asked(clip: tuple[Path, np
     assert any("interpolated from 16 to 36 patches" in note for note in weights.notes)
 
 
-def bert_config() -> Any:
-    size = CONFIG.text
-    return transformers.BertConfig(
-        vocab_size=size.vocabulary_size, hidden_size=size.width, num_hidden_layers=size.layers,
-        num_attention_heads=size.heads, intermediate_size=size.mlp_width, max_position_embeddings=size.max_positions)
-
-
 @pytest.fixture(scope="module")
 def texts() -> tuple[np.ndarray, np.ndarray]:
     input_ids = np.random.default_rng(0).integers(0, 50, (3, 12)).astype(np.int32)
@@ -160,7 +147,7 @@ def texts() -> tuple[np.ndarray, np.ndarray]:
 
 def test_text_tower_agrees_with_bert_model(tmp_path: Path, texts: tuple[np.ndarray, np.ndarray]) -> None:
     torch.manual_seed(0)
-    model = transformers.BertModel(bert_config()).eval()
+    model = transformers.BertModel(bert_config(CONFIG.text)).eval()
     shaken(model)
     model.save_pretrained(tmp_path)
     input_ids, mask = texts
@@ -175,7 +162,7 @@ def test_text_tower_agrees_with_bert_model(tmp_path: Path, texts: tuple[np.ndarr
 
 def masked_lm_model(folder: Path) -> Any:
     torch.manual_seed(1)
-    model = transformers.BertForMaskedLM(bert_config()).eval()
+    model = transformers.BertForMaskedLM(bert_config(CONFIG.text)).eval()
     shaken(model)
     model.save_pretrained(folder)
     return model

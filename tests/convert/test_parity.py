@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from reference import FOLDER, reference, reference_model
 
-from r2d2_jax.convert.naming import flat, to_theirs
+from r2d2_jax.convert.naming import to_theirs
 from r2d2_jax.convert.torch_r2d2 import published_places
 from r2d2_jax.evaluation.retrieval import best_ranks, reranked, top_candidates
 from r2d2_jax.losses.contrastive import gcpr, similarity_logits
 from r2d2_jax.losses.matching import match_loss, match_probability
 from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.models.store import Model
+from r2d2_jax.trees import flat
 
 pytestmark = pytest.mark.parity
 HIDDEN, SCORE, GRADIENT = 1e-4, 1e-5, 1e-3  # largest absolute difference; of scores and losses; relative per tensor

@@ -4,20 +4,18 @@ The map is written out here once more, without the converter's code, so that the
 """
 
 import json
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from reference import ABSENT, FOLDER
 from safetensors import safe_open
 
 from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.models.r2d2 import R2D2
 
-TINY = Path(os.environ.get("R2D2_REFERENCE_DIR", Path(__file__).parents[2] / "../shared/reference/tiny"))
 VIT_L = ImageTowerConfig(image_size=224, patch_size=14, width=1024, layers=24, heads=16, mlp_width=4096)
 VIT_B = ImageTowerConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072)
 TEXT = TextTowerConfig(vocabulary_size=21128, text_length=64, width=768, layers=12, heads=12, mlp_width=3072)
@@ -153,7 +151,7 @@ def published_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> t
 
 
 def layout(name: str) -> dict[str, tuple[int, ...]]:
-    path = TINY.parent / f"layout_{name}.json"
+    path = FOLDER.parent / f"layout_{name}.json"
     if not path.exists():
         pytest.skip(f"no reference values: {path} is absent; name the folder of tiny/ in R2D2_REFERENCE_DIR")
     return {published: tuple(shape) for published, shape in json.loads(path.read_text()).items()}
@@ -198,11 +196,11 @@ def tiny_config(sizes: dict[str, Any]) -> ModelConfig:
 def test_the_published_fine_tuning_sends_gradients_to_what_is_mapped_and_to_nothing_else() -> None:
     """What is listed as unused receives no gradient in the published code; all that is mapped does, but for the frozen
     image tower."""
-    if not (TINY / "expected.safetensors").exists():
-        pytest.skip(f"no reference values in {TINY}; name their folder in R2D2_REFERENCE_DIR")
-    config = tiny_config(json.loads((TINY / "sizes.json").read_text()))
+    if not (FOLDER / "expected.safetensors").exists():
+        pytest.skip(ABSENT)
+    config = tiny_config(json.loads((FOLDER / "sizes.json").read_text()))
     ours, names = our_shapes(config), name_map(config)
-    with safe_open(TINY / "expected.safetensors", framework="numpy") as values:
+    with safe_open(FOLDER / "expected.safetensors", framework="numpy") as values:
         gradients = {key.removeprefix("grad."): tuple(values.get_slice(key).get_shape())
                      for key in values.keys() if key.startswith("grad.")}  # noqa: SIM118 - it is no mapping
     trained = {key: ours[path] for key, path in names.items() if not key.startswith("visual_encoder.")}

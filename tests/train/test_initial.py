@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from small_model import assert_bitwise_equal, named_leaves, small_config, small_recipe
+from transformers_models import bert_config, clip_config
 
 from r2d2_jax.config import Config, InitialWeightsConfig
 from r2d2_jax.convert.conversion import write_model
@@ -37,14 +38,8 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     image, text = small_config().model.image, small_config().model.text
     clip, bert = tmp_path_factory.mktemp("clip"), tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
-    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
-        hidden_size=image.width, intermediate_size=image.mlp_width, num_hidden_layers=image.layers,
-        num_attention_heads=image.heads, image_size=image.image_size,
-        patch_size=image.patch_size)).save_pretrained(clip)
-    transformers.BertForMaskedLM(transformers.BertConfig(
-        vocab_size=text.vocabulary_size, hidden_size=text.width, num_hidden_layers=text.layers,
-        num_attention_heads=text.heads, intermediate_size=text.mlp_width,
-        max_position_embeddings=text.max_positions)).save_pretrained(bert)
+    transformers.CLIPVisionModel(clip_config(image)).save_pretrained(clip)
+    transformers.BertForMaskedLM(bert_config(text)).save_pretrained(bert)
     return clip, bert
 
 

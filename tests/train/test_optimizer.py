@@ -8,8 +8,9 @@ import pytest
 from small_model import small_config
 
 from r2d2_jax.config import OptimizerConfig
+from r2d2_jax.models.r2d2 import init_params
 from r2d2_jax.train.optimizer import decayed, learning_rate_schedule, make_optimizer
-from r2d2_jax.train.state import init_params, make_model
+from r2d2_jax.train.state import make_model
 
 
 def expected_rate(step: int, peak: float, final: float, warmup: int, total: int) -> float:
