@@ -32,7 +32,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.21",
         "tqdm>=4.66",
-        "transformers>=4.57",
+        "transformers>=5.24",
     ],
     extras_require={
         "gpu": ["jax[cuda12]>=0.7"],

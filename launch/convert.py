@@ -1,6 +1,10 @@
-"""Converts between published PyTorch checkpoints and ours.
+"""Converts models between published PyTorch checkpoints, ours, transformers and ONNX, and proves that they agree.
 
-`python launch/convert.py --input=r2d2_vitl.pth --output=models/r2d2_vitl`, and back with another `--output=....pth`.
+    python launch/convert.py --input=r2d2_vitl.pth --output=models/r2d2_vitl --verify
+    python launch/convert.py --input=models/r2d2_vitl --output=exports/r2d2_vitl --format=onnx --verify
+    python launch/convert.py --input=r2d2_vitl.pth --verify
+
+Exit status: 1 if a stage differs by more than the limit, 2 on bad input.
 """
 
 import logging
@@ -10,40 +14,57 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from r2d2_jax.convert.conversion import STUDENT, TEACHER, open_model, write_model, write_rest
+from r2d2_jax.convert.conversion import STUDENT, TEACHER, Form, form_of, open_model, write_model, write_rest
+from r2d2_jax.convert.verification import LIMIT, ParityReport, verify
 from r2d2_jax.errors import UserError
 
-INPUT = flags.DEFINE_string("input", None, "A published .pth or .safetensors, a converted folder, or a run's workdir.")
-OUTPUT = flags.DEFINE_string("output", None, "A .pth or .safetensors in the published layout; else a folder of ours.")
+INPUT = flags.DEFINE_string(
+    "input", None, "A published .pth or .safetensors, a converted or transformers folder, or a run's workdir.")
+OUTPUT = flags.DEFINE_string("output", None, "Where to write; a name in .pth or .safetensors is a published file.")
+FORMAT = flags.DEFINE_enum_class("format", None, Form, "Of the output; if not given, its name decides: file or folder.")
+VERIFY = flags.DEFINE_bool("verify", False, "Compare with PyTorch or ONNX Runtime, stage by stage.")
+VERIFY_LIMIT = flags.DEFINE_float("limit", LIMIT, "Largest absolute difference that --verify lets pass.")
 WEIGHTS = flags.DEFINE_enum("weights", STUDENT, [STUDENT, TEACHER], "Which weights of a run.")
 REST = flags.DEFINE_string("rest", None, "Also write a run's teacher, queue, optimizer and MLM head: a .safetensors.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "The WordPiece vocab.txt of the model, to be kept with it.")
 IMAGE_HEADS = flags.DEFINE_integer("image_heads", None, "Heads of the image tower; one per 64 channels if not given.")
 TEXT_HEADS = flags.DEFINE_integer("text_heads", None, "Heads of text tower and cross encoders; likewise.")
-flags.mark_flags_as_required(["input", "output"])
+flags.mark_flag_as_required("input")
 
 
 def main(_: list[str]) -> None:
     """Flags in, library calls out."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     jax.config.update("jax_platforms", "cpu")
-    source, target = Path(str(INPUT.value)), Path(str(OUTPUT.value))
     try:
-        vocabulary = Path(VOCABULARY.value) if VOCABULARY.value else None
-        model = open_model(
-            source,
-            weights=WEIGHTS.value,
-            image_heads=IMAGE_HEADS.value,
-            text_heads=TEXT_HEADS.value,
-            vocabulary=vocabulary,
-        )
-        write_model(model, target)
-        if REST.value:
-            write_rest(source, Path(REST.value))
+        report = converted()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{target}: {model.summary()}")
+    if report is not None:
+        print(report.table())
+        sys.exit(0 if report.first_broken is None else 1)
+
+
+def converted() -> ParityReport | None:
+    """Reads, writes and verifies as the flags say; the report, if one was asked for."""
+    source, target = Path(str(INPUT.value)), Path(OUTPUT.value) if OUTPUT.value else None
+    if not (target or VERIFY.value or REST.value):
+        raise UserError("there is nothing to do; expected --output, --verify or --rest")
+    model = open_model(
+        source,
+        weights=WEIGHTS.value,
+        image_heads=IMAGE_HEADS.value,
+        text_heads=TEXT_HEADS.value,
+        vocabulary=Path(VOCABULARY.value) if VOCABULARY.value else None,
+    )
+    form = (FORMAT.value or form_of(target)) if target else None
+    if target:
+        write_model(model, target, form)
+    if REST.value:
+        write_rest(source, Path(REST.value))
+    print(f"{target or source}: {model.summary()}")
+    return verify(model, source, target, form, VERIFY_LIMIT.value) if VERIFY.value else None
 
 
 if __name__ == "__main__":

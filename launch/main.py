@@ -25,7 +25,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_: list[str]) -> None:
     """Flags in, one library call out."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for talkative in ("absl", "orbax", "httpx"):
+    for talkative in ("absl", "orbax", "httpx", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     if CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")

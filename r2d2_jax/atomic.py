@@ -31,8 +31,6 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.umask(mask)
             unfinished.chmod(0o666 & ~mask)
         os.replace(unfinished, path)
-    except UserError:
-        raise
     except WRITE_ERRORS as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         advice = "free some space or choose another folder" if full else "check the folder and the room on its disk"

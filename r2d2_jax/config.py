@@ -234,7 +234,7 @@ class Config:
         return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
 
 
-def model_config(values: dict[str, Any]) -> ModelConfig:
+def model_config(values: Any) -> ModelConfig:
     """The sizes of a model from the plain values that `dataclasses.asdict` and JSON made of them.
 
     Raises:

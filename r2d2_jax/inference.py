@@ -1,7 +1,6 @@
 """A model to ask: encode images, encode texts, and say how well they match."""
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 
 from r2d2_jax.arrays import Encoded
 from r2d2_jax.convert.conversion import STUDENT, open_model
-from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.data.tokenizer import Tokenizer, tokenizer_of
 from r2d2_jax.data.transforms import UnusableRecord, evaluation_image, square_image
 from r2d2_jax.errors import UserError
 from r2d2_jax.losses.matching import match_probability
@@ -72,7 +71,7 @@ class Ranker:
         self.config = model.config
         self._model, self._batch_size = model, batch_size
         self._params = jax.tree.map(jnp.asarray, model.params)
-        self._map_punctuation = not model.unused if map_punctuation is None else map_punctuation
+        self._map_punctuation = model.maps_punctuation if map_punctuation is None else map_punctuation
         self._tokenizer: Tokenizer | None = None
         module = model.module
 
@@ -219,12 +218,8 @@ class Ranker:
         if self._tokenizer is None:
             if self._model.vocabulary is None:
                 raise UserError("the model came without a vocabulary: give its vocab.txt, or encode input_ids")
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "vocab.txt"
-                text = "".join(f"{token}\n" for token in self._model.vocabulary)
-                path.write_text(text, encoding="utf-8", newline="\n")
-                length = self.config.text.text_length
-                self._tokenizer = load_tokenizer(str(path), length, normalize_punctuation=self._map_punctuation)
+            length = self.config.text.text_length
+            self._tokenizer = tokenizer_of(self._model.vocabulary, length, map_punctuation=self._map_punctuation)
         return self._tokenizer
 
     def _square(self, image: OneImage) -> np.ndarray:

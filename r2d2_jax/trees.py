@@ -23,3 +23,14 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(folder, {})
         node[name] = leaf
     return tree
+
+
+def shape_differences(read: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """One line for each path whose leaf is absent from one of two nested dicts or has another shape there."""
+    before, now = dict(flat(read)), dict(flat(wanted))
+    lines = []
+    for path in sorted(before.keys() | now.keys()):
+        there, here = (str(list(leaves[path].shape)) if path in leaves else "absent" for leaves in (before, now))
+        if there != here:
+            lines.append(f"{path}: {there} in the weights, {here} in the model")
+    return lines

@@ -1,6 +1,7 @@
 """Opens a model wherever it comes from and writes it wherever it goes."""
 
 import dataclasses
+import enum
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,25 @@ import jax
 import numpy as np
 
 from r2d2_jax.config import model_config
-from r2d2_jax.convert.tensor_files import TORCH_SUFFIXES, read_tensors, write_tensors
+from r2d2_jax.convert.extras import ONNX, require
+from r2d2_jax.convert.tensor_files import SUFFIXES, read_tensors, write_tensors
 from r2d2_jax.convert.torch_r2d2 import from_published, to_published
+from r2d2_jax.convert.transformers_folder import is_transformers, load_transformers, save_transformers
 from r2d2_jax.errors import UserError
-from r2d2_jax.models.store import Model, is_model, load_model, read_vocabulary, save_model
+from r2d2_jax.models.store import VOCABULARY, Model, is_model, load_model, read_vocabulary, save_model
 from r2d2_jax.train.checkpoint import load_state
 from r2d2_jax.trees import flat
 
 STUDENT, TEACHER = "student", "teacher"
+
+
+class Form(enum.StrEnum):
+    """How a model lies on disk."""
+
+    OURS = "ours"  # a folder of `save_model`
+    PUBLISHED = "published"  # a PyTorch or safetensors file with the published names
+    TRANSFORMERS = "transformers"  # a folder of `save_transformers`
+    ONNX = "onnx"  # a folder of `save_onnx`
 
 
 def open_model(
@@ -29,7 +41,8 @@ def open_model(
     """Opens a published checkpoint, a model that was converted before, or the newest checkpoint of a run.
 
     Args:
-        path: a `.pth` or `.safetensors` file, a folder of `save_model`, or the --workdir of a run.
+        path: a `.pth` or `.safetensors` file, a folder of `save_model` or of `save_transformers`, or the --workdir of a
+            run.
         weights: of a run, STUDENT, or TEACHER: the momentum teacher where it has parameters of its own.
         image_heads, text_heads: of a published checkpoint, see `from_published`.
         vocabulary: a WordPiece vocabulary that belongs to the model; None keeps what the model came with.
@@ -37,16 +50,18 @@ def open_model(
     Raises:
         UserError: there is no such model, it is damaged, or the vocabulary does not fit the word embeddings.
     """
-    if path.is_file() or path.suffix in (".safetensors", *TORCH_SUFFIXES):
+    if is_published(path):
         model = from_published(read_tensors(path), str(path), image_heads=image_heads, text_heads=text_heads)
     elif is_model(path):
         model = load_model(path)
+    elif is_transformers(path):
+        model = load_transformers(path)
     elif (path / "checkpoints").is_dir():
         model = _of_run(path, weights)
     else:
         raise UserError(
-            f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote, "
-            "or the --workdir of a run"
+            f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote "
+            "(ONNX excepted), or the --workdir of a run"
         )
     if vocabulary is not None:
         if not vocabulary.is_file():
@@ -56,16 +71,42 @@ def open_model(
     return model
 
 
-def write_model(model: Model, path: Path) -> None:
-    """Writes a published `.pth` or `.safetensors` file, or else a folder of ours.
+def is_published(path: Path) -> bool:
+    """Whether a name is that of a file with the published names."""
+    return path.is_file() or path.suffix in SUFFIXES
+
+
+def form_of(path: Path) -> Form:
+    """The form that a name to be written suggests: the suffix of a file is that of a published one."""
+    return Form.PUBLISHED if path.suffix in SUFFIXES else Form.OURS
+
+
+def write_model(model: Model, path: Path, form: Form | None = None) -> None:
+    """Writes a model, whole or not at all.
+
+    Args:
+        model: the model.
+        path: where to; there must be nothing yet.
+        form: None means `form_of(path)`.
 
     Raises:
-        UserError: there is something already, it cannot be written, or the model lacks what is published.
+        UserError: there is something already, it cannot be written, the name does not fit the form, or the model lacks
+            what the form needs.
     """
+    form = form or form_of(path)
     if path.exists():
         raise UserError(f"{path} exists already; choose another name or remove it first")
-    if path.suffix in (".pth", ".safetensors"):
+    if form != Form.PUBLISHED and path.suffix in SUFFIXES:
+        raise UserError(f"{path} is the name of a file and the form {form} is a folder; leave out {path.suffix}")
+    if form == Form.PUBLISHED:
         write_tensors(path, to_published(model))
+    elif form == Form.TRANSFORMERS:
+        save_transformers(model, path)
+    elif form == Form.ONNX:
+        require(ONNX, "an ONNX export", "onnx")
+        from r2d2_jax.convert.onnx_folder import save_onnx
+
+        save_onnx(model, path)
     else:
         save_model(model, path)
 
@@ -106,9 +147,7 @@ def _of_run(workdir: Path, weights: str) -> Model:
             raise UserError(f"the run in {workdir} has no teacher; take the student's weights")
         params |= state["teacher"]
     sizes = dataclasses.replace(model_config(config["model"]), dtype="float32")
-    vocabulary = Path(config["data"]["vocabulary"] or Path(config["data"]["directory"]) / "vocab.txt").expanduser()
-    path = vocabulary / "vocab.txt" if vocabulary.is_dir() else vocabulary
-    return Model(sizes, jax.tree.map(np.asarray, params), vocabulary=read_vocabulary(path))
+    return Model(sizes, jax.tree.map(np.asarray, params), vocabulary=read_vocabulary(workdir / VOCABULARY))
 
 
 def _as_dicts(tree: Any) -> Any:

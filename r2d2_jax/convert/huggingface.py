@@ -17,14 +17,11 @@ from r2d2_jax.convert.naming import (
     Params,
     Place,
     Tensors,
+    assembled,
     bert,
-    check_tensors,
     clip_vision,
     linear,
     norm,
-    our_shapes,
-    their_shape,
-    to_ours,
 )
 from r2d2_jax.convert.resize import resized_positions
 from r2d2_jax.convert.tensor_files import read_tensors
@@ -87,7 +84,7 @@ def image_tower(name: str, config: ModelConfig, *, resize_positions: bool = Fals
         notes.append(f"position embeddings: interpolated from {len(tensors[position]) - 1} to {patches} patches")
         tensors[position] = resized_positions(tensors[position], patches, str(path))
     leftover = CLIP_LEFTOVER if prefixed else dict(list(CLIP_LEFTOVER.items())[:2])
-    params, unused = _assembled(tensors, clip_vision(config.image.layers), leftover, config, str(path))
+    params, unused = _explained(tensors, clip_vision(config.image.layers), leftover, config, str(path))
     return Weights(params, (*notes, *unused))
 
 
@@ -111,7 +108,7 @@ def text_tower(name: str, config: ModelConfig, *, masked_lm: bool) -> Weights:
         places |= MASKED_LM_HEAD
     else:
         leftover[r"cls\.predictions\..*"] = "the model has no masked-language-model head"
-    params, notes = _assembled(tensors, places, leftover, config, str(path), masked_lm=masked_lm and has_head)
+    params, notes = _explained(tensors, places, leftover, config, str(path), masked_lm=masked_lm and has_head)
     if masked_lm and not has_head:
         notes = (*notes, "masked-language-model head: not in the checkpoint, starts random")
     return Weights(params, notes)
@@ -151,7 +148,7 @@ def _from_hub(name: str) -> Path:
     )
 
 
-def _assembled(
+def _explained(
     tensors: Tensors,
     places: Mapping[str, Place],
     leftover: Mapping[str, str],
@@ -160,15 +157,13 @@ def _assembled(
     *,
     masked_lm: bool = False,
 ) -> tuple[Params, tuple[str, ...]]:
-    shapes = our_shapes(config, masked_lm=masked_lm)
-    expected = {name: their_shape(place, shapes[place.path]) for name, place in places.items()}
-    unused = check_tensors(tensors, expected, leftover, source)
+    params, unused = assembled(tensors, places, leftover, config, source, masked_lm=masked_lm)
     notes = []
     for pattern, reason in leftover.items():
         names = [name for name in unused if re.fullmatch(pattern, name)]
         if names:
             notes.append(f"left out {len(names)} tensor(s), {names[0]} first: {reason}")
-    return to_ours(tensors, places, shapes), tuple(notes)
+    return params, tuple(notes)
 
 
 def _modern(name: str) -> str:

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from r2d2_jax.config import ModelConfig
 from r2d2_jax.errors import UserError, bulleted
-from r2d2_jax.models.r2d2 import R2D2, init_params
+from r2d2_jax.models.r2d2 import R2D2, abstract_params
 from r2d2_jax.trees import flat, nested
 
 Params = dict[str, Any]
@@ -122,8 +121,7 @@ def cross_encoder(layers: int) -> dict[str, Place]:
 def our_shapes(config: ModelConfig, *, masked_lm: bool = False) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of a model; cross encoders as far as the sizes have them."""
     model = R2D2(config, matching=bool(config.cross.layers), masked_lm=masked_lm)
-    tree = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in flat(tree)}
+    return {path: leaf.shape for path, leaf in flat(abstract_params(model))}
 
 
 def their_shape(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -177,6 +175,33 @@ def to_theirs(params: Params, places: Mapping[str, Place]) -> dict[str, np.ndarr
             tensor = tensor.T
         tensors[name] = tensor.copy(order="C")
     return tensors
+
+
+def assembled(
+    tensors: Tensors,
+    places: Mapping[str, Place],
+    leftover: Mapping[str, str],
+    config: ModelConfig,
+    source: str,
+    *,
+    masked_lm: bool = False,
+) -> tuple[Params, list[str]]:
+    """Our parameters of tensors that are exactly those of `places`, and the names of `leftover` ones beside them.
+
+    Args:
+        tensors: name -> tensor, as read.
+        places: name -> place of every tensor that must be there.
+        leftover, source: see `check_tensors`.
+        config: the sizes that the parameters must have.
+        masked_lm: the model has a masked-language-model head.
+
+    Raises:
+        UserError: lists every name that is missing, unexpected or of another shape.
+    """
+    shapes = our_shapes(config, masked_lm=masked_lm)
+    expected = {name: their_shape(place, shapes[place.path]) for name, place in places.items()}
+    unused = check_tensors(tensors, expected, leftover, source)
+    return to_ours(tensors, places, shapes), unused
 
 
 def check_tensors(

@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from r2d2_jax.atomic import written_whole
+from r2d2_jax.convert.extras import TORCH, require
 from r2d2_jax.errors import UserError, first_line
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -29,13 +31,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         UserError: the file is absent, truncated, of another kind, or would run code; PyTorch is needed and absent.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file; expected a checkpoint: .safetensors, {', '.join(TORCH_SUFFIXES)}")
+        raise UserError(f"{path} is no file; expected a checkpoint: {', '.join(SUFFIXES)}")
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
     else:
-        raise UserError(f"{path} ends in {path.suffix!r}; expected .safetensors, {', '.join(TORCH_SUFFIXES)}")
+        raise UserError(f"{path} ends in {path.suffix!r}; expected {', '.join(SUFFIXES)}")
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -55,7 +57,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         with written_whole(path) as unfinished:
             save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, unfinished)
     elif path.suffix == ".pth":
-        torch = _torch(path)
+        torch = _imported_torch(path)
         writeable = {name: np.require(tensor, requirements=("C", "W")) for name, tensor in tensors.items()}
         model = {name: torch.from_numpy(tensor) for name, tensor in writeable.items()}
         with written_whole(path) as unfinished:
@@ -73,7 +75,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    torch = _torch(path)
+    torch = _imported_torch(path)
     try:
         loaded = _safely_loaded(torch, path)
     except pickle.UnpicklingError as error:
@@ -106,12 +108,8 @@ def _float32(tensor: np.ndarray) -> np.ndarray:
     return tensor if integer else tensor.astype(np.float32, copy=False)
 
 
-def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path} is a PyTorch file and PyTorch is not installed: pip install -e '.[convert]', or use .safetensors"
-        ) from error
-    return torch
+def _imported_torch(path: Path) -> Any:
+    require(TORCH, f"the PyTorch file {path}", "convert")
+    import torch
 
+    return torch

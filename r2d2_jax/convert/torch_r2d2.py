@@ -13,15 +13,12 @@ from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, T
 from r2d2_jax.convert.naming import (
     Place,
     Tensors,
+    assembled,
     below,
     bert,
-    check_tensors,
     clip_vision,
     cross_encoder,
     linear,
-    our_shapes,
-    their_shape,
-    to_ours,
     to_theirs,
 )
 from r2d2_jax.errors import UserError
@@ -55,11 +52,8 @@ def from_published(
         UserError: lists every name that is missing, unexpected or of another shape.
     """
     config = sizes_of(tensors, source, image_heads, text_heads)
-    places, shapes = published_places(config), our_shapes(config)
-    expected = {name: their_shape(place, shapes[place.path]) for name, place in places.items()}
-    unused = check_tensors(tensors, expected, LEFTOVER, source)
-    kept = {name: np.array(tensors[name]) for name in unused}
-    return Model(config, to_ours(tensors, places, shapes), kept)
+    params, unused = assembled(tensors, published_places(config), LEFTOVER, config, source)
+    return Model(config, params, {name: np.array(tensors[name]) for name in unused}, maps_punctuation=False)
 
 
 def to_published(model: Model) -> dict[str, np.ndarray]:
@@ -71,12 +65,20 @@ def to_published(model: Model) -> dict[str, np.ndarray]:
     Raises:
         UserError: the model was trained without parts that are published.
     """
+    return published_parameters(model) | (model.unused or blank_unused(model.config))
+
+
+def published_parameters(model: Model) -> dict[str, np.ndarray]:
+    """The part of the published state dict that an output reads.
+
+    Raises:
+        UserError: the model was trained without parts that are published.
+    """
     places = published_places(model.config)
     absent = sorted({place.path.split("/")[0] for place in places.values()} - set(model.params))
     if absent:
         raise UserError(f"the model lacks {', '.join(absent)}; a published checkpoint has them, so none can be written")
-    tensors = to_theirs(model.params, places)
-    return tensors | (model.unused or blank_unused(model.config))
+    return to_theirs(model.params, places)
 
 
 def published_places(config: ModelConfig) -> dict[str, Place]:

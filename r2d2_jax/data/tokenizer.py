@@ -2,12 +2,14 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import tokenizers
+from tokenizers import normalizers
 
 from r2d2_jax.errors import UserError
 
@@ -18,13 +20,13 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PUNCTUATION = {"“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "—": "-"}
 
 
-def load_tokenizer(vocabulary: str, text_length: int, *, normalize_punctuation: bool = True) -> "Tokenizer":
+def load_tokenizer(vocabulary: str, text_length: int, *, map_punctuation: bool = True) -> "Tokenizer":
     """Loads a BERT tokenizer that lower-cases and makes every Chinese character a word of its own.
 
     Args:
         vocabulary: a WordPiece vocab.txt, a folder that holds one, or a name on the Hugging Face hub.
         text_length: `l`, the number of tokens that every text is padded or cut to.
-        normalize_punctuation: map quotation marks, ellipsis and dash that the vocabulary lacks to ASCII, instead of
+        map_punctuation: map quotation marks, ellipsis and dash that the vocabulary lacks to ASCII, instead of
             letting them become [UNK] as the published code does (our decision).
 
     Raises:
@@ -40,7 +42,15 @@ def load_tokenizer(vocabulary: str, text_length: int, *, normalize_punctuation: 
                         "data.vocabulary to such a file, to a folder that holds one, or to a hub name")
     else:
         backend = _from_hub(vocabulary)
-    return Tokenizer(backend, text_length, vocabulary, normalize_punctuation)
+    return Tokenizer(backend, text_length, vocabulary, map_punctuation)
+
+
+def tokenizer_of(tokens: Sequence[str], text_length: int, *, map_punctuation: bool = True) -> "Tokenizer":
+    """`load_tokenizer` of a vocabulary that is in memory: the tokens in the order of their numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.txt"
+        path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")
+        return load_tokenizer(str(path), text_length, map_punctuation=map_punctuation)
 
 
 class Tokenizer:
@@ -53,7 +63,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, text_length: int, vocabulary: str, normalize_punctuation: bool
+        self, backend: tokenizers.Tokenizer, text_length: int, vocabulary: str, map_punctuation: bool
     ) -> None:
         if text_length < 3:
             raise UserError(f"text_length is {text_length}; expected at least 3: CLS, one token, SEP")
@@ -65,8 +75,9 @@ class Tokenizer:
         self.text_length = text_length
         self.vocab_size = len(tokens)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokens[token] for token in SPECIAL_TOKENS)
-        mapped = {mark: plain for mark, plain in _PUNCTUATION.items() if normalize_punctuation and mark not in tokens}
-        self._punctuation = str.maketrans(mapped)
+        if map_punctuation:
+            replaced = [normalizers.Replace(*pair) for pair in _PUNCTUATION.items() if pair[0] not in tokens]
+            backend.normalizer = normalizers.Sequence([*replaced, backend.normalizer])
         self._backend = backend
         self._backend.enable_truncation(text_length)
         self._backend.enable_padding(length=text_length, pad_id=self.pad_id, pad_token="[PAD]")
@@ -76,6 +87,18 @@ class Tokenizer:
         """Numbers of the tokens that are no text: PAD, UNK, CLS, SEP, MASK."""
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The tokens in the order of their numbers."""
+        return tuple(self.tokens(range(self.vocab_size)))
+
+    def backend(self) -> tokenizers.Tokenizer:
+        """A copy without padding and cutting, for use beside ours; it maps punctuation as ours does."""
+        copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        copy.no_padding()
+        copy.no_truncation()
+        return copy
+
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokenises `t` texts.
 
@@ -83,7 +106,7 @@ class Tokenizer:
             input_ids int32 [t l]: CLS, the text's tokens, SEP, padding; the end of a longer text is cut off.
             attention_mask bool [t l]: False on padding.
         """
-        encodings = self._backend.encode_batch_fast([text.translate(self._punctuation) for text in texts])
+        encodings = self._backend.encode_batch_fast(list(texts))
         shape = (len(texts), self.text_length)
         input_ids = np.array([encoding.ids for encoding in encodings], np.int32).reshape(shape)
         attention_mask = np.array([encoding.attention_mask for encoding in encodings], bool).reshape(shape)

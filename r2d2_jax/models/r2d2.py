@@ -134,3 +134,8 @@ def init_params(model: R2D2, key: jax.Array) -> dict[str, Any]:
     images = jnp.zeros((1, image.image_size, image.image_size, 3))
     input_ids = jnp.zeros((1, text.text_length), jnp.int32)
     return model.init(key, images, input_ids, jnp.ones_like(input_ids, bool))["params"]
+
+
+def abstract_params(model: R2D2) -> dict[str, Any]:
+    """Shapes and dtypes of `init_params`, without computing them."""
+    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))

@@ -2,22 +2,23 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config import ModelConfig, model_config
-from r2d2_jax.errors import UserError, first_line
-from r2d2_jax.models.r2d2 import R2D2
+from r2d2_jax.errors import UserError, bulleted, first_line
+from r2d2_jax.models.r2d2 import R2D2, abstract_params
+from r2d2_jax.trees import flat, nested, shape_differences
 
-CONFIG, PARAMS, UNUSED, VOCABULARY = "model.json", "params", "unused.safetensors", "vocab.txt"
+CONFIG, PARAMS, UNUSED, VOCABULARY = "model.json", "params.safetensors", "unused.safetensors", "vocab.txt"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Model:
         params: nested dicts of float32 arrays.
         unused: the tensors of a published checkpoint that no output reads, by their published names.
         vocabulary: the WordPiece tokens by id, or None where they are not known.
+        maps_punctuation: trained on texts in which Chinese quotation marks, ellipsis and dash were mapped to ASCII, as
+            our pre-training does and the published code does not.
     """
 
     config: ModelConfig
     params: dict[str, Any]
     unused: dict[str, np.ndarray] = field(default_factory=dict)
     vocabulary: tuple[str, ...] | None = None
+    maps_punctuation: bool = True
 
     @property
     def module(self) -> R2D2:
@@ -45,36 +49,41 @@ class Model:
     def summary(self) -> str:
         """What it is, in a line."""
         kind = "R2D2" if self.module.matching else "PRD2"
+        vocabulary = "" if self.vocabulary else ", no vocabulary"
         image, text = self.config.image, self.config.text
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return (
             f"{kind}, {count:,} parameters; image {image.image_size} / {image.patch_size} pixels, {image.layers} "
             f"layers of {image.width}; text {text.layers} layers of {text.width}, {text.vocabulary_size} tokens; "
-            f"{self.config.cross.layers} cross layers"
+            f"{self.config.cross.layers} cross layers{vocabulary}"
         )
 
 
 def is_model(folder: Path) -> bool:
     """Whether the folder holds what `save_model` writes."""
-    return (folder / CONFIG).is_file() and (folder / PARAMS).is_dir()
+    return (folder / CONFIG).is_file() and (folder / PARAMS).is_file()
 
 
 def save_model(model: Model, folder: Path) -> None:
-    """Writes a model, whole or not at all: `model.json`, Orbax's `params/`, `unused.safetensors`, `vocab.txt`.
+    """Writes a model, whole or not at all.
+
+    `model.json` holds the sizes, `params.safetensors` the parameters by their paths, such as
+    "text_encoder/layers/mlp/up/kernel", `unused.safetensors` the tensors that no output reads, `vocab.txt` the
+    vocabulary. A run's checkpoints are Orbax's; a model alone fits into one file, which is read anywhere (our
+    decision).
 
     Raises:
         UserError: the folder cannot be written.
     """
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(unfinished.absolute() / PARAMS, model.params)
-        (unfinished / CONFIG).write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n")
+        save_file({path: np.asarray(leaf, order="C") for path, leaf in flat(model.params)}, unfinished / PARAMS)
+        described = {"model": dataclasses.asdict(model.config), "maps_punctuation": model.maps_punctuation}
+        (unfinished / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         if model.unused:
             save_file(model.unused, unfinished / UNUSED)
         if model.vocabulary:
-            text = "".join(f"{token}\n" for token in model.vocabulary)
-            (unfinished / VOCABULARY).write_text(text, encoding="utf-8", newline="\n")
+            write_vocabulary(model.vocabulary, unfinished / VOCABULARY)
 
 
 def load_model(folder: Path) -> Model:
@@ -84,17 +93,35 @@ def load_model(folder: Path) -> Model:
         UserError: there is no such model, or it is damaged.
     """
     if not is_model(folder):
-        raise UserError(f"{folder} holds no model; expected {CONFIG} and {PARAMS}/, as launch/convert.py writes them")
+        raise UserError(f"{folder} holds no model; expected {CONFIG} and {PARAMS}, as launch/convert.py writes them")
     try:
-        config = model_config(json.loads((folder / CONFIG).read_text()))
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(folder.absolute() / PARAMS)
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        params = nested(load_file(folder / PARAMS))
         unused = load_file(folder / UNUSED) if (folder / UNUSED).exists() else {}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model in {folder} is damaged: {first_line(error)}; convert it again") from error
-    return Model(config, jax.tree.map(np.asarray, params), unused, read_vocabulary(folder / VOCABULARY))
+    config, vocabulary = model_config(described.get("model")), read_vocabulary(folder / VOCABULARY)
+    model = Model(config, params, unused, vocabulary, described.get("maps_punctuation") is True)
+    if differences := shape_differences(params, abstract_params(model.module)):
+        raise UserError(f"{folder / PARAMS} does not fit {CONFIG}; convert it again:\n{bulleted(differences)}")
+    return model
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...] | None:
-    """The tokens of a WordPiece vocabulary file, one a line; None if there is no file."""
-    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1]) if path.exists() else None
+    """The tokens of a WordPiece vocabulary file, one a line; None if there is no file.
+
+    Raises:
+        UserError: it is no UTF-8.
+    """
+    if not path.exists():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"vocabulary {path} is no UTF-8 ({error}); expected one token a line") from error
+    return tuple(lines[:-1] if lines[-1] == "" else lines)
+
+
+def write_vocabulary(tokens: Iterable[str], path: Path) -> None:
+    """Writes what `read_vocabulary` reads."""
+    path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")

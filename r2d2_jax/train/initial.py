@@ -1,9 +1,8 @@
 """Initial weights: where a run's parameters come from before its first step."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
 from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.train.state import Params, Recipe, TrainState
-from r2d2_jax.trees import flat, nested
+from r2d2_jax.trees import shape_differences
 
 
 def with_initial_weights(state: TrainState, recipe: Recipe, config: Config) -> tuple[TrainState, list[str]]:
@@ -73,23 +72,15 @@ def _placed(loaded: Params, fresh: Params) -> Params:
     Raises:
         UserError: lists the leaves that differ.
     """
-    before, now = dict(flat(_parts(loaded, fresh))), dict(flat(fresh))
-    differences = list(_differences(before, now))
-    if differences:
+    read = _parts(loaded, fresh)
+    if differences := shape_differences(read, fresh):
         raise UserError(
             "the initial weights are of another model; choose weights of the configured sizes. What differs:\n"
             + bulleted(differences)
         )
-    return nested({path: _global(np.asarray(before[path], leaf.dtype), leaf) for path, leaf in now.items()})
+    return jax.tree.map(lambda values, leaf: _global(np.asarray(values, leaf.dtype), leaf), read, fresh)
 
 
 def _global(values: np.ndarray, like: jax.Array) -> jax.Array:
     # A copy, because JAX may take over the memory, and student and teacher must not share theirs.
     return jax.make_array_from_callback(values.shape, like.sharding, lambda index: values[index].copy())
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    for path in sorted(before.keys() | now.keys()):
-        shapes = [str(list(leaves[path].shape)) if path in leaves else "absent" for leaves in (before, now)]
-        if shapes[0] != shapes[1]:
-            yield f"{path}: {shapes[0]} in the weights, {shapes[1]} in the model"

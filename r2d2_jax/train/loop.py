@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from r2d2_jax.atomic import written_whole
 from r2d2_jax.config import Config, DataConfig
 from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, train_batches
 from r2d2_jax.data.records import RecordSource
@@ -20,6 +21,7 @@ from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
+from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
 from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
@@ -78,8 +80,8 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
 
     Args:
         config: the resolved configuration.
-        workdir: where checkpoints, `metrics.jsonl`, TensorBoard files and `evaluation.json` go. If it holds a
-            checkpoint of the same configuration, the run goes on from the newest one.
+        workdir: where checkpoints, `vocab.txt`, `metrics.jsonl`, TensorBoard files and `evaluation.json` go. If it
+            holds a checkpoint of the same configuration, the run goes on from the newest one.
 
     Raises:
         UserError: bad configuration, data or checkpoint, or a loss that is not finite.
@@ -93,6 +95,7 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
     checkpoints = Checkpoints(workdir, config.train)
     try:
         state, position = _start(config, recipe, checkpoints, source)
+        _keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
         run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps)
         return run.go(state, position, _batches(config, tokenizer, source, position.step))
     finally:
@@ -237,6 +240,19 @@ def _tokenizer(config: Config) -> Tokenizer:
             f"{config.model.text.vocabulary_size}; there is no embedding for the last tokens: raise it"
         )
     return tokenizer
+
+
+def _keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, going_on: bool) -> None:
+    """Writes the vocabulary beside the checkpoints, which are of no use without it; a run goes on only with its own."""
+    path = workdir / VOCABULARY
+    if going_on and read_vocabulary(path) not in (None, tokenizer.vocabulary):
+        raise UserError(
+            f"the run was started with the vocabulary {path} and data.vocabulary names another one; go back to it, or "
+            "use an empty --workdir"
+        )
+    if jax.process_index() == 0:
+        with written_whole(path) as unfinished:
+            write_vocabulary(tokenizer.vocabulary, unfinished)
 
 
 def _recipe(config: Config, tokenizer: Tokenizer, mesh: Mesh, records: int) -> tuple[Recipe, int]:

@@ -10,7 +10,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r2d2_jax.config import Config, LossConfig, ModelConfig
-from r2d2_jax.models.r2d2 import R2D2, init_params
+from r2d2_jax.models.r2d2 import R2D2, abstract_params, init_params
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import state_shardings
 from r2d2_jax.train.optimizer import learning_rate_schedule, make_optimizer
@@ -99,7 +99,7 @@ def make_recipe(config: Config, tokens: SpecialTokens, mesh: Mesh, *, total_step
         epoch_steps: steps per epoch, for the ramp of the soft targets.
     """
     model = make_model(config)
-    parts = tuple(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)))
+    parts = tuple(abstract_params(model))
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     return Recipe(
         model=model,

@@ -122,14 +122,28 @@ def test_what_is_no_model_is_refused_and_nothing_is_overwritten(tmp_path: Path) 
             write_model(random_model(), tmp_path / name)
 
 
+def damage(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    open_model(folder)
+
+
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
-    write_model(random_model(), tmp_path / "ours")
-    (tmp_path / "ours" / "model.json").write_text('{"image": ')
+    folder = tmp_path / "ours"
+    write_model(random_model(), folder)
+    described = (folder / "model.json").read_text()
     with pytest.raises(UserError, match="the model in .*ours is damaged"):
-        open_model(tmp_path / "ours")
-    (tmp_path / "ours" / "model.json").write_text('{"size": 3}')
+        damage(folder, "model.json", '{"model": ')
     with pytest.raises(UserError, match="the sizes of the model are wrong:\n  - unknown key model.size"):
-        open_model(tmp_path / "ours")
+        damage(folder, "model.json", '{"model": {"size": 3}}')
+    with pytest.raises(UserError, match="the sizes of the model are wrong:\n  - model is None; expected a block"):
+        damage(folder, "model.json", "{}")
+    with pytest.raises(UserError, match="model.image.image_size 25 is not a multiple of model.image.patch_size 8"):
+        damage(folder, "model.json", described.replace('"image_size": 24', '"image_size": 25'))
+    with pytest.raises(UserError, match=r"params.safetensors does not fit model.json; convert it again:\n"
+                                        r"  - image_encoder/position_embedding: \[10, 64\] in the weights, \[17, 64\]"):
+        damage(folder, "model.json", described.replace('"image_size": 24', '"image_size": 32'))
+    with pytest.raises(UserError, match="the model in .*ours is damaged"):
+        damage(folder, "params.safetensors", "short")
 
 
 def test_a_model_without_match_heads_is_not_published_as_r2d2(tmp_path: Path) -> None:

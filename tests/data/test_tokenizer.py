@@ -26,6 +26,7 @@ def test_special_tokens(tokenizer: Tokenizer) -> None:
     assert (tokenizer.pad_id, tokenizer.unk_id) == (0, 1)
     assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (2, 3, 4)
     assert tokenizer.vocab_size == 5 + 18 + 20
+    assert (len(tokenizer.vocabulary), tokenizer.vocabulary[:3]) == (43, ("[PAD]", "[UNK]", "[CLS]"))
 
 
 def test_pickled_copy_gives_the_same(tokenizer: Tokenizer) -> None:
@@ -47,7 +48,7 @@ def test_real_vocabulary(shared: Path) -> None:
 
 
 def test_punctuation_as_published(shared: Path) -> None:
-    tokenizer = load_tokenizer(str(shared / "tokenizer" / "vocab.txt"), 8, normalize_punctuation=False)
+    tokenizer = load_tokenizer(str(shared / "tokenizer" / "vocab.txt"), 8, map_punctuation=False)
     input_ids, _ = tokenizer(["“好”…"])
     assert tokenizer.tokens(input_ids[0])[1:5] == ["[UNK]", "好", "[UNK]", "[UNK]"]
 

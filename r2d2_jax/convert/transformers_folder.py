@@ -1,0 +1,175 @@
+"""A model as a folder that transformers loads: sizes, weights, tokenizer, image processor, model card, and its code.
+
+There, where r2d2_jax is not installed, `AutoModel.from_pretrained(folder, trust_remote_code=True)` gives the PyTorch
+model of `modeling_r2d2.py`. The weights have the published names; the tables that no output reads are left out.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.config import ModelConfig, model_config
+from r2d2_jax.convert.naming import assembled
+from r2d2_jax.convert.tensor_files import read_tensors
+from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
+from r2d2_jax.data.tokenizer import tokenizer_of
+from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
+from r2d2_jax.models.store import VOCABULARY, Model, read_vocabulary, write_vocabulary
+
+CONFIG, WEIGHTS, CODE, CARD = "config.json", "model.safetensors", "modeling_r2d2.py", "README.md"
+MODEL_TYPE = "r2d2"
+BICUBIC = 3  # Pillow's number, which transformers' image processors use
+
+
+def is_transformers(folder: Path) -> bool:
+    """Whether the folder holds what `save_transformers` writes."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def save_transformers(model: Model, folder: Path) -> None:
+    """Writes the folder, whole or not at all.
+
+    Raises:
+        UserError: the model has no vocabulary or lacks published parts, or the folder cannot be written.
+    """
+    with written_whole(folder) as unfinished:
+        unfinished.mkdir()
+        write_description(model, unfinished, PYTORCH_USE)
+        save_file(published_parameters(model), unfinished / WEIGHTS, metadata={"format": "pt"})
+        shutil.copyfile(Path(__file__).with_name(CODE), unfinished / CODE)
+
+
+def load_transformers(folder: Path) -> Model:
+    """Reads what `save_transformers` wrote, or transformers' own `save_pretrained` of it.
+
+    Raises:
+        UserError: it is a folder of another model, or it is damaged.
+    """
+    try:
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} cannot be read: {first_line(error)}; fetch it again") from error
+    if not isinstance(described, dict) or described.get("model_type") != MODEL_TYPE:
+        kind = described.get("model_type") if isinstance(described, dict) else None
+        raise UserError(f"{folder / CONFIG} describes a model of type {kind!r}; expected {MODEL_TYPE!r}")
+    sizes = {name: described[name] for name in ("image", "text", "cross", "embed_size") if name in described}
+    config = model_config(sizes | {"dtype": "float32"})
+    weights, vocabulary = folder / WEIGHTS, read_vocabulary(folder / VOCABULARY)
+    params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
+    return Model(config, params, {}, vocabulary, bool(described.get("maps_punctuation", False)))
+
+
+def write_description(model: Model, folder: Path, use: str) -> None:
+    """Writes everything but weights: sizes, image processor, tokenizer, model card with how to use the folder.
+
+    Raises:
+        UserError: the model has no vocabulary.
+    """
+    if model.vocabulary is None:
+        raise UserError("the model came without a vocabulary, which its tokenizer needs: name its vocab.txt")
+    _write_json(folder / CONFIG, described(model))
+    _write_json(folder / "preprocessor_config.json", image_processor(model.config))
+    _write_tokenizer(model, folder)
+    (folder / CARD).write_text(model_card(model, use), encoding="utf-8")
+
+
+def described(model: Model) -> dict[str, Any]:
+    """The content of `config.json`."""
+    sizes = dataclasses.asdict(model.config)
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["R2D2Model"],
+        "auto_map": {"AutoConfig": "modeling_r2d2.R2D2Config", "AutoModel": "modeling_r2d2.R2D2Model"},
+        **{name: sizes[name] for name in ("image", "text", "cross", "embed_size")},
+        "maps_punctuation": model.maps_punctuation,
+        "dtype": "float32",
+    }
+
+
+def image_processor(config: ModelConfig) -> dict[str, Any]:
+    """The published preprocessing in transformers' words: a bicubic square, CLIP's mean and deviation, no crop."""
+    side = config.image.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": BICUBIC,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_DEVIATION),
+    }
+
+
+PYTORCH_USE = '''```python
+import torch
+import transformers
+
+model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)  # modeling_r2d2.py, beside this file
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+processor = transformers.AutoImageProcessor.from_pretrained(folder)
+pixel_values = processor(images=[photo], return_tensors="pt")["pixel_values"]
+texts = tokenizer([text], padding="max_length", truncation=True, return_tensors="pt")
+with torch.no_grad():
+    image_tokens, image_embed = model.encode_image(pixel_values)
+    text_tokens, text_embed = model.encode_text(**texts)
+    cosine = image_embed @ text_embed.T
+```'''
+
+
+def model_card(model: Model, use: str) -> str:
+    """The content of `README.md`."""
+    ranking = (
+        "`match(image_tokens, text_tokens, attention_mask)` gives the probability that an image and a text match. It "
+        "re-ranks what the cosine of the embeddings has found; the published score is the sum of both."
+        if model.config.cross.layers
+        else "There are no cross encoders (PRD2): the cosine of the embeddings is the score."
+    )
+    mapped = "mapped to ASCII by the tokenizer" if model.maps_punctuation else "unknown to the tokenizer, as published"
+    return f"""---
+language: zh
+pipeline_tag: zero-shot-image-classification
+tags: [r2d2, image-text-retrieval, image-text-matching]
+---
+
+# R2D2, Chinese image-text matching
+
+{model.summary()}.
+
+The model of Xie et al., "CCMB: A Large-scale Chinese Cross-modal Benchmark" (arXiv 2205.03860), in the published names,
+written by r2d2_jax. All weights are float32.
+
+{use}
+
+{ranking}
+
+Images are resized to a square, without a crop, and normalised with CLIP's mean and deviation. Texts are cut at
+{model.config.text.text_length} tokens; Chinese quotation marks, ellipsis and dash are {mapped}.
+
+The weights are under the licence of what they were made from; the code in this folder is under Apache-2.0.
+"""
+
+
+def _write_tokenizer(model: Model, folder: Path) -> None:
+    assert model.vocabulary is not None
+    length = model.config.text.text_length
+    tokenizer = tokenizer_of(model.vocabulary, length, map_punctuation=model.maps_punctuation)
+    tokenizer.backend().save(str(folder / "tokenizer.json"))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+               "mask_token": "[MASK]"}
+    reading = {"model_max_length": length, "model_input_names": ["input_ids", "attention_mask"]}
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **reading, **special})
+    write_vocabulary(model.vocabulary, folder / VOCABULARY)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,188 @@
+"""Whether a checkpoint computes the same in PyTorch, or in ONNX Runtime, as it does here: a report by stage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r2d2_jax.config import ModelConfig
+from r2d2_jax.convert.conversion import Form, is_published
+from r2d2_jax.convert.extras import ONNX, TORCH, require
+from r2d2_jax.convert.tensor_files import read_tensors
+from r2d2_jax.convert.torch_r2d2 import published_parameters
+from r2d2_jax.convert.transformers_folder import is_transformers
+from r2d2_jax.losses.matching import match_probability
+from r2d2_jax.models.store import Model, load_model
+
+if TYPE_CHECKING:
+    from r2d2_jax.convert.modeling_r2d2 import R2D2Model
+
+# In the order in which they are computed, so that the first that differs is where the fault lies.
+IMAGE_TOKENS, IMAGE_EMBED = "image tokens", "image embedding"
+TEXT_TOKENS, TEXT_EMBED = "text tokens", "text embedding"
+TEXT_IMAGE, IMAGE_TEXT = "text-image cross encoder", "image-text cross encoder"
+MATCH = "match probability"
+STAGES = (IMAGE_TOKENS, IMAGE_EMBED, TEXT_TOKENS, TEXT_EMBED, TEXT_IMAGE, IMAGE_TEXT, MATCH)
+
+LIMIT = 1e-4  # largest absolute difference in float32: summation orders differ, and layers add up (our decision)
+ROWS = 3  # pairs of the sample
+
+Stages = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What both sides compute on.
+
+    images: float32 [b h w 3], as if normalised. input_ids: int32 [b l]. attention_mask: bool [b l], one row full and
+    the others padded.
+    """
+
+    images: np.ndarray
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The largest absolute difference of each stage that both sides have, in the order of STAGES."""
+
+    differences: Mapping[str, float]
+    limit: float
+
+    @property
+    def first_broken(self) -> str | None:
+        """The first stage above the limit; None if all agree. What is not a number is above any limit."""
+        return next((stage for stage, value in self.differences.items() if not value <= self.limit), None)
+
+    def table(self) -> str:
+        """The report as text, with a last line that says which stage breaks first."""
+        lines = [f"{'stage':<26}{'largest difference':>18}{'limit':>10}"]
+        for stage, value in self.differences.items():
+            lines.append(f"{stage:<26}{value:>18.2e}{self.limit:>10.0e}{'' if value <= self.limit else '  above'}")
+        broken = self.first_broken
+        return "\n".join([*lines, "all stages agree" if broken is None else f"the first stage that breaks: {broken}"])
+
+
+def verify(model: Model, source: Path, target: Path | None, form: Form | None, limit: float = LIMIT) -> ParityReport:
+    """Compares what was written, or else what was read, with PyTorch or ONNX Runtime.
+
+    What is not ours is run by its own runtime from the disk: the target, or else the source. Where neither is, PyTorch
+    runs the published form of the model. What is ours is read from the disk again if it was written.
+
+    Args:
+        model: what was read from the source.
+        source: where it came from.
+        target: where it was written, if it was.
+        form: of the target; None without one.
+        limit: largest absolute difference that passes.
+
+    Raises:
+        UserError: PyTorch or ONNX is not installed.
+    """
+    sample = sample_inputs(model.config)
+    ours = jax_stages(load_model(target) if target and form == Form.OURS else model, sample)
+    if target and form == Form.ONNX:
+        require(ONNX, "--verify of an ONNX export", "onnx")
+        return compared(ours, onnx_stages(target, model.config, sample), limit)
+    require(TORCH, "--verify", "convert")
+    return compared(ours, torch_stages(_foreign_model(model, source, target, form), sample), limit)
+
+
+def _foreign_model(model: Model, source: Path, target: Path | None, form: Form | None) -> "R2D2Model":
+    from r2d2_jax.convert.modeling_r2d2 import R2D2Model
+    from r2d2_jax.convert.torch_model import torch_model
+
+    if target and form == Form.TRANSFORMERS:
+        return R2D2Model.from_pretrained(target)
+    if target and form == Form.PUBLISHED:
+        return torch_model(model.config, read_tensors(target))
+    if is_transformers(source):
+        return R2D2Model.from_pretrained(source)
+    tensors = read_tensors(source) if is_published(source) else published_parameters(model)
+    return torch_model(model.config, tensors)
+
+
+def sample_inputs(config: ModelConfig) -> Sample:
+    """The same random images and texts for every model of these sizes."""
+    rng, side, length = np.random.default_rng(0), config.image.image_size, config.text.text_length
+    images = rng.normal(size=(ROWS, side, side, 3)).astype(np.float32)
+    input_ids = rng.integers(0, config.text.vocabulary_size, (ROWS, length), dtype=np.int32)
+    lengths = np.linspace(length, 2, ROWS).astype(int)
+    return Sample(images, input_ids, np.arange(length) < lengths[:, None])
+
+
+def compared(ours: Stages, theirs: Stages, limit: float = LIMIT) -> ParityReport:
+    """The report on the stages that both sides have."""
+    differences = {}
+    for stage in STAGES:
+        if stage in ours and stage in theirs:
+            if ours[stage].shape != theirs[stage].shape:
+                raise ValueError(f"{stage}: {ours[stage].shape} here, {theirs[stage].shape} there")
+            differences[stage] = float(np.max(np.abs(ours[stage] - theirs[stage])))
+    return ParityReport(differences, limit)
+
+
+def jax_stages(model: Model, sample: Sample) -> Stages:
+    """What the JAX model makes of the sample."""
+    module, variables = model.module, {"params": jax.tree.map(jnp.asarray, model.params)}
+
+    def apply(stage: str, *inputs: Any) -> Any:
+        return module.apply(variables, *inputs, method=stage)
+
+    image = apply("encode_image", jnp.asarray(sample.images))
+    mask = jnp.asarray(sample.attention_mask)
+    text = apply("encode_text", jnp.asarray(sample.input_ids), mask)
+    stages = {IMAGE_TOKENS: image.tokens, IMAGE_EMBED: image.embed, TEXT_TOKENS: text.tokens, TEXT_EMBED: text.embed}
+    if module.matching:
+        pair = (text.tokens, mask, image.tokens)
+        stages[TEXT_IMAGE], stages[IMAGE_TEXT] = apply("cross_text_image", *pair), apply("cross_image_text", *pair)
+        stages[MATCH] = match_probability(apply("match", *pair))
+    return {stage: np.asarray(value) for stage, value in stages.items()}
+
+
+def torch_stages(model: "R2D2Model", sample: Sample) -> Stages:
+    """What the PyTorch model makes of the sample."""
+    import torch
+
+    with torch.inference_mode():
+        mask = torch.tensor(sample.attention_mask, dtype=torch.int64)
+        image_tokens, image_embed = model.encode_image(torch.tensor(_channels_first(sample.images)))
+        text_tokens, text_embed = model.encode_text(torch.tensor(sample.input_ids, dtype=torch.int64), mask)
+        stages = {
+            IMAGE_TOKENS: image_tokens, IMAGE_EMBED: image_embed, TEXT_TOKENS: text_tokens, TEXT_EMBED: text_embed
+        }
+        if model.matches:
+            text_image, image_text = model.cross(image_tokens, text_tokens, mask)
+            stages |= {TEXT_IMAGE: text_image, IMAGE_TEXT: image_text, MATCH: model.match_heads(text_image, image_text)}
+        return {stage: value.numpy() for stage, value in stages.items()}
+
+
+def onnx_stages(folder: Path, config: ModelConfig, sample: Sample) -> Stages:
+    """What ONNX Runtime makes of the sample with the graphs of a folder, each fed with what the ones before it gave."""
+    from r2d2_jax.convert.onnx_folder import graphs_of, session
+
+    values: dict[str, np.ndarray] = {
+        "pixel_values": _channels_first(sample.images),
+        "input_ids": sample.input_ids.astype(np.int64),
+        "attention_mask": sample.attention_mask.astype(np.int64),
+    }
+    for graph in graphs_of(config):
+        results = session(folder, graph).run(graph.outputs, {name: values[name] for name in graph.inputs})
+        values |= dict(zip(graph.outputs, results, strict=True))
+    named = {
+        "image_tokens": IMAGE_TOKENS,
+        "image_embed": IMAGE_EMBED,
+        "text_tokens": TEXT_TOKENS,
+        "text_embed": TEXT_EMBED,
+        "match_probability": MATCH,
+    }
+    return {stage: values[name] for name, stage in named.items() if name in values}
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
