@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ONNX = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"]
+
 setup(
     name="r2d2_jax",
     version="0.1.0",
@@ -38,6 +40,7 @@ setup(
         "gpu": ["jax[cuda12]>=0.7"],
         "tpu": ["jax[tpu]>=0.7"],
         "convert": ["torch>=2.6"],
-        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "torch==2.13.0"],
+        "onnx": ["torch>=2.9", *ONNX],
+        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "torch==2.13.0", *ONNX],
     },
 )

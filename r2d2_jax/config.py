@@ -28,6 +28,11 @@ class ImageTowerConfig:
     heads: int
     mlp_width: int
 
+    @property
+    def patches(self) -> int:
+        """How many patches an image has; with CLS, one more are its tokens."""
+        return (self.image_size // self.patch_size) ** 2
+
 
 @dataclass(frozen=True)
 class TextTowerConfig:

@@ -57,11 +57,13 @@ def test_the_lines_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.Monkey
     commands, code = re.findall(r"```(?:bash|python)\n(.*?)```", section, re.DOTALL)
     printed = [run_command(line, tmp_path) for line in commands.splitlines()]
     assert read_tensors(tmp_path / "again.safetensors").keys() == read_tensors(tmp_path / "r2d2_vitl.pth").keys()
+    assert sum(output.endswith("all stages agree\n") for output in printed) == commands.count("--verify") == 3
+    matched = next(output for output in printed if "cosine" in output)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
     for text, cosine, probability in zip(("投篮", "运球"), names["cosine"][0], names["probability"], strict=True):
-        assert f"match {probability:.4f}  cosine {cosine:+.4f}  乔丹{text}" in printed[-1]
+        assert f"match {probability:.4f}  cosine {cosine:+.4f}  乔丹{text}" in matched
 
 
 def run_command(line: str, folder: Path) -> str:

@@ -23,7 +23,7 @@ from r2d2_jax.convert.naming import (
     linear,
     norm,
 )
-from r2d2_jax.convert.resize import resized_positions
+from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.errors import UserError, first_line
 
@@ -79,9 +79,9 @@ def image_tower(name: str, config: ModelConfig, *, resize_positions: bool = Fals
     tensors = {key.removeprefix("vision_model."): tensor for key, tensor in tensors.items()}
     notes = []
     position = "embeddings.position_embedding.weight"
-    patches = (config.image.image_size // config.image.patch_size) ** 2
+    patches = config.image.patches
     if resize_positions and position in tensors and len(tensors[position]) != patches + 1:
-        notes.append(f"position embeddings: interpolated from {len(tensors[position]) - 1} to {patches} patches")
+        notes.append(interpolated(len(tensors[position]) - 1, patches))
         tensors[position] = resized_positions(tensors[position], patches, str(path))
     leftover = CLIP_LEFTOVER if prefixed else dict(list(CLIP_LEFTOVER.items())[:2])
     params, unused = _explained(tensors, clip_vision(config.image.layers), leftover, config, str(path))

@@ -8,6 +8,11 @@ import numpy as np
 from r2d2_jax.errors import UserError
 
 
+def interpolated(old: int, new: int) -> str:
+    """What the log says where `resized_positions` was at work."""
+    return f"position embeddings: interpolated from {old} to {new} patches"
+
+
 def resized_positions(positions: np.ndarray, patches: int, source: str) -> np.ndarray:
     """Interpolates bicubically, with antialiasing when it shrinks; CLS keeps its own embedding.
 

@@ -1,6 +1,7 @@
 """Files of named tensors: `.safetensors`, and PyTorch's `.pth`, `.pt` and `.bin`, whose code never runs."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from safetensors.numpy import save_file
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.convert.extras import TORCH, require
+from r2d2_jax.convert.torchscript import is_torchscript, read_torchscript
 from r2d2_jax.errors import UserError, first_line
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# What the readers of PyTorch files raise on damaged ones.
+DAMAGE = (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of one file, floating-point ones as float32.
 
     A PyTorch file may hold the state dict itself or keep it under "model" or "state_dict"; the prefix "module." of a
-    distributed wrapper is dropped. What else it holds is not read.
+    distributed wrapper is dropped. What else it holds is not read. Of a TorchScript archive, in which OpenAI publishes
+    CLIP, the tensors are read and nothing is run.
 
     Args:
         path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
@@ -75,15 +80,17 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    torch = _imported_torch(path)
     try:
+        if is_torchscript(path):
+            return {name: _float32(tensor) for name, tensor in read_torchscript(path).items()}
+        torch = _imported_torch(path)
         loaded = _safely_loaded(torch, path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors and plain values, which could run code, so it was not opened: "
             f"{first_line(error)}; save its state dict alone, or as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} is no whole PyTorch file: {first_line(error)}; fetch it again") from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):

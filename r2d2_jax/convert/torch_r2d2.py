@@ -102,7 +102,7 @@ def blank_unused(config: ModelConfig) -> dict[str, np.ndarray]:
     """Published name -> value of the tensors that no output reads, for a model that never had them."""
     image, text = config.image, config.text
     tensors = {
-        "visual_encoder.embeddings.position_ids": _counted((image.image_size // image.patch_size) ** 2 + 1),
+        "visual_encoder.embeddings.position_ids": _counted(image.patches + 1),
         "visual_encoder.post_layernorm.weight": _zeros(image.width),
         "visual_encoder.post_layernorm.bias": _zeros(image.width),
         "text_encoder.embeddings.position_ids": _counted(text.max_positions),

@@ -1,12 +1,12 @@
 """Whether a checkpoint computes the same in PyTorch, or in ONNX Runtime, as it does here: a report by stage."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from r2d2_jax.config import ModelConfig
@@ -16,6 +16,7 @@ from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters
 from r2d2_jax.convert.transformers_folder import is_transformers
 from r2d2_jax.losses.matching import match_probability
+from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.models.store import Model, load_model
 
 if TYPE_CHECKING:
@@ -129,20 +130,24 @@ def compared(ours: Stages, theirs: Stages, limit: float = LIMIT) -> ParityReport
 
 def jax_stages(model: Model, sample: Sample) -> Stages:
     """What the JAX model makes of the sample."""
-    module, variables = model.module, {"params": jax.tree.map(jnp.asarray, model.params)}
+    computed = _jitted_stages(model.module, model.params, sample.images, sample.input_ids, sample.attention_mask)
+    return {stage: np.asarray(value) for stage, value in computed.items()}
 
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jitted_stages(
+    module: R2D2, params: Any, images: jax.Array, input_ids: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
     def apply(stage: str, *inputs: Any) -> Any:
-        return module.apply(variables, *inputs, method=stage)
+        return module.apply({"params": params}, *inputs, method=stage)
 
-    image = apply("encode_image", jnp.asarray(sample.images))
-    mask = jnp.asarray(sample.attention_mask)
-    text = apply("encode_text", jnp.asarray(sample.input_ids), mask)
+    image, text = apply("encode_image", images), apply("encode_text", input_ids, mask)
     stages = {IMAGE_TOKENS: image.tokens, IMAGE_EMBED: image.embed, TEXT_TOKENS: text.tokens, TEXT_EMBED: text.embed}
     if module.matching:
         pair = (text.tokens, mask, image.tokens)
         stages[TEXT_IMAGE], stages[IMAGE_TEXT] = apply("cross_text_image", *pair), apply("cross_image_text", *pair)
         stages[MATCH] = match_probability(apply("match", *pair))
-    return {stage: np.asarray(value) for stage, value in stages.items()}
+    return stages
 
 
 def torch_stages(model: "R2D2Model", sample: Sample) -> Stages:

@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from r2d2_jax.config import Config
+from r2d2_jax.config import Config, InitialWeightsConfig
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
+from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.train.state import Params, Recipe, TrainState
 from r2d2_jax.trees import shape_differences
@@ -45,11 +46,11 @@ def with_initial_weights(state: TrainState, recipe: Recipe, config: Config) -> t
 
 def initial_params(config: Config) -> tuple[Params, list[str]]:
     """The parameters that the configuration names, in host memory, by parts of the model, and what there is to say."""
-    initial, notes = config.initial, []
+    initial = config.initial
     params: Params = {}
+    notes: list[str] = []
     if initial.model:
-        params = open_model(Path(initial.model).expanduser()).params
-        notes.append(f"whole model from {initial.model}")
+        params, notes = _whole_model(initial, config.model.image.patches)
     if initial.image:
         weights = image_tower(initial.image, config.model, resize_positions=initial.resize_positions)
         params |= weights.params
@@ -58,6 +59,16 @@ def initial_params(config: Config) -> tuple[Params, list[str]]:
         weights = text_tower(initial.text, config.model, masked_lm=config.loss.mlm)
         params |= weights.params
         notes += [f"text tower from {initial.text}", *weights.notes]
+    return params, notes
+
+
+def _whole_model(initial: InitialWeightsConfig, patches: int) -> tuple[Params, list[str]]:
+    params, notes = open_model(Path(initial.model).expanduser()).params, [f"whole model from {initial.model}"]
+    positions = params["image_encoder"]["position_embedding"]
+    if initial.resize_positions and len(positions) != patches + 1:
+        resized = resized_positions(positions, patches, initial.model)
+        params = params | {"image_encoder": params["image_encoder"] | {"position_embedding": resized}}
+        notes.append(interpolated(len(positions) - 1, patches))
     return params, notes
 
 

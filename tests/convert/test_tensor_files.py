@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,68 @@ def test_a_bare_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="evil.bin"):
         read_tensors(tmp_path / "evil.bin")
     assert not proof.exists()
+
+
+class Scripted(torch.nn.Module):
+    """A module with nested parts, a buffer, a scalar and a transposed tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+        self.scale = torch.nn.Parameter(torch.tensor(2.5))
+        self.turned = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
+        self.register_buffer("count", torch.tensor([7, 8]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parts(x) * self.scale
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    module = Scripted().half()
+    torch.jit.script(module).save(str(tmp_path / "clip.pt"))
+    return tmp_path / "clip.pt", {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def test_torchscript_archives_are_read_without_pytorch(
+    archive: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, expected = archive
+    monkeypatch.setitem(sys.modules, "torch", None)
+    tensors = read_tensors(path)
+    assert tensors.keys() == expected.keys()
+    assert tensors["parts.0.weight"].dtype == np.float32
+    assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
+
+
+def rewritten(path: Path, name: str, content: bytes) -> None:
+    """Puts other content in place of one file of a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        files = {entry: archive.read(entry) for entry in archive.namelist()}
+    files[next(entry for entry in files if entry.endswith(name))] = content
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in files.items():
+            archive.writestr(entry, data)
+
+
+def test_a_payload_in_a_torchscript_archive_is_refused_and_does_not_run(
+    archive: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    proof = tmp_path / "ran"
+    rewritten(archive[0], "/data.pkl", pickle.dumps(Payload(proof)))
+    with pytest.raises(UserError, match="clip.pt holds more than tensors .* it refers to .*; save its"):
+        read_tensors(archive[0])
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("length", [0, 2])
+def test_a_torchscript_archive_with_too_few_numbers_is_refused(
+    archive: tuple[Path, dict[str, np.ndarray]], length: int
+) -> None:
+    for number in ("0", "1", "2"):
+        rewritten(archive[0], f"/data/{number}", b"\0" * length)
+    with pytest.raises(UserError, match=r"clip.pt is no whole PyTorch file: a tensor of .* does not fit into its"):
+        read_tensors(archive[0])
 
 
 @pytest.mark.parametrize(("name", "message"), [

@@ -1,5 +1,6 @@
 """launch/convert.py: both directions, runs, and what it refuses."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from random_models import random_model
+from random_models import VOCABULARY, random_model
 from small_model import named_leaves, random_state, small_config, small_recipe
 
 from r2d2_jax.convert.conversion import TEACHER, open_model, write_model
@@ -100,3 +101,42 @@ def test_an_absent_vocabulary_is_refused(tmp_path: Path) -> None:
     write_model(random_model(), tmp_path / "in.pth")
     with pytest.raises(UserError, match="vocabulary .*absent.txt does not exist"):
         open_model(tmp_path / "in.pth", vocabulary=tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize(("form", "name"), [
+    ("ours", "out"), ("published", "out.pth"), ("published", "out.safetensors"), ("transformers", "out"),
+    ("onnx", "out"),
+])
+def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path, form: str, name: str) -> None:
+    """No file may grow beyond 50 kB here, which stops a write as a full disk does."""
+    write_model(random_model(tokens=VOCABULARY), tmp_path / "in")
+    done = subprocess.run(
+        [sys.executable, "-B", str(PROGRAM), f"--input={tmp_path / 'in'}", f"--output={tmp_path / name}",
+         f"--format={form}"],
+        capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: cannot write {tmp_path / name}: " in done.stderr
+    assert "nothing was left there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_pytorch_is_not_needed_but_for_its_own_files(tmp_path: Path) -> None:
+    write_model(random_model(tokens=VOCABULARY), tmp_path / "in.safetensors")
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
+    for source, target, form in (("in.safetensors", "ours", "ours"), ("ours", "hf", "transformers"),
+                                 ("hf", "out.safetensors", "published")):
+        program = (f"import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--input={tmp_path / source}', "
+                   f"'--output={tmp_path / target}', '--format={form}', '--vocabulary={tmp_path / 'vocab.txt'}']; "
+                   f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')")
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    before, after = read_tensors(tmp_path / "in.safetensors"), read_tensors(tmp_path / "out.safetensors")
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_nothing_to_do_is_said(tmp_path: Path) -> None:
+    done = convert(f"--input={tmp_path}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is nothing to do; expected --output, --verify or --rest" in done.stderr

@@ -14,6 +14,7 @@ from transformers_models import bert_config, clip_config
 from r2d2_jax.config import Config, InitialWeightsConfig
 from r2d2_jax.convert.conversion import write_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
+from r2d2_jax.convert.resize import resized_positions
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.store import Model
 from r2d2_jax.train.checkpoint import Checkpoints
@@ -85,6 +86,23 @@ def test_a_model_of_another_size_is_refused_leaf_by_leaf(tmp_path: Path) -> None
     line = r"kernel: \[16, 16\] in the weights, \[16, 8\] in the model"
     with pytest.raises(UserError, match=rf"of another model(.|\n)*{line}"):
         started(with_initial(other, model=str(tmp_path / "model")))
+
+
+def test_a_whole_model_of_another_image_size_is_interpolated_only_when_asked(tmp_path: Path) -> None:
+    config = small_config()
+    params = jax.tree.map(np.asarray, sharded_init_state(small_recipe(config), jax.random.key(5)).params)
+    write_model(Model(dataclasses.replace(config.model, dtype="float32"), params), tmp_path / "model")
+    side, patch = config.model.image.image_size, config.model.image.patch_size
+    larger = small_config({"model": {"image": {"image_size": side + patch}}})
+    asked = with_initial(larger, model=str(tmp_path / "model"))
+    with pytest.raises(UserError, match="image_encoder/position_embedding: "):
+        started(asked)
+    initial = dataclasses.replace(asked.initial, resize_positions=True)
+    _, state, notes = started(dataclasses.replace(asked, initial=initial))
+    old, new = config.model.image.patches, larger.model.image.patches
+    want = resized_positions(params["image_encoder"]["position_embedding"], new, "model")
+    np.testing.assert_array_equal(state.params["image_encoder"]["position_embedding"], want)
+    assert f"position embeddings: interpolated from {old} to {new} patches" in notes
 
 
 def test_a_model_and_towers_contradict_each_other() -> None:

@@ -30,6 +30,7 @@ from small_model import (
     write_vocabulary,
 )
 
+from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.data.records import write_dataset
 from r2d2_jax.errors import UserError
 from r2d2_jax.train import compiled, loop
@@ -293,6 +294,18 @@ def test_a_batch_larger_than_the_dataset(prepared: Path, tmp_path: Path) -> None
 def test_a_vocabulary_larger_than_the_embedding(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 29 tokens but model.text.vocabulary_size is 28; .* raise it"):
         run(prepared, tmp_path, CHEAPEST, {"model": {"text": {"vocabulary_size": 28}}})
+
+
+def test_a_run_keeps_its_vocabulary_and_goes_on_with_no_other(prepared: Path, tmp_path: Path) -> None:
+    changes = (CHEAPEST, NO_EVALUATION, {"train": {"epochs": 0.5}})
+    run(prepared, tmp_path, *changes)
+    vocabulary = (prepared / "vocab.txt").read_text(encoding="utf-8")
+    assert (tmp_path / "vocab.txt").read_text(encoding="utf-8") == vocabulary
+    assert open_model(tmp_path).vocabulary == tuple(vocabulary.split())
+    *first, last, second_last = vocabulary.split()
+    (tmp_path / "other.txt").write_text("\n".join([*first, second_last, last]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="the run was started with the vocabulary .*vocab.txt .* names another one; go"):
+        run(prepared, tmp_path, *changes, {"data": {"vocabulary": str(tmp_path / "other.txt")}})
 
 
 # --- compilation ----------------------------------------------------------------------------------------------------
