@@ -26,10 +26,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        if unfinished.is_file():  # safetensors makes files that only their owner may read
-            mask = os.umask(0)
-            os.umask(mask)
-            unfinished.chmod(0o666 & ~mask)
+        _readable(unfinished)
         os.replace(unfinished, path)
     except WRITE_ERRORS as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -39,3 +36,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
         unfinished.unlink(missing_ok=True)
+
+
+def _readable(path: Path) -> None:
+    """Gives files the usual permissions: safetensors makes such as only their owner may read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in (path, *path.rglob("*")):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)

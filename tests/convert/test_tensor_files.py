@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import stat
 import sys
 import zipfile
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_models import VOCABULARY, random_model
 
 from r2d2_jax.convert import tensor_files
+from r2d2_jax.convert.conversion import Form, write_model
 from r2d2_jax.convert.tensor_files import read_tensors, write_tensors
 from r2d2_jax.errors import UserError
 
@@ -194,6 +197,13 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_others_may_read_what_is_written(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "x.safetensors", TENSORS)
-    (tmp_path / "plain").touch()
-    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    previous = os.umask(0o022)
+    try:
+        write_tensors(tmp_path / "x.safetensors", {"a": np.ones(2)})
+        write_model(random_model(tokens=VOCABULARY), tmp_path / "ours")
+        write_model(random_model(tokens=VOCABULARY), tmp_path / "hf", Form.TRANSFORMERS)
+    finally:
+        os.umask(previous)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
