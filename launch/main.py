@@ -2,7 +2,9 @@
 
 import logging
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags
@@ -10,6 +12,7 @@ from ml_collections import config_flags
 
 from r2d2_jax.config import Config
 from r2d2_jax.errors import UserError
+from r2d2_jax.processes import join, leave
 from r2d2_jax.train.loop import pretrain
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; --config.KEY=VALUE overrides a value.")
@@ -31,14 +34,23 @@ def main(_: list[str]) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
     if DISTRIBUTED.value or COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     try:
         outcome = pretrain(Config.from_config_dict(CONFIG.value), Path(str(WORKDIR.value)))
     except UserError as error:
-        sys.exit(_refused(error))
+        _end(_refused(error))
+    except Exception:
+        traceback.print_exc()
+        _end(1)
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.broken} unusable records. Checkpoints and logs: {WORKDIR.value}")
         print(outcome.report.table())
+
+
+def _end(status: int) -> NoReturn:
+    if jax.process_count() > 1:
+        leave(status)
+    sys.exit(status)
 
 
 def _refused(error: UserError) -> int:

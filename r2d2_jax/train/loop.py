@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from r2d2_jax.atomic import written_whole
@@ -22,6 +21,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
+from r2d2_jax.processes import told_by_all
 from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
@@ -42,7 +42,7 @@ class Outcome:
     """How a run ended.
 
     step: completed steps. finished: whether that is the end of the run. report: the last evaluation.
-    broken: how many records were unusable.
+    broken: how many records were unusable, to all processes together.
     """
 
     step: int
@@ -62,14 +62,10 @@ class Position:
 
     def to_json(self, batch_size: int) -> dict[str, Any]:
         """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
-        own = self.broken.state()
-        counts = np.array([own["read"], own["broken"]])
-        if jax.process_count() > 1:
-            counts = multihost_utils.process_allgather(counts).sum(axis=0)
         return {
             "pairs": self.step * batch_size,
             "records": self.broken.epoch_size,
-            "broken": {**own, "read": int(counts[0]), "broken": int(counts[1])},
+            "broken": self.broken.state(),
             "window": self.window.fetched(),
             "evaluated": self.evaluated,
         }
@@ -161,6 +157,7 @@ class _Run:
         return state
 
     def _log(self, position: Position, log: MetricsLog, progress: Progress) -> None:
+        position.broken.share()
         self._check_finite(position)
         means = position.window.means()
         speed = progress.report(position.step, means)
@@ -204,6 +201,7 @@ class _Run:
         return report
 
     def _save(self, state: TrainState, position: Position, report: EvaluationReport | None = None) -> None:
+        position.broken.share()
         self._check_finite(position)
         recall = None if report is None else report.mean_recall()
         progress = position.to_json(self._config.train.batch_size)
@@ -284,7 +282,8 @@ def _start(
     config: Config, recipe: Recipe, checkpoints: Checkpoints, source: RecordSource
 ) -> tuple[TrainState, Position]:
     """A fresh state, or the newest checkpoint's."""
-    broken = BrokenRecords(len(source), config.data.max_broken_share)
+    several = jax.process_count() > 1
+    broken = BrokenRecords(len(source), config.data.max_broken_share, told_by_all if several else None)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(recipe, jax.random.key(config.train.seed))
         state, notes = with_initial_weights(state, recipe, config)
@@ -298,8 +297,7 @@ def _start(
             f"the checkpoint was made with {progress['records']} training records, {config.data.directory} has "
             f"{len(source)}; the data position would be lost: use the same data, or an empty --workdir"
         )
-    if jax.process_index() == 0:
-        broken.restore(progress["broken"])
+    broken.restore(progress["broken"])
     logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
     return state, Position(int(state.step), broken, Window(progress["window"]), progress["evaluated"])
 
