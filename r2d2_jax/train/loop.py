@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,20 +83,20 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
     Raises:
         UserError: bad configuration, data or checkpoint, or a loss that is not finite.
     """
-    mesh = make_mesh(config.mesh)
-    check_batch_divides(config.train.batch_size, mesh)
-    tokenizer = _tokenizer(config)
-    source = RecordSource(config.data.directory, config.data.train_split)
-    recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
-    evaluator = _evaluator(config, recipe, tokenizer)
-    checkpoints = Checkpoints(workdir, config.train)
-    try:
+    with ExitStack() as ends:
+        # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
+        stop = ends.enter_context(StopRequest())
+        mesh = make_mesh(config.mesh)
+        check_batch_divides(config.train.batch_size, mesh)
+        tokenizer = _tokenizer(config)
+        source = RecordSource(config.data.directory, config.data.train_split)
+        recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
+        evaluator = _evaluator(config, recipe, tokenizer)
+        checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train)))
         state, position = _start(config, recipe, checkpoints, source)
         _keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
-        run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps)
+        run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps, stop)
         return run.go(state, position, _batches(config, tokenizer, source, position.step))
-    finally:
-        checkpoints.close()
 
 
 class _Run:
@@ -109,40 +110,59 @@ class _Run:
         checkpoints: Checkpoints,
         workdir: Path,
         total_steps: int,
+        stop: StopRequest,
     ) -> None:
         self._config, self._recipe, self._total = config, recipe, total_steps
-        self._evaluator, self._checkpoints, self._workdir = evaluator, checkpoints, workdir
+        self._evaluator, self._checkpoints, self._workdir, self._stop = evaluator, checkpoints, workdir, stop
         self._leader = jax.process_index() == 0
         self._step = compile_train_step(config, recipe)
         self._key = jax.random.key(config.train.seed)
 
-    def go(self, state: TrainState, position: Position, batches: Iterator[dict[str, np.ndarray]]) -> Outcome:
-        """Steps until the end of the run or a stop signal."""
-        log = MetricsLog(self._workdir, position.step, self._leader)
-        progress = Progress(position.step, self._total, self._config.train.batch_size, self._leader)
-        report, stopped = None, False
-        with StopRequest() as stop:
-            if self._evaluation_due(position) and position.step < self._total:
-                report = self._evaluate(state, position, log, final=False)
-                progress.paused()
-            while position.step < self._total and not stopped:
-                state = self._one_step(state, position, next_batch(batches, progress), progress)
-                at_log = position.step % self._config.train.log_every == 0
-                if at_log:
-                    self._log(position, log, progress)
-                stopped = stop.agreed(at_boundary=at_log)
-                if position.step < self._total and not stopped:
-                    report = self._milestone(state, position, log, progress) or report
-            batches.close()  # type: ignore[attr-defined]
-            if stopped and position.step < self._total:
-                self._save(state, position)
-                name = stop.received.name if stop.received else "another process"
-                logger.info("stopped by %s after step %d; the same command goes on from there", name, position.step)
+    def go(
+        self, state: TrainState, position: Position, batches: Generator[dict[str, np.ndarray], None, None]
+    ) -> Outcome:
+        """Steps until the end of the run or a stop signal; closes the batches."""
+        with ExitStack() as ends:
+            log = ends.enter_context(closing(MetricsLog(self._workdir, position.step, self._leader)))
+            bar = Progress(position.step, self._total, self._config.train.batch_size, self._leader)
+            progress = ends.enter_context(closing(bar))
+            with closing(batches):
+                state, report = self._train(state, position, batches, log, progress)
+            if position.step < self._total:
+                self._leave(state, position)
             else:
                 report = self._finish(state, position, log)
-        progress.close()
-        log.close()
         return Outcome(position.step, position.step >= self._total, report, position.broken.broken)
+
+    def _train(
+        self,
+        state: TrainState,
+        position: Position,
+        batches: Iterator[dict[str, np.ndarray]],
+        log: MetricsLog,
+        progress: Progress,
+    ) -> tuple[TrainState, EvaluationReport | None]:
+        """Steps until all are done or a stop signal; returns the state and the last evaluation."""
+        report, stopped = None, self._stop.agreed(at_boundary=True)  # it may have come while everything was set up
+        if self._evaluation_due(position) and position.step < self._total and not stopped:
+            report = self._evaluate(state, position, log, final=False)
+            progress.paused()
+        while position.step < self._total and not stopped:
+            state = self._one_step(state, position, next_batch(batches, progress), progress)
+            at_log = position.step % self._config.train.log_every == 0
+            if at_log:
+                self._log(position, log, progress)
+            stopped = self._stop.agreed(at_boundary=at_log)
+            if position.step < self._total and not stopped:
+                report = self._milestone(state, position, log, progress) or report
+        return state, report
+
+    def _leave(self, state: TrainState, position: Position) -> None:
+        """Saves what a stop signal interrupted, unless nothing is new."""
+        if position.step and self._checkpoints.latest_step() != position.step:
+            self._save(state, position)
+        name = self._stop.received.name if self._stop.received else "another process"
+        logger.info("stopped by %s after step %d; the same command goes on from there", name, position.step)
 
     def _one_step(
         self, state: TrainState, position: Position, rows: dict[str, np.ndarray], progress: Progress
@@ -311,7 +331,7 @@ def _sizes(recipe: Recipe, state: TrainState) -> str:
 
 def _batches(
     config: Config, tokenizer: Tokenizer, source: RecordSource, first_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     data: DataConfig = config.data
     return train_batches(
         source,

@@ -32,7 +32,8 @@ from small_model import (
 
 from r2d2_jax.data.records import write_dataset
 from r2d2_jax.errors import UserError
-from r2d2_jax.train import compiled, loop
+from r2d2_jax.train import compiled, loop, signals
+from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
 from r2d2_jax.train.loop import Outcome, pretrain
 from r2d2_jax.train.state import sharded_init_state
@@ -105,7 +106,7 @@ def test_what_a_run_leaves_behind(undisturbed: tuple[Path, Outcome]) -> None:
     workdir, outcome = undisturbed
     assert (outcome.step, outcome.finished) == (STEPS, True)
     assert {path.name for path in workdir.iterdir()} == {
-        "checkpoints", "evaluation.json", "metrics.jsonl", "tensorboard"
+        "checkpoints", "evaluation.json", "metrics.jsonl", "tensorboard", "vocab.txt"
     }  # fmt: skip
     assert any((workdir / "tensorboard").iterdir())
     assert outcome.report is not None
@@ -197,6 +198,54 @@ def test_a_stop_after_the_last_step_finishes(prepared: Path, tmp_path: Path, mon
     before_batch(monkeypatch, lambda call: signal.raise_signal(signal.SIGINT) if call == 4 else None)
     outcome = run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0}})
     assert (outcome.step, outcome.finished) == (4, True)
+
+
+class Left(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def signal_while_closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """SIGTERM comes while the last checkpoint may still be written; lists it if nobody of ours takes it."""
+    original, unguarded = Checkpoints.close, []
+
+    def close(checkpoints: Checkpoints) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        original(checkpoints)
+
+    def leave(status: int) -> None:
+        raise Left(status)
+
+    monkeypatch.setattr(Checkpoints, "close", close)
+    monkeypatch.setattr(signals.os, "_exit", leave)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: unguarded.append(number))
+    yield unguarded
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_first_signal_during_the_last_save_is_noted(
+    prepared: Path, tmp_path: Path, signal_while_closing: list[int]
+) -> None:
+    assert run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0}}).finished
+    assert signal_while_closing == []
+    assert kept(tmp_path) == [4]
+
+
+def test_a_second_signal_during_the_last_save_leaves_at_once(
+    prepared: Path, tmp_path: Path, signal_while_closing: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_batch(monkeypatch, lambda call: signal.raise_signal(signal.SIGTERM) if call == 2 else None)
+    with pytest.raises(Left, match="143"):
+        run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
+    assert signal_while_closing == []
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_keep_vocabulary", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    outcome = run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
+    assert (outcome.step, outcome.finished, kept(tmp_path)) == (0, False, [])
 
 
 def test_another_configuration_or_dataset_is_refused(
