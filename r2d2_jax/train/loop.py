@@ -25,7 +25,7 @@ from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
 from r2d2_jax.processes import told_by_all
 from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
 from r2d2_jax.train.checkpoint import Checkpoints
-from r2d2_jax.train.compiled import compile_train_step
+from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
 from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.metrics import MetricsLog, Window
 from r2d2_jax.train.progress import Progress
@@ -81,7 +81,7 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
             holds a checkpoint of the same configuration, the run goes on from the newest one.
 
     Raises:
-        UserError: bad configuration, data or checkpoint, or a loss that is not finite.
+        UserError: bad configuration, data or checkpoint, or numbers that are not finite.
     """
     with ExitStack() as ends:
         # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
@@ -115,7 +115,7 @@ class _Run:
         self._config, self._recipe, self._total = config, recipe, total_steps
         self._evaluator, self._checkpoints, self._workdir, self._stop = evaluator, checkpoints, workdir, stop
         self._leader = jax.process_index() == 0
-        self._step = compile_train_step(config, recipe)
+        self._step, self._all_finite = compile_train_step(config, recipe), compile_all_finite(recipe)
         self._key = jax.random.key(config.train.seed)
 
     def go(
@@ -178,7 +178,7 @@ class _Run:
 
     def _log(self, position: Position, log: MetricsLog, progress: Progress) -> None:
         position.broken.share()
-        self._check_finite(position)
+        self._check_metrics(position)
         means = position.window.means()
         speed = progress.report(position.step, means)
         epoch = position.step * self._config.train.batch_size / position.broken.epoch_size
@@ -211,6 +211,7 @@ class _Run:
         return report
 
     def _evaluate(self, state: TrainState, position: Position, log: MetricsLog, *, final: bool) -> EvaluationReport:
+        self._check_state(state, position)
         start = time.perf_counter()
         report = self._evaluator.evaluate(state.params, final=final)
         if not position.evaluated:
@@ -222,22 +223,32 @@ class _Run:
 
     def _save(self, state: TrainState, position: Position, report: EvaluationReport | None = None) -> None:
         position.broken.share()
-        self._check_finite(position)
+        self._check_state(state, position)
         recall = None if report is None else report.mean_recall()
         progress = position.to_json(self._config.train.batch_size)
         self._checkpoints.save(state, self._config, progress, recall)
 
-    def _check_finite(self, position: Position) -> None:
-        ago = position.window.first_not_finite()
-        if ago is None:
-            return
+    def _check_metrics(self, position: Position) -> None:
+        found = position.window.first_not_finite()
+        if found is not None:
+            ago, names = found
+            raise self._stopped(f"what step {position.step - ago + 1} gave is not finite ({', '.join(names)})")
+
+    def _check_state(self, state: TrainState, position: Position) -> None:
+        """The metrics of a step are of before its update; what is evaluated and saved must be sound after it."""
+        self._check_metrics(position)
+        if not bool(self._all_finite(state)):
+            raise self._stopped(f"the train state after step {position.step} is not finite")
+
+    def _stopped(self, reason: str) -> UserError:
         self._checkpoints.wait()
         last = self._checkpoints.latest_step()
-        good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last} in "
-        raise UserError(
-            f"the loss of step {position.step - ago + 1} is not finite; {good}"
-            f"{'' if last is None else self._checkpoints.directory}; lower optimizer.learning_rate or raise "
-            "optimizer.warmup_steps, then start again or go on from there"
+        good = "there is no checkpoint yet"
+        if last is not None:
+            good = f"the last good checkpoint is step {last} in {self._checkpoints.directory}"
+        return UserError(
+            f"{reason}; {good}; lower optimizer.learning_rate or raise optimizer.warmup_steps, then start again or go "
+            "on from there"
         )
 
 

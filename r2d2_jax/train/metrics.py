@@ -34,10 +34,12 @@ class Window:
         self._steps = [{name: float(value) for name, value in step.items()} for step in jax.device_get(self._steps)]
         return self._steps
 
-    def first_not_finite(self) -> int | None:
-        """How many steps ago the first loss was NaN or infinite (1 is the newest step), or None."""
-        bad = [index for index, step in enumerate(self.fetched()) if not math.isfinite(step["loss"])]
-        return len(self._steps) - bad[0] if bad else None
+    def first_not_finite(self) -> tuple[int, list[str]] | None:
+        """How many steps ago a metric was first NaN or infinite (1 is the newest step), and which ones; or None."""
+        for index, step in enumerate(self.fetched()):
+            if bad := [name for name, value in step.items() if not math.isfinite(value)]:
+                return len(self._steps) - index, bad
+        return None
 
     def means(self) -> dict[str, float]:
         """The mean of each metric over the window, which starts anew."""

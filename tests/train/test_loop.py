@@ -266,41 +266,56 @@ def test_another_configuration_or_dataset_is_refused(
 # --- bad data and bad numbers ---------------------------------------------------------------------------------------
 
 
-def losses_from(monkeypatch: pytest.MonkeyPatch, value: float, step: int) -> None:
-    """From `step` on the train step reports another loss."""
+def spoil_from(monkeypatch: pytest.MonkeyPatch, step: int, spoil: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+    """From `step` on the train step's state and metrics pass through `spoil`."""
 
     def compile_step(config: Any, recipe: Any) -> Any:
         original = compile_train_step(config, recipe)
 
         def one_step(state: Any, batch: Any, key: Any) -> Any:
             state, metrics = original(state, batch, key)
-            return state, metrics | ({"loss": metrics["loss"] * value} if int(state.step) >= step else {})
+            return spoil(state, metrics) if int(state.step) >= step else (state, metrics)
 
         return one_step
 
     monkeypatch.setattr(loop, "compile_train_step", compile_step)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_metrics_that_are_not_finite_stop_the_run(
+    name: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NaN at step 5 is seen before anything of it is saved or logged, and again after going on."""
-    losses_from(monkeypatch, math.nan, 5)
+    spoil_from(monkeypatch, 5, lambda state, metrics: (state, metrics | {name: metrics[name] * math.nan}))
     changes = (CHEAPEST, NO_EVALUATION, {"train": {"log_every": 8, "checkpoint_every": 3}})
     for _ in range(2):
         with pytest.raises(UserError) as stopped:
             run(prepared, tmp_path, *changes)
         assert str(stopped.value) == (
-            f"the loss of step 5 is not finite; the last good checkpoint is step 3 in {tmp_path}/checkpoints; lower "
-            "optimizer.learning_rate or raise optimizer.warmup_steps, then start again or go on from there"
+            f"what step 5 gave is not finite ({name}); the last good checkpoint is step 3 in {tmp_path}/checkpoints; "
+            "lower optimizer.learning_rate or raise optimizer.warmup_steps, then start again or go on from there"
         )
         assert kept(tmp_path) == [3]
         assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_a_state_that_is_not_finite_is_not_saved(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics are of before the update, and so still fine."""
+
+    def spoil(state: Any, metrics: Any) -> tuple[Any, Any]:
+        return state.replace(params=state.params | {"temperature": state.params["temperature"] * math.nan}), metrics
+
+    spoil_from(monkeypatch, 6, spoil)
+    with pytest.raises(UserError, match=r"train state after step 6 is not finite; the last good checkpoint is step 3"):
+        run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"log_every": 8, "checkpoint_every": 3}})
+    assert kept(tmp_path) == [3]
+
+
 def test_a_huge_learning_rate(prepared: Path, tmp_path: Path) -> None:
     changes = (CHEAPEST, NO_EVALUATION, {"optimizer": {"learning_rate": 1e30}, "train": {"log_every": 4}})
-    with pytest.raises(UserError, match=r"the loss of step [23] is not finite; there is no checkpoint yet; lower opt"):
+    with pytest.raises(UserError, match=r"step [23] gave is not finite \(.*loss.*\); there is no checkpoint yet"):
         run(prepared, tmp_path, *changes)
 
 

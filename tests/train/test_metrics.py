@@ -36,9 +36,9 @@ def test_an_open_window_survives_json_exactly() -> None:
 def test_first_not_finite_counts_back_from_the_newest(bad: float) -> None:
     window = Window()
     assert window.first_not_finite() is None
-    for loss in (1.0, 2.0, bad, 3.0, bad):
-        window.add({"loss": jnp.float32(loss)})
-    assert window.first_not_finite() == 3
+    for loss, norm in ((1.0, 1.0), (2.0, 1.0), (3.0, bad), (bad, bad), (4.0, 1.0)):
+        window.add({"loss": jnp.float32(loss), "fgr": jnp.float32(0.5), "gradient_norm": jnp.float32(norm)})
+    assert window.first_not_finite() == (3, ["gradient_norm"])
 
 
 def lines(workdir: Path) -> list[dict]:
