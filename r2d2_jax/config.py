@@ -197,6 +197,11 @@ class EvaluationConfig:
     rerank_during_training: bool = True
     batch_size: int = 64
 
+    @property
+    def compared_by(self) -> str:
+        """The stage of retrieval that every evaluation of a run measures, so that its checkpoints can be compared."""
+        return "reranked" if self.rerank_candidates and self.rerank_during_training else "dual"
+
 
 @dataclass(frozen=True)
 class Config:

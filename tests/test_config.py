@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from r2d2_jax.config import Config, LossConfig
+from r2d2_jax.config import Config, EvaluationConfig, LossConfig
 from r2d2_jax.errors import UserError
 
 
@@ -291,3 +291,13 @@ def test_all_contradictions_are_listed_together() -> None:
 )
 def test_a_teacher_is_kept_for_either_distillation(contrastive: str, fgd: bool, expected: bool) -> None:
     assert LossConfig(contrastive=contrastive, fgd=fgd).has_teacher is expected
+
+
+@pytest.mark.parametrize(
+    "candidates, during, expected", [(16, True, "reranked"), (16, False, "dual"), (0, True, "dual")]
+)
+def test_checkpoints_are_compared_by_what_every_evaluation_measures(
+    candidates: int, during: bool, expected: str
+) -> None:
+    settings = EvaluationConfig(rerank_candidates=candidates, rerank_during_training=during)
+    assert settings.compared_by == expected

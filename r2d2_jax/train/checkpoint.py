@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ FREE_KEYS = (
     "train.keep_last",
     "train.keep_best",
 )
-BEST_METRIC = "mean_recall"
 
 
 class Checkpoints:
@@ -45,16 +45,22 @@ class Checkpoints:
     Args:
         workdir: the run's folder; checkpoints lie in `checkpoints/STEP` below it.
         train: how many of the last and of the best are kept.
+        compared_by: the stage of retrieval, "dual" or "reranked", whose mean recall tells which are the best.
     """
 
-    def __init__(self, workdir: Path, train: TrainConfig) -> None:
+    def __init__(self, workdir: Path, train: TrainConfig, compared_by: str = "dual") -> None:
         self.directory = (workdir / "checkpoints").absolute()
+
+        def recall(mean_recalls: dict[str, float]) -> float:
+            # A run may have gone on with other evaluation settings: what was not measured is never the best.
+            return mean_recalls.get(compared_by, -math.inf)
+
         kept = [LatestN(train.keep_last)]
         if train.keep_best:
-            kept.append(BestN(get_metric_fn=_recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
+            kept.append(BestN(get_metric_fn=recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             # The policy decides what is kept; only with best_fn are the metrics it goes by written and read again.
-            best_fn=_recall,
+            best_fn=recall,
             preservation_policy=AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             save_root_metadata=False,
@@ -70,7 +76,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(
-        self, state: TrainState, config: Config, progress: dict[str, Any], mean_recall: float | None = None
+        self, state: TrainState, config: Config, progress: dict[str, Any], mean_recalls: dict[str, float] | None = None
     ) -> None:
         """Starts writing a checkpoint and returns as soon as the state may change again.
 
@@ -78,7 +84,7 @@ class Checkpoints:
             state: the train state; its step names the checkpoint.
             config: the resolved configuration.
             progress: plain JSON values: the data position and what the log needs to go on.
-            mean_recall: the validation figure by which the best are kept, if there is one.
+            mean_recalls: the validation figures by which the best are kept, by stage of retrieval, if there are any.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -86,8 +92,7 @@ class Checkpoints:
             # A copy, because it is written in the background while the run goes on and changes what it holds.
             progress=ocp.args.JsonSave(copy.deepcopy(progress)),
         )
-        metrics = None if mean_recall is None else {BEST_METRIC: mean_recall}
-        self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
+        self._manager.save(int(state.step), args=items, metrics=mean_recalls or None, force=True)
 
     def restore(self, abstract: TrainState, config: Config) -> tuple[TrainState, dict[str, Any]]:
         """The newest state, placed as `abstract` says, and its progress.
@@ -116,10 +121,6 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then ends the background writer."""
         self._manager.close()
-
-
-def _recall(metrics: dict[str, float]) -> float:
-    return metrics[BEST_METRIC]
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

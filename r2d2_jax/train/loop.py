@@ -92,7 +92,8 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
         source = RecordSource(config.data.directory, config.data.train_split)
         recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
         evaluator = _evaluator(config, recipe, tokenizer)
-        checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train)))
+        compared_by = config.evaluation.compared_by
+        checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by)))
         state, position = _start(config, recipe, checkpoints, source)
         _keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
         run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps, stop)
@@ -224,9 +225,9 @@ class _Run:
     def _save(self, state: TrainState, position: Position, report: EvaluationReport | None = None) -> None:
         position.broken.share()
         self._check_state(state, position)
-        recall = None if report is None else report.mean_recall()
+        recalls = None if report is None else report.mean_recalls()
         progress = position.to_json(self._config.train.batch_size)
-        self._checkpoints.save(state, self._config, progress, recall)
+        self._checkpoints.save(state, self._config, progress, recalls)
 
     def _check_metrics(self, position: Position) -> None:
         found = position.window.first_not_finite()

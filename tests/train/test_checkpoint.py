@@ -42,7 +42,7 @@ def abstract(state: TrainState) -> TrainState:
 def saved(workdir: Path, steps: dict[int, float | None], **train: Any) -> Checkpoints:
     checkpoints = Checkpoints(workdir, TrainConfig(batch_size=8, epochs=1.0, **train))
     for step, recall in steps.items():
-        checkpoints.save(state_of(step), CONFIG, {"pairs": step}, recall)
+        checkpoints.save(state_of(step), CONFIG, {"pairs": step}, None if recall is None else {"dual": recall})
     checkpoints.wait()
     return checkpoints
 
@@ -68,6 +68,18 @@ def test_the_best_is_kept_when_the_run_goes_on(tmp_path: Path) -> None:
     again = saved(tmp_path, {3: 50.0, 4: None}, keep_last=1, keep_best=1)
     assert again.steps() == [1, 4]
     again.close()
+
+
+@pytest.mark.parametrize("compared_by, kept", [("dual", [1, 4]), ("reranked", [3, 4])])
+def test_the_best_are_compared_by_one_quantity(tmp_path: Path, compared_by: str, kept: list[int]) -> None:
+    """Re-ranking lifts every recall: a checkpoint must not win only because it was re-ranked."""
+    checkpoints = Checkpoints(tmp_path, TrainConfig(batch_size=8, epochs=1.0, keep_last=1, keep_best=1), compared_by)
+    recalls = [{"dual": 40.0}, {"dual": 30.0}, {"dual": 35.0, "reranked": 70.0}, {"dual": 20.0, "reranked": 60.0}]
+    for step, means in enumerate(recalls, start=1):
+        checkpoints.save(state_of(step), CONFIG, {"pairs": step}, means)
+    checkpoints.wait()
+    assert checkpoints.steps() == kept
+    checkpoints.close()
 
 
 def test_without_validation_only_the_last_are_kept(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from small_model import (
 
 from r2d2_jax.data.records import write_dataset
 from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.report import EvaluationReport
+from r2d2_jax.evaluation.retrieval import RetrievalReport
 from r2d2_jax.train import compiled, loop, signals
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
@@ -261,6 +263,21 @@ def test_another_configuration_or_dataset_is_refused(
     with pytest.raises(UserError, match="made with 32 training records, .* has 30; the data position would be lost"):
         run(fewer, workdir, RUN)
     assert log_lines(workdir) == before
+
+
+def test_the_last_checkpoint_is_not_the_best_only_because_it_was_reranked(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = [({"mean": 40.0}, None), ({"mean": 30.0}, None), ({"mean": 20.0}, {"mean": 90.0})]
+
+    class Evaluator:
+        def evaluate(self, params: Any, *, final: bool) -> EvaluationReport:
+            return EvaluationReport(RetrievalReport(*reports.pop(0), {"mean": 1.0}), None, 1, 1, 0)
+
+    monkeypatch.setattr(loop, "_evaluator", lambda *_: Evaluator())
+    monkeypatch.setattr(EvaluationReport, "table", lambda report: "")
+    run(prepared, tmp_path, CHEAPEST, {"train": {"epochs": 1.5, "evaluate_every": 2, "keep_last": 1}})
+    assert kept(tmp_path) == [2, 6]
 
 
 # --- bad data and bad numbers ---------------------------------------------------------------------------------------
