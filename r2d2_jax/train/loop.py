@@ -146,8 +146,8 @@ class _Run:
         """Steps until all are done or a stop signal; returns the state and the last evaluation."""
         report, stopped = None, self._stop.agreed(at_boundary=True)  # it may have come while everything was set up
         if self._evaluation_due(position) and position.step < self._total and not stopped:
-            report = self._evaluate(state, position, log, final=False)
-            progress.paused()
+            with progress.pause():
+                report = self._evaluate(state, position, log, final=False)
         while position.step < self._total and not stopped:
             state = self._one_step(state, position, next_batch(batches, progress), progress)
             at_log = position.step % self._config.train.log_every == 0
@@ -155,7 +155,8 @@ class _Run:
                 self._log(position, log, progress)
             stopped = self._stop.agreed(at_boundary=at_log)
             if position.step < self._total and not stopped:
-                report = self._milestone(state, position, log, progress) or report
+                with progress.pause():
+                    report = self._milestone(state, position, log) or report
         return state, report
 
     def _leave(self, state: TrainState, position: Position) -> None:
@@ -185,16 +186,13 @@ class _Run:
         epoch = position.step * self._config.train.batch_size / position.broken.epoch_size
         log.write(position.step, {"epoch": epoch, **means, "broken_records": position.broken.broken, **speed})
 
-    def _milestone(
-        self, state: TrainState, position: Position, log: MetricsLog, progress: Progress
-    ) -> EvaluationReport | None:
+    def _milestone(self, state: TrainState, position: Position, log: MetricsLog) -> EvaluationReport | None:
         """Evaluates and saves where the configured intervals say so."""
         every, report = self._config.train.checkpoint_every, None
         if self._evaluation_due(position):
             report = self._evaluate(state, position, log, final=False)
         if report is not None or (every and position.step % every == 0):
             self._save(state, position, report)
-            progress.paused()
         return report
 
     def _evaluation_due(self, position: Position) -> bool:
