@@ -144,16 +144,15 @@ class _Run:
         progress: Progress,
     ) -> tuple[TrainState, EvaluationReport | None]:
         """Steps until all are done or a stop signal; returns the state and the last evaluation."""
-        report, stopped = None, self._stop.agreed(at_boundary=True)  # it may have come while everything was set up
+        report, stopped = None, self._stop.agreed(position.step)  # it may have come while everything was set up
         if self._evaluation_due(position) and position.step < self._total and not stopped:
             with progress.pause():
                 report = self._evaluate(state, position, log, final=False)
         while position.step < self._total and not stopped:
             state = self._one_step(state, position, next_batch(batches, progress), progress)
-            at_log = position.step % self._config.train.log_every == 0
-            if at_log:
+            if position.step % self._config.train.log_every == 0:
                 self._log(position, log, progress)
-            stopped = self._stop.agreed(at_boundary=at_log)
+            stopped = self._stop.agreed(position.step)
             if position.step < self._total and not stopped:
                 with progress.pause():
                     report = self._milestone(state, position, log) or report
