@@ -2,9 +2,9 @@
 
 import logging
 import sys
+import threading
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 from absl import app, flags
@@ -30,6 +30,7 @@ def main(_: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for talkative in ("absl", "orbax", "httpx", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    _main_thread_alone_reports()
     if CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
@@ -38,19 +39,22 @@ def main(_: list[str]) -> None:
     try:
         outcome = pretrain(Config.from_config_dict(CONFIG.value), Path(str(WORKDIR.value)))
     except UserError as error:
-        _end(_refused(error))
+        leave(_refused(error))
     except Exception:
         traceback.print_exc()
-        _end(1)
+        leave(1)
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.broken} unusable records. Checkpoints and logs: {WORKDIR.value}")
         print(outcome.report.table())
 
 
-def _end(status: int) -> NoReturn:
-    if jax.process_count() > 1:
-        leave(status)
-    sys.exit(status)
+def _main_thread_alone_reports() -> None:
+    """Orbax raises in the main thread what fails in its background writer, and before that every one of its threads,
+    tasks and callbacks prints a traceback: hundreds of lines that would bury the one message that is made of it."""
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
+    for reporter in ("absl", "asyncio"):
+        logging.getLogger(reporter).addFilter(lambda record: not record.exc_info)
 
 
 def _refused(error: UserError) -> int:

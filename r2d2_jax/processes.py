@@ -44,12 +44,13 @@ def leave(status: int) -> NoReturn:
 
     If all leave together, for the same reason, they do so in good order. If this one is alone, the others do not come
     to the barrier at which processes take their leave; it fails after `LEAVING_SECONDS`, and then the coordination
-    service ends them, whatever they are doing.
+    service ends them, whatever they are doing. Nothing is run at exit: on a full disk that would only fail again.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Before the service ends this one as well, with a status of its own.
-    threading.Timer(0.9 * LEAVING_SECONDS, os._exit, [status]).start()
-    with contextlib.suppress(Exception):
-        jax.distributed.shutdown()
+    if jax.distributed.is_initialized():
+        # Before the service ends this one as well, with a status of its own.
+        threading.Timer(0.9 * LEAVING_SECONDS, os._exit, [status]).start()
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
     os._exit(status)

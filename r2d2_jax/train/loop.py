@@ -81,7 +81,7 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
             holds a checkpoint of the same configuration, the run goes on from the newest one.
 
     Raises:
-        UserError: bad configuration, data or checkpoint, or numbers that are not finite.
+        UserError: bad configuration, data or checkpoint, numbers that are not finite, or a disk that takes no more.
     """
     with ExitStack() as ends:
         # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
@@ -204,8 +204,9 @@ class _Run:
         if self._checkpoints.latest_step() != position.step:
             self._save(state, position, report)
         if self._leader:
-            path = self._workdir / "evaluation.json"
-            path.write_text(json.dumps({"step": position.step, **report.metrics()}, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps({"step": position.step, **report.metrics()}, indent=1) + "\n"
+            with written_whole(self._workdir / "evaluation.json") as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
         return report
 
     def _evaluate(self, state: TrainState, position: Position, log: MetricsLog, *, final: bool) -> EvaluationReport:
@@ -240,13 +241,9 @@ class _Run:
 
     def _stopped(self, reason: str) -> UserError:
         self._checkpoints.wait()
-        last = self._checkpoints.latest_step()
-        good = "there is no checkpoint yet"
-        if last is not None:
-            good = f"the last good checkpoint is step {last} in {self._checkpoints.directory}"
         return UserError(
-            f"{reason}; {good}; lower optimizer.learning_rate or raise optimizer.warmup_steps, then start again or go "
-            "on from there"
+            f"{reason}; {self._checkpoints.last_good()}; lower optimizer.learning_rate or raise "
+            "optimizer.warmup_steps, then start again or go on from there"
         )
 
 

@@ -1,6 +1,7 @@
 """The log of a run: means over windows of steps, in `metrics.jsonl` and in TensorBoard files."""
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
+
+from r2d2_jax.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 
 class Window:
@@ -67,19 +72,33 @@ class MetricsLog:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line; a value that is not finite becomes null, which JSON can say."""
+        """Writes one line; a value that is not finite becomes null, which JSON can say.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
         if self._board is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {first_line(error)}; make room or mend the folder, and the same command "
+                "goes on from the newest checkpoint"
+            ) from error
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes the TensorBoard files."""
-        if self._board is not None:
+        """Flushes the TensorBoard files, which a run can do without."""
+        if self._board is None:
+            return
+        try:
             self._board.close()
+        except OSError as error:
+            logger.warning("the TensorBoard files are not complete: %s", first_line(error))
 
     def _rewind(self, last_step: int) -> None:
         if not self._path.exists():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_model import write_vocabulary
+from small_model import CHEAPEST, config_values, write_small_dataset, write_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG_CONFIG = """
@@ -62,15 +62,38 @@ REFUSED = {
 }
 
 
+def main(*flags: str, shell: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*shell, sys.executable, "launch/main.py", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    """No file may become longer than 20 kB. The libraries' own reports of it do not bury ours."""
+    write_small_dataset(tmp_path, train=16)
+    values = config_values(CHEAPEST, {"data": {"directory": str(tmp_path), "validation_split": ""}})
+    values["train"] |= {"epochs": 2.0, "checkpoint_every": 1}
+    config = tmp_path / "config.py"
+    config.write_text(f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values!r})\n")
+    limited = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")
+    done = main(f"--config={config}", f"--workdir={tmp_path / 'run'}", shell=limited)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) < 20
+    folder = tmp_path / "run" / "checkpoints"
+    assert done.stderr.splitlines()[-1] == (
+        f"error: cannot write a checkpoint to {folder}: File too large; there is no checkpoint yet; make room or mend "
+        "the folder, and the same command goes on from there"
+    )
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, tmp_path: Path) -> None:
     write_vocabulary(tmp_path)
     (tmp_path / "wrong.py").write_text(WRONG_CONFIG, encoding="utf-8")
     (tmp_path / "no_data.py").write_text(NO_DATA.format(folder=tmp_path), encoding="utf-8")
     flags, expected = ([text.format(folder=tmp_path) for text in texts] for texts in REFUSED[case])
-    command = [sys.executable, "launch/main.py", f"--workdir={tmp_path / 'run'}", *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+    done = main(f"--workdir={tmp_path / 'run'}", *flags)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == (1 if case == "wrong type in a flag" else 2), done.stderr  # 1 is absl's own
     assert all(text in done.stderr for text in expected), done.stderr

@@ -38,6 +38,8 @@ from r2d2_jax.train import compiled, loop, signals
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
 from r2d2_jax.train.loop import Outcome, pretrain
+from r2d2_jax.train.metrics import MetricsLog
+from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.state import sharded_init_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -334,6 +336,26 @@ def test_a_huge_learning_rate(prepared: Path, tmp_path: Path) -> None:
     changes = (CHEAPEST, NO_EVALUATION, {"optimizer": {"learning_rate": 1e30}, "train": {"log_every": 4}})
     with pytest.raises(UserError, match=r"step [23] gave is not finite \(.*loss.*\); there is no checkpoint yet"):
         run(prepared, tmp_path, *changes)
+
+
+def test_an_error_leaves_nothing_open(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    def batches(*_: Any) -> Iterator[Any]:
+        try:
+            yield from [{"problems": np.array(["a: bad"] * 11)}]
+        finally:
+            closed.append("batches")
+
+    def close(name: str, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        return lambda thing: closed.append(name) or original(thing)
+
+    monkeypatch.setattr(loop, "_batches", batches)
+    for kind in (Progress, MetricsLog, Checkpoints):
+        monkeypatch.setattr(kind, "close", close(kind.__name__, kind.close))
+    with pytest.raises(UserError, match="11 of the 22 training records read are unusable"):
+        run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
+    assert closed == ["batches", "Progress", "MetricsLog", "Checkpoints"]
 
 
 @pytest.fixture(scope="module")

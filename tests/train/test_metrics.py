@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from r2d2_jax.errors import UserError
 from r2d2_jax.train.metrics import MetricsLog, Window
 
 
@@ -73,6 +74,22 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     log.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == '{"step": 1, "loss": null, "norm": null, "fgr": 0.5}\n'
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log is needed to go on, the TensorBoard files are not."""
+    log = MetricsLog(tmp_path, 0, active=True)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write .*/metrics.jsonl: .*No space left.*; make room or mend the fol"):
+        log.write(1, {"loss": 1.0})
+
+    def close() -> None:
+        raise OSError(28, "No space left on device")
+
+    original, log._board.close = log._board.close, close
+    log.close()
+    assert "the TensorBoard files are not complete: [Errno 28] No space left on device" in caplog.text
+    original()
 
 
 def test_tensorboard_file(tmp_path: Path) -> None:
