@@ -34,10 +34,9 @@ def main(_: list[str]) -> None:
     if CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
-    if DISTRIBUTED.value or COORDINATOR.value:
-        join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     try:
-        outcome = pretrain(Config.from_config_dict(CONFIG.value), Path(str(WORKDIR.value)))
+        _join()
+        outcome = pretrain(Config.from_config_dict(CONFIG.value), _workdir())
     except UserError as error:
         leave(_refused(error))
     except Exception:
@@ -46,6 +45,23 @@ def main(_: list[str]) -> None:
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.broken} unusable records. Checkpoints and logs: {WORKDIR.value}")
         print(outcome.report.table())
+
+
+def _join() -> None:
+    if DISTRIBUTED.value or COORDINATOR.value:
+        join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    elif PROCESSES.value is not None or PROCESS.value is not None:
+        raise UserError(
+            "--num_processes or --process_id is given without the place to meet; add --coordinator_address=HOST:PORT "
+            "of process 0, or --distributed on a TPU pod or cluster that tells it"
+        )
+
+
+def _workdir() -> Path:
+    workdir = str(WORKDIR.value)
+    if "://" in workdir:
+        raise UserError(f"--workdir={workdir} is an address; expected a local or mounted folder: mount it first")
+    return Path(workdir)
 
 
 def _main_thread_alone_reports() -> None:

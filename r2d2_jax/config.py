@@ -364,6 +364,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "initial.model is set and so is initial.image or initial.text; expected a whole model or towers, not both"
     if not data.directory:
         yield "data.directory is empty; expected the folder of a prepared dataset"
+    for name in ("directory", "vocabulary"):
+        if "://" in (path := getattr(data, name)):
+            yield f"data.{name} is {path}, an address; expected a local or mounted path: mount it first"
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale is {data.crop_scale}; expected 0 < low <= high <= 1"

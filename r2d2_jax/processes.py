@@ -5,11 +5,15 @@ import json
 import os
 import sys
 import threading
+import uuid
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from r2d2_jax.errors import UserError, first_line
 
 # How long a process that leaves is waited for by the others, or waits for them. Long enough for one that is slower to
 # end a run in good order, short enough that none is left waiting for one that is gone.
@@ -18,10 +22,20 @@ _PAGE = 1024  # bytes; messages fill whole pages, so that nearly all of them hav
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes; on a TPU pod or a known cluster None stands for what the surroundings tell."""
-    jax.distributed.initialize(
-        coordinator_address, num_processes, process_id, shutdown_timeout_seconds=LEAVING_SECONDS
-    )
+    """Joins the other processes; on a TPU pod or a known cluster None stands for what the surroundings tell.
+
+    Raises:
+        UserError: something is missing that nothing tells, or a number is out of range.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator_address, num_processes, process_id, shutdown_timeout_seconds=LEAVING_SECONDS
+        )
+    except ValueError as error:
+        raise UserError(
+            f"cannot join the other processes: {first_line(error)} Give --coordinator_address, --num_processes and "
+            "--process_id"
+        ) from error
 
 
 def told_by_all(value: Any) -> list[Any]:
@@ -37,6 +51,29 @@ def told_by_all(value: Any) -> list[Any]:
     room = -(-max(sizes) // _PAGE) * _PAGE
     rows = multihost_utils.process_allgather(np.pad(text, (0, room - text.size)))
     return [json.loads(np.asarray(row)[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def check_shared(folder: Path) -> None:
+    """Sees that all processes find in a folder, which is made if absent, what the first one puts there.
+
+    Raises:
+        UserError: on every process, if one of them does not.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = folder / told_by_all(f".shared-{uuid.uuid4().hex}")[0]
+    if jax.process_index() == 0:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    told_by_all("there it is")
+    blind = [number for number, seen in enumerate(told_by_all(mark.exists())) if not seen]
+    if jax.process_index() == 0:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"process {', '.join(map(str, blind))} does not see what process 0 writes to {folder.absolute()}; "
+            "--workdir must lie on a file system that all processes share, under the same path"
+        )
 
 
 def leave(status: int) -> NoReturn:

@@ -181,3 +181,16 @@ def test_an_error_of_one_process_ends_both(tmp_path: Path) -> None:
     assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
     assert f"error: shard {shard} cannot be opened" in errors
     assert other != 0
+
+
+def test_a_workdir_that_is_not_shared(tmp_path: Path) -> None:
+    """Each process has a folder of its own under the same name; nothing has been saved there yet."""
+    data = write_small_dataset(tmp_path / "data")
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    values = config_values(CHEAPEST, {"data": {"directory": str(data), "validation_split": ""}})
+    flags = (f"--config={json.dumps(values)}", f"--output={tmp_path}/PROCESS", "--devices=1")
+    for status, errors in failed(together(2, "--mode=main", *flags)):
+        assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
+        assert "error: process 1 does not see what process 0 writes to" in errors
+    assert not list((tmp_path / "0" / "run").iterdir())

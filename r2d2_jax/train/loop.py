@@ -22,7 +22,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
-from r2d2_jax.processes import told_by_all
+from r2d2_jax.processes import check_shared, told_by_all
 from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
@@ -92,8 +92,10 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
         source = RecordSource(config.data.directory, config.data.train_split)
         recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
         evaluator = _evaluator(config, recipe, tokenizer)
+        check_shared(workdir)
         compared_by = config.evaluation.compared_by
         checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by)))
+        _check_newest_is_agreed(checkpoints)
         state, position = _start(config, recipe, checkpoints, source)
         _keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
         run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps, stop)
@@ -302,6 +304,15 @@ def _evaluator(config: Config, recipe: Recipe, tokenizer: Tokenizer) -> Evaluato
     scorer = Scorer(recipe.model, recipe.mesh, config.evaluation.batch_size)
     validation = split(config.data.validation_split, config.data.validation_images)
     return Evaluator(config, scorer, validation, split(config.data.foil_split, 0))
+
+
+def _check_newest_is_agreed(checkpoints: Checkpoints) -> None:
+    steps = told_by_all(checkpoints.latest_step())
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the newest checkpoint in {checkpoints.directory} is another one to each process: {steps}; --workdir must "
+            "lie on a file system that all processes share; start again once all of them see the same"
+        )
 
 
 def _start(

@@ -53,6 +53,18 @@ REFUSED = {
         ["--config=configs/demo.py", "--config.data.directory={folder}/no"],
         ["vocabulary {folder}/no/vocab.txt does not exist; expected a WordPiece vocab.txt with one token a line"],
     ),
+    "a workdir that is an address": (
+        ["--config=configs/demo.py", "--workdir=gs://bucket/run"],
+        ["--workdir=gs://bucket/run is an address; expected a local or mounted folder: mount it first"],
+    ),
+    "a process without a place to meet": (
+        ["--config=configs/demo.py", "--process_id=1"],
+        ["--num_processes or --process_id is given without the place to meet; add --coordinator_address=HOST:PORT"],
+    ),
+    "a place to meet without a number": (
+        ["--config=configs/demo.py", "--coordinator_address=127.0.0.1:1", "--num_processes=2"],
+        ["cannot join the other processes: The process id of the current process must be defined. Give --coord"],
+    ),
     "unknown key in a flag": (["--config=configs/demo.py", "--config.loss.queue_lenght=3"], ["queue_lenght"]),
     "wrong type in a flag": (["--config=configs/demo.py", "--config.train.batch_size=many"], ["batch_size", "many"]),
     "a key that the config file leaves at its default, and a queue that is too short": (
