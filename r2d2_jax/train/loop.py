@@ -126,7 +126,8 @@ class _Run:
     ) -> Outcome:
         """Steps until the end of the run or a stop signal; closes the batches."""
         with ExitStack() as ends:
-            log = ends.enter_context(closing(MetricsLog(self._workdir, position.step, self._leader)))
+            file = MetricsLog(self._workdir, position.step, self._leader, position.evaluated)
+            log = ends.enter_context(closing(file))
             bar = Progress(position.step, self._total, self._config.train.batch_size, self._leader)
             progress = ends.enter_context(closing(bar))
             with closing(batches):

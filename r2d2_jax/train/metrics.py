@@ -61,14 +61,15 @@ class MetricsLog:
         first_step: lines of later steps, which a run that died has left behind, are taken back, so that the log is the
             one that an undisturbed run would have written.
         active: False on all processes but one, which then write nothing.
+        evaluated: whether the evaluation of `first_step` is kept; a run that died after it makes it once more.
     """
 
-    def __init__(self, workdir: Path, first_step: int, active: bool) -> None:
+    def __init__(self, workdir: Path, first_step: int, active: bool, evaluated: bool = True) -> None:
         self._path = workdir / "metrics.jsonl"
         self._board: SummaryWriter | None = None
         if active:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._rewind(first_step)
+            self._rewind(first_step, evaluated)
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -100,11 +101,16 @@ class MetricsLog:
         except OSError as error:
             logger.warning("the TensorBoard files are not complete: %s", first_line(error))
 
-    def _rewind(self, last_step: int) -> None:
+    def _rewind(self, last_step: int, evaluated: bool) -> None:
         if not self._path.exists():
             return
+
+        def kept(line: str) -> bool:
+            values = json.loads(line)
+            # Training always has a loss, evaluations never have.
+            return values["step"] < last_step or (values["step"] == last_step and (evaluated or "loss" in values))
+
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         replacement = self._path.with_suffix(".rewound")
-        replacement.write_text("".join(kept), encoding="utf-8")
+        replacement.write_text("".join(line for line in lines if line.endswith("\n") and kept(line)), encoding="utf-8")
         replacement.replace(self._path)

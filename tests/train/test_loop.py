@@ -56,6 +56,10 @@ def run(prepared: Path, workdir: Path, *changes: Mapping[str, Any]) -> Outcome:
     return pretrain(small_config(*changes, {"data": {"directory": str(prepared)}}), workdir)
 
 
+class Left(BaseException):
+    """Stands for the end of the process."""
+
+
 def before_batch(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
     """Calls `act` with 1, 2, ... before each batch that the loop asks for."""
     original, calls = loop.next_batch, iter(range(1, 10**6))
@@ -189,6 +193,27 @@ loop.pretrain(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), Path
     assert_as_undisturbed(tmp_path, undisturbed[0])
 
 
+def test_an_evaluation_is_logged_once(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped where one is due, killed after it was made up for and before the next checkpoint, and gone on with."""
+    changes = (CHEAPEST, {"train": {"epochs": 1.0, "evaluate_every": 2}})
+    with monkeypatch.context() as patch:
+        before_batch(patch, lambda call: signal.raise_signal(signal.SIGTERM) if call == 2 else None)
+        assert run(prepared, tmp_path, *changes).step == 2
+
+    def die(call: int) -> None:
+        if call == 2:
+            raise Left
+
+    with monkeypatch.context() as patch:
+        before_batch(patch, die)
+        with pytest.raises(Left):
+            run(prepared, tmp_path, *changes)
+    assert [line["step"] for line in log_lines(tmp_path)] == [2, 2]
+    assert run(prepared, tmp_path, *changes).finished
+    steps = [(line["step"], "loss" in line) for line in log_lines(tmp_path)]
+    assert steps == [(2, True), (2, False), (4, True), (4, False)]
+
+
 def test_a_finished_run_started_again_changes_nothing(
     prepared: Path, undisturbed: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
@@ -202,10 +227,6 @@ def test_a_stop_after_the_last_step_finishes(prepared: Path, tmp_path: Path, mon
     before_batch(monkeypatch, lambda call: signal.raise_signal(signal.SIGINT) if call == 4 else None)
     outcome = run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0}})
     assert (outcome.step, outcome.finished) == (4, True)
-
-
-class Left(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture
