@@ -13,7 +13,6 @@ from ml_collections import config_flags
 from r2d2_jax.config import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.processes import join, leave
-from r2d2_jax.train.loop import pretrain
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; --config.KEY=VALUE overrides a value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept. If it holds a checkpoint, the run goes on.")
@@ -34,6 +33,10 @@ def main(_: list[str]) -> None:
     if CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
+    # Here, because every process that decodes imports this file again, and the loop brings 200 MB that none of them
+    # needs (tensorboardX imports PyTorch, where that is installed).
+    from r2d2_jax.train.loop import pretrain
+
     try:
         _join()
         outcome = pretrain(Config.from_config_dict(CONFIG.value), _workdir())

@@ -80,6 +80,18 @@ def main(*flags: str, shell: tuple[str, ...] = ()) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
 
 
+def test_processes_that_decode_do_not_import_the_loop() -> None:
+    """They import the program under the name that multiprocessing gives it."""
+    program = """
+import runpy, sys
+runpy.run_path("launch/main.py", run_name="__mp_main__")
+print(sorted({"torch", "flax", "r2d2_jax.config", "r2d2_jax.train.loop"} & set(sys.modules)))
+"""
+    command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=60, capture_output=True, text=True)
+    assert done.stdout.strip() == "['r2d2_jax.config']", done.stderr
+
+
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     """No file may become longer than 20 kB. The libraries' own reports of it do not bury ours."""
     write_small_dataset(tmp_path, train=16)
