@@ -202,6 +202,11 @@ class EvaluationConfig:
     rerank_during_training: bool = True
     batch_size: int = 64
 
+    @property
+    def compared_by(self) -> str:
+        """The stage of retrieval that every evaluation of a run measures, so that its checkpoints can be compared."""
+        return "reranked" if self.rerank_candidates and self.rerank_during_training else "dual"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -353,17 +358,18 @@ def _contradictions(config: Config) -> Iterator[str]:
     ):
         if not (count >= 0 and math.isfinite(count)):
             yield f"{name} is {count}; expected 0 or more"
-    for name, share in (
-        ("optimizer.beta1", optimizer.beta1),
-        ("optimizer.beta2", optimizer.beta2),
-        ("data.max_broken_share", data.max_broken_share),
-    ):
-        if not 0 <= share <= 1:
-            yield f"{name} is {share}; expected a number from 0 to 1"
+    for name, share in (("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)):
+        if not 0 <= share < 1:  # at 1 nothing of any gradient would be seen, and the bias correction divide by zero
+            yield f"{name} is {share}; expected 0 or more and less than 1"
+    if not 0 <= data.max_broken_share <= 1:
+        yield f"data.max_broken_share is {data.max_broken_share}; expected a number from 0 to 1"
     if config.initial.model and (config.initial.image or config.initial.text):
         yield "initial.model is set and so is initial.image or initial.text; expected a whole model or towers, not both"
     if not data.directory:
         yield "data.directory is empty; expected the folder of a prepared dataset"
+    for name in ("directory", "vocabulary"):
+        if "://" in (path := getattr(data, name)):
+            yield f"data.{name} is {path}, an address; expected a local or mounted path: mount it first"
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale is {data.crop_scale}; expected 0 < low <= high <= 1"

@@ -3,12 +3,15 @@
     python distributed_worker.py --mode=steps --meshes=1x1,8x1,2x4 --devices=8 --output=FOLDER
     python distributed_worker.py --mode=pretrain --config=JSON --stop_before=5 --output=FOLDER
         --devices=1 --processes=2 --process=0 --port=12345
+    python distributed_worker.py --mode=main --config=JSON --output=FOLDER --devices=1 --processes=2 ...
 """
 
 import argparse
 import json
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from small_model import TOKENS, named_leaves, random_state, small_config, small_rows
 
+from r2d2_jax import processes
 from r2d2_jax.config import Config, MeshConfig
 from r2d2_jax.sharding import global_batch, make_mesh, state_shardings
 from r2d2_jax.train import loop
@@ -92,6 +96,18 @@ def pretrain(config: str, stop_before: int, workdir: Path) -> None:
     print(json.dumps({"step": outcome.step, "finished": outcome.finished}))
 
 
+def program(given: argparse.Namespace) -> None:
+    """launch/main.py, whose processes wait only two seconds for each other when they leave."""
+    processes.LEAVING_SECONDS = 2
+    file = given.output / f"config{given.process}.py"
+    values = json.loads(given.config)
+    file.write_text(f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values!r})\n")
+    together = f"--coordinator_address=127.0.0.1:{given.port} --num_processes={given.processes}".split()
+    own = [f"--process_id={given.process}", f"--cpu_devices={given.devices}"]
+    sys.argv = ["main.py", f"--config={file}", f"--workdir={given.output / 'run'}", *together, *own]
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "launch" / "main.py"), run_name="__main__")
+
+
 def main() -> None:
     """Flags in, one of the above."""
     parser = argparse.ArgumentParser()
@@ -105,6 +121,8 @@ def main() -> None:
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--port", type=int)
     given = parser.parse_args()
+    if given.mode == "main":
+        program(given)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", given.devices)
     if given.processes > 1:

@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import oracles
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from small_data import example
+from small_data import encode, example
 
 from r2d2_jax.arrays import Batch
 from r2d2_jax.config import Config, MeshConfig
@@ -186,10 +186,14 @@ def assert_bitwise_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarra
     assert not different, f"{len(different)} of {len(left)} leaves differ: {different[:5]}"
 
 
-def write_small_dataset(folder: Path, train: int = 28) -> Path:
-    """Training, validation (two captions an image) and foil records, and the vocabulary."""
+def write_small_dataset(folder: Path, train: int = 28, *, broken: Sequence[int] = (), shards: int = 1) -> Path:
+    """Training, validation (two captions an image) and foil records, and the vocabulary.
+
+    The images of the training records `broken` cannot be decoded.
+    """
     splits = {"train": range(train), "validation": range(100, 110), "swapped": range(200, 204)}
-    write_dataset(folder, {name: map(example, numbers) for name, numbers in splits.items()})
+    record = lambda number: example(number, image=encode()[:-200] if number in broken else None)  # noqa: E731
+    write_dataset(folder, {name: map(record, numbers) for name, numbers in splits.items()}, shards=shards)
     return write_vocabulary(folder)
 
 

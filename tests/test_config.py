@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from r2d2_jax.config import Config, LossConfig
+from r2d2_jax.config import Config, EvaluationConfig, LossConfig
 from r2d2_jax.errors import UserError
 
 
@@ -212,10 +212,16 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"model__image__layers": 0}, "model.image.layers is 0; expected a positive number"),
         ({"model__text__mlp_width": -1}, "model.text.mlp_width is -1; expected a positive number"),
         ({"model__embed_size": 0}, "model.embed_size is 0; expected a positive number"),
-        ({"optimizer__beta2": 2.0}, "optimizer.beta2 is 2.0; expected a number from 0 to 1"),
+        ({"optimizer__beta1": 1.0}, "optimizer.beta1 is 1.0; expected 0 or more and less than 1"),
+        ({"optimizer__beta2": 1.0}, "optimizer.beta2 is 1.0; expected 0 or more and less than 1"),
+        ({"optimizer__beta2": -0.1}, "optimizer.beta2 is -0.1; expected 0 or more and less than 1"),
         ({"optimizer__weight_decay": float("nan")}, "optimizer.weight_decay is nan; expected 0 or more"),
         ({"optimizer__final_learning_rate": -1.0}, "optimizer.final_learning_rate is -1.0; expected 0 or more"),
         ({"train__seed": -1}, "train.seed is -1; expected 0 or more"),
+        ({"data__directory": "gs://bucket/data"},
+         "data.directory is gs://bucket/data, an address; expected a local or mounted path: mount it first"),
+        ({"data__vocabulary": "https://x.org/vocab.txt"},
+         "data.vocabulary is https://x.org/vocab.txt, an address; expected a local or mounted path: mount it first"),
         ({"data__directory": ""}, "data.directory is empty; expected the folder of a prepared dataset"),
         ({"data__max_broken_share": -1.0}, "data.max_broken_share is -1.0; expected a number from 0 to 1"),
         ({"loss__match_class_weights": (-1.0, 2.0)}, "loss.match_class_weights is -1.0; expected 0 or more"),
@@ -291,3 +297,13 @@ def test_all_contradictions_are_listed_together() -> None:
 )
 def test_a_teacher_is_kept_for_either_distillation(contrastive: str, fgd: bool, expected: bool) -> None:
     assert LossConfig(contrastive=contrastive, fgd=fgd).has_teacher is expected
+
+
+@pytest.mark.parametrize(
+    "candidates, during, expected", [(16, True, "reranked"), (16, False, "dual"), (0, True, "dual")]
+)
+def test_checkpoints_are_compared_by_what_every_evaluation_measures(
+    candidates: int, during: bool, expected: str
+) -> None:
+    settings = EvaluationConfig(rerank_candidates=candidates, rerank_during_training=during)
+    assert settings.compared_by == expected

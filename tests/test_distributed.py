@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 import pytest
-from small_model import NO_CROSS, config_values, log_lines, saved_state, small_config, write_small_dataset
+from small_model import CHEAPEST, NO_CROSS, config_values, log_lines, saved_state, small_config, write_small_dataset
 
 from r2d2_jax.train.loop import pretrain
 
@@ -40,22 +40,26 @@ def start(*arguments: str) -> Running:
 
 
 def together(processes: int, *arguments: str) -> list[Running]:
-    """Starts the worker in so many processes that know each other."""
+    """Starts the worker in so many processes that know each other; PROCESS in an argument is the number of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = (f"--processes={processes}", f"--port={port}")
-    return [start(*arguments, *flags, f"--process={number}") for number in range(processes)]
+    own = [[argument.replace("PROCESS", str(number)) for argument in arguments] for number in range(processes)]
+    return [start(*own[number], *flags, f"--process={number}") for number in range(processes)]
+
+
+def failed(running: list[Running]) -> list[tuple[int, str]]:
+    """Waits for all of them; returns the exit status of each, and its error messages."""
+    wait(running)
+    for one in running:
+        one.errors.seek(0)
+    return [(one.process.returncode, one.errors.read()) for one in running]
 
 
 def ended(running: list[Running]) -> list[str]:
-    """Waits for all of them; returns what each printed."""
-    try:
-        for one in running:
-            one.process.wait(timeout=TIMEOUT)
-    finally:
-        for one in running:
-            one.process.kill()
+    """Waits for a good end of all of them; returns what each printed."""
+    wait(running)
     printed = []
     for one in running:
         for file in (one.output, one.errors):
@@ -63,6 +67,15 @@ def ended(running: list[Running]) -> list[str]:
         assert one.process.returncode == 0, one.errors.read()[-3000:]
         printed.append(one.output.read())
     return printed
+
+
+def wait(running: list[Running]) -> None:
+    try:
+        for one in running:
+            one.process.wait(timeout=TIMEOUT)
+    finally:
+        for one in running:
+            one.process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -114,21 +127,23 @@ def test_devices_and_processes_change_nothing(
 
 
 def test_a_run_of_two_processes_stops_and_goes_on_in_one(tmp_path: Path) -> None:
-    """Only one of the two is told to stop, before step 4; both stop at the next line of the log, after step 6.
+    """Only one of the two is told to stop, before step 4; both stop after step 5, long before the next line of the log.
 
-    One process takes the checkpoint up and ends where one that did everything alone does.
+    One process takes the checkpoint up and ends where one that did everything alone does, its count of broken records
+    included.
     """
-    write_small_dataset(tmp_path, train=32)
+    write_small_dataset(tmp_path, train=32, broken=(3, 10, 20))
     changes = (
         NO_CROSS,
-        {"data": {"directory": str(tmp_path), "foil_split": "swapped"}, "optimizer": {"epsilon": 1e-2}},
-        {"train": {"epochs": 2.0, "log_every": 3, "evaluate_every": 5}},
+        {"data": {"directory": str(tmp_path), "foil_split": "swapped", "max_broken_share": 0.2}},
+        {"optimizer": {"epsilon": 1e-2}},
+        {"train": {"epochs": 2.0, "log_every": 8, "evaluate_every": 4}},
     )
     both, alone = tmp_path / "both", tmp_path / "alone"
     flags = (f"--config={json.dumps(config_values(*changes))}", "--stop_before=4", f"--output={both}", "--devices=1")
     outcomes = [json.loads(output.splitlines()[-1]) for output in ended(together(2, "--mode=pretrain", *flags))]
-    assert outcomes == [{"step": 6, "finished": False}] * 2
-    assert [line["step"] for line in log_lines(both)] == [3, 5, 6]
+    assert outcomes == [{"step": 5, "finished": False}] * 2
+    assert [line["step"] for line in log_lines(both)] == [4]
     for workdir in (both, alone):
         assert pretrain(small_config(*changes), workdir).finished
     states = saved_state(both), saved_state(alone)
@@ -136,5 +151,46 @@ def test_a_run_of_two_processes_stops_and_goes_on_in_one(tmp_path: Path) -> None
     for name, expected in states[1].items():
         if not name.endswith("key/bias"):  # these start at zero and grow by rounding errors alone
             assert norm(np.float64(states[0][name]) - np.float64(expected)) <= 1e-5 * norm(expected), name
+    assert [line.get("broken_records") for line in log_lines(both)] == [None, 6, None]
     for line, expected in zip(log_lines(both), log_lines(alone), strict=True):
         assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_too_many_broken_records_end_both_processes(tmp_path: Path) -> None:
+    """Three records in all, so that no process alone would say this number."""
+    write_small_dataset(tmp_path, train=32, broken=(3, 10, 20))
+    data = {"directory": str(tmp_path), "validation_split": "", "max_broken_share": 0.05}
+    values = config_values(CHEAPEST, {"data": data, "train": {"log_every": 4}})
+    flags = (f"--config={json.dumps(values)}", f"--output={tmp_path}", "--devices=1")
+    for status, errors in failed(together(2, "--mode=main", *flags)):
+        assert status == 2, errors[-3000:]
+        assert errors.count("error:") == 1
+        assert "error: 3 of the 35 training records read are unusable, more than data.max_broken_share" in errors
+        assert all(f"train-00000-of-00001#{number}: the image cannot be" in errors for number in (3, 10, 20))
+
+
+def test_an_error_of_one_process_ends_both(tmp_path: Path) -> None:
+    """One of the two finds a damaged shard while the other waits for its part of a step."""
+    for number in range(2):
+        write_small_dataset(tmp_path / str(number), shards=2)
+    shard = next((tmp_path / "1").rglob("*train*00001-of-00002"))
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    values = config_values(CHEAPEST, {"data": {"directory": f"{tmp_path}/PROCESS", "validation_split": ""}})
+    flags = (f"--config={json.dumps(values)}", f"--output={tmp_path}", "--devices=1")
+    (other, _), (status, errors) = failed(together(2, "--mode=main", *flags))
+    assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
+    assert f"error: shard {shard} cannot be opened" in errors
+    assert other != 0
+
+
+def test_a_workdir_that_is_not_shared(tmp_path: Path) -> None:
+    """Each process has a folder of its own under the same name; nothing has been saved there yet."""
+    data = write_small_dataset(tmp_path / "data")
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    values = config_values(CHEAPEST, {"data": {"directory": str(data), "validation_split": ""}})
+    flags = (f"--config={json.dumps(values)}", f"--output={tmp_path}/PROCESS", "--devices=1")
+    for status, errors in failed(together(2, "--mode=main", *flags)):
+        assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
+        assert "error: process 1 does not see what process 0 writes to" in errors
+    assert not list((tmp_path / "0" / "run").iterdir())

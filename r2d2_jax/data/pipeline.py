@@ -8,7 +8,7 @@ takes the p-th of the P equal parts of these. So the data position is the number
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -153,7 +153,7 @@ def _problem(name: str, error: UnusableRecord) -> str:
 
 
 class BrokenRecords:
-    """Counts the unusable records among those that this process read, and stops the run when there are too many.
+    """Counts the unusable records among those that all processes read, and stops the run when there are too many.
 
     Attributes:
         read: records read, usable or not.
@@ -161,44 +161,66 @@ class BrokenRecords:
         first: where the first ten lie and what is wrong with each.
     """
 
-    def __init__(self, epoch_size: int, max_broken_share: float) -> None:
+    def __init__(
+        self,
+        epoch_size: int,
+        max_broken_share: float,
+        told_by_all: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+    ) -> None:
         """Starts counting at zero.
 
         Args:
             epoch_size: number of records of the training split.
             max_broken_share: the largest tolerated share of the records read, 0 to 1.
+            told_by_all: what every process counted, given what this one did; None where there is only one.
         """
         self.epoch_size = epoch_size
         self.max_broken_share = max_broken_share
-        self.read = 0
-        self.broken = 0
+        self._told_by_all = told_by_all
+        self.read, self.broken = 0, 0
         self.first: list[str] = []
+        self._own = _nothing_counted()
 
     def update(self, problems: np.ndarray) -> None:
-        """Counts one batch and logs what is new.
+        """Counts one batch of this process and logs what is new; a process that is alone also judges.
 
         Args:
             problems: str [b'], of a batch of `train_batches`.
 
         Raises:
+            UserError: as `share`.
+        """
+        new = [line for row in problems if row for line in str(row).split("\n")]
+        self._own["read"] += len(problems) + len(new)
+        self._own["broken"] += len(new)
+        for line in new:
+            logger.warning("unusable record, the next one takes its place: %s", line)
+        self._own["first"] += new[: _FIRST_NAMES - len(self._own["first"])]
+        if self._told_by_all is None:
+            self.share()
+
+    def share(self) -> None:
+        """Adds what every process has counted since the last time. All of them call this, and all judge alike.
+
+        Raises:
             UserError: the share is exceeded. It is looked at once 1,000 records or a whole epoch were read, and before
                 that as soon as a whole epoch could not bring it back down (and more than 10 are broken); our decision.
         """
-        new = [line for row in problems if row for line in str(row).split("\n")]
-        self.read += len(problems) + len(new)
-        self.broken += len(new)
-        for line in new:
-            logger.warning("unusable record, the next one takes its place: %s", line)
-        self.first.extend(new[: _FIRST_NAMES - len(self.first)])
+        for counted in [self._own] if self._told_by_all is None else self._told_by_all(self._own):
+            self.read += counted["read"]
+            self.broken += counted["broken"]
+            self.first += counted["first"][: _FIRST_NAMES - len(self.first)]
+        self._own = _nothing_counted()
         self._check()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain JSON values."""
+        """What a checkpoint keeps, as plain JSON values: all that was shared."""
         return {"read": self.read, "broken": self.broken, "first": list(self.first)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` gave."""
+        """Takes over what `state` gave, on every process."""
         self.read, self.broken, self.first = int(state["read"]), int(state["broken"]), list(state["first"])
+        self._own = _nothing_counted()
 
     def _check(self) -> None:
         share = self.max_broken_share
@@ -208,6 +230,10 @@ class BrokenRecords:
             raise UserError(f"{self.broken} of the {self.read} training records read are unusable, more than "
                             f"data.max_broken_share = {share:g} allows; mend them and prepare the dataset again, or "
                             "raise data.max_broken_share. The first:\n" + "\n".join(self.first))
+
+
+def _nothing_counted() -> dict[str, Any]:
+    return {"read": 0, "broken": 0, "first": []}
 
 
 class EvaluationSplit:

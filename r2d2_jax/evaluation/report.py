@@ -33,11 +33,10 @@ class EvaluationReport:
                     result[f"foil/{stage}"] = getattr(self.foil, stage)
         return result
 
-    def mean_recall(self) -> float | None:
-        """What the best checkpoint is chosen by: the mean of the six recalls, re-ranked if that was measured."""
-        if self.retrieval is None:
-            return None
-        return (self.retrieval.reranked or self.retrieval.dual)["mean"]
+    def mean_recalls(self) -> dict[str, float]:
+        """The mean of the six recalls, in per cent, of each stage of retrieval that was measured."""
+        stages = {} if self.retrieval is None else {"dual": self.retrieval.dual, "reranked": self.retrieval.reranked}
+        return {stage: recalls["mean"] for stage, recalls in stages.items() if recalls}
 
     def table(self) -> str:
         """A table for people: dual encoder, re-ranked and chance side by side, in per cent."""

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import math
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from r2d2_jax.atomic import WRITE_ERRORS
 from r2d2_jax.config import Config, TrainConfig
-from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.errors import UserError, bulleted, first_line
 from r2d2_jax.sharding import path_name
 from r2d2_jax.train.state import TrainState
 from r2d2_jax.trees import flat
@@ -36,7 +40,6 @@ FREE_KEYS = (
     "train.keep_last",
     "train.keep_best",
 )
-BEST_METRIC = "mean_recall"
 
 
 class Checkpoints:
@@ -45,21 +48,30 @@ class Checkpoints:
     Args:
         workdir: the run's folder; checkpoints lie in `checkpoints/STEP` below it.
         train: how many of the last and of the best are kept.
+        compared_by: the stage of retrieval, "dual" or "reranked", whose mean recall tells which are the best.
     """
 
-    def __init__(self, workdir: Path, train: TrainConfig) -> None:
+    def __init__(self, workdir: Path, train: TrainConfig, compared_by: str = "dual") -> None:
         self.directory = (workdir / "checkpoints").absolute()
+
+        def recall(mean_recalls: dict[str, float]) -> float:
+            # A run may have gone on with other evaluation settings: what was not measured is never the best.
+            return mean_recalls.get(compared_by, -math.inf)
+
         kept = [LatestN(train.keep_last)]
         if train.keep_best:
-            kept.append(BestN(get_metric_fn=_recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
+            kept.append(BestN(get_metric_fn=recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             # The policy decides what is kept; only with best_fn are the metrics it goes by written and read again.
-            best_fn=_recall,
+            best_fn=recall,
             preservation_policy=AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             save_root_metadata=False,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
+        except OSError as error:
+            raise UserError(f"cannot use {self.directory}: {first_line(error)}; choose another --workdir") from error
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -69,8 +81,13 @@ class Checkpoints:
         """The steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
+    def last_good(self) -> str:
+        """For messages: from where a run can go on."""
+        step = self.latest_step()
+        return f"the last good checkpoint is step {step} in {self.directory}" if step else "there is no checkpoint yet"
+
     def save(
-        self, state: TrainState, config: Config, progress: dict[str, Any], mean_recall: float | None = None
+        self, state: TrainState, config: Config, progress: dict[str, Any], mean_recalls: dict[str, float] | None = None
     ) -> None:
         """Starts writing a checkpoint and returns as soon as the state may change again.
 
@@ -78,7 +95,10 @@ class Checkpoints:
             state: the train state; its step names the checkpoint.
             config: the resolved configuration.
             progress: plain JSON values: the data position and what the log needs to go on.
-            mean_recall: the validation figure by which the best are kept, if there is one.
+            mean_recalls: the validation figures by which the best are kept, by stage of retrieval, if there are any.
+
+        Raises:
+            UserError: this checkpoint, or the one before it, cannot be written.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -86,8 +106,8 @@ class Checkpoints:
             # A copy, because it is written in the background while the run goes on and changes what it holds.
             progress=ocp.args.JsonSave(copy.deepcopy(progress)),
         )
-        metrics = None if mean_recall is None else {BEST_METRIC: mean_recall}
-        self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
+        with self._writing():
+            self._manager.save(int(state.step), args=items, metrics=mean_recalls or None, force=True)
 
     def restore(self, abstract: TrainState, config: Config) -> tuple[TrainState, dict[str, Any]]:
         """The newest state, placed as `abstract` says, and its progress.
@@ -110,16 +130,32 @@ class Checkpoints:
         return restored["state"], restored["progress"]
 
     def wait(self) -> None:
-        """Waits until everything that was started is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything that was started is on disk; raises UserError if that is not possible."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then ends the background writer."""
-        self._manager.close()
+        """Waits, then ends the background writer; raises UserError if what was started cannot be written."""
+        with self._writing():
+            self._manager.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # of the devices or of other processes, not of the disk
+            raise
+        except WRITE_ERRORS as error:
+            raise UserError(
+                f"cannot write a checkpoint to {self.directory}: {_reason(error)}; {self.last_good()}; make room or "
+                "mend the folder, and the same command goes on from there"
+            ) from error
 
 
-def _recall(metrics: dict[str, float]) -> float:
-    return metrics[BEST_METRIC]
+def _reason(error: BaseException) -> str:
+    """What the operating system said; TensorStore wraps it in several hundred characters."""
+    said = re.search(r"([^:]+) \[os_error_code", str(error))
+    return said.group(1).strip() if said else first_line(error)
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from r2d2_jax.arrays import Batch
 from r2d2_jax.config import Config
 from r2d2_jax.sharding import batch_sharding, replicated
-from r2d2_jax.train.state import Recipe, abstract_state
+from r2d2_jax.train.state import Recipe, TrainState, abstract_state
 from r2d2_jax.train.step import train_step
 
 
@@ -45,3 +45,13 @@ def compile_train_step(config: Config, recipe: Recipe) -> jax.stages.Compiled:
     It is compiled once and refuses, rather than recompiles for, arguments of another shape or placement.
     """
     return lower_train_step(config, recipe).compile()
+
+
+def compile_all_finite(recipe: Recipe) -> jax.stages.Compiled:
+    """The executable `state -> bool scalar` that says whether no number of a train state is NaN or infinite."""
+
+    def all_finite(state: TrainState) -> jax.Array:
+        numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
+
+    return jax.jit(all_finite, out_shardings=replicated(recipe.mesh)).lower(abstract_state(recipe)).compile()

@@ -3,14 +3,14 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from r2d2_jax.atomic import written_whole
@@ -22,9 +22,10 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
+from r2d2_jax.processes import check_shared, told_by_all
 from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
 from r2d2_jax.train.checkpoint import Checkpoints
-from r2d2_jax.train.compiled import compile_train_step
+from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
 from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.metrics import MetricsLog, Window
 from r2d2_jax.train.progress import Progress
@@ -42,7 +43,7 @@ class Outcome:
     """How a run ended.
 
     step: completed steps. finished: whether that is the end of the run. report: the last evaluation.
-    broken: how many records were unusable.
+    broken: how many records were unusable, to all processes together.
     """
 
     step: int
@@ -62,14 +63,10 @@ class Position:
 
     def to_json(self, batch_size: int) -> dict[str, Any]:
         """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
-        own = self.broken.state()
-        counts = np.array([own["read"], own["broken"]])
-        if jax.process_count() > 1:
-            counts = multihost_utils.process_allgather(counts).sum(axis=0)
         return {
             "pairs": self.step * batch_size,
             "records": self.broken.epoch_size,
-            "broken": {**own, "read": int(counts[0]), "broken": int(counts[1])},
+            "broken": self.broken.state(),
             "window": self.window.fetched(),
             "evaluated": self.evaluated,
         }
@@ -84,22 +81,25 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
             holds a checkpoint of the same configuration, the run goes on from the newest one.
 
     Raises:
-        UserError: bad configuration, data or checkpoint, or a loss that is not finite.
+        UserError: bad configuration, data or checkpoint, numbers that are not finite, or a disk that takes no more.
     """
-    mesh = make_mesh(config.mesh)
-    check_batch_divides(config.train.batch_size, mesh)
-    tokenizer = _tokenizer(config)
-    source = RecordSource(config.data.directory, config.data.train_split)
-    recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
-    evaluator = _evaluator(config, recipe, tokenizer)
-    checkpoints = Checkpoints(workdir, config.train)
-    try:
+    with ExitStack() as ends:
+        # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
+        stop = ends.enter_context(StopRequest())
+        mesh = make_mesh(config.mesh)
+        check_batch_divides(config.train.batch_size, mesh)
+        tokenizer = _tokenizer(config)
+        source = RecordSource(config.data.directory, config.data.train_split)
+        recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
+        evaluator = _evaluator(config, recipe, tokenizer)
+        check_shared(workdir)
+        compared_by = config.evaluation.compared_by
+        checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by)))
+        _check_newest_is_agreed(checkpoints)
         state, position = _start(config, recipe, checkpoints, source)
         _keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
-        run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps)
+        run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps, stop)
         return run.go(state, position, _batches(config, tokenizer, source, position.step))
-    finally:
-        checkpoints.close()
 
 
 class _Run:
@@ -113,40 +113,60 @@ class _Run:
         checkpoints: Checkpoints,
         workdir: Path,
         total_steps: int,
+        stop: StopRequest,
     ) -> None:
         self._config, self._recipe, self._total = config, recipe, total_steps
-        self._evaluator, self._checkpoints, self._workdir = evaluator, checkpoints, workdir
+        self._evaluator, self._checkpoints, self._workdir, self._stop = evaluator, checkpoints, workdir, stop
         self._leader = jax.process_index() == 0
-        self._step = compile_train_step(config, recipe)
+        self._step, self._all_finite = compile_train_step(config, recipe), compile_all_finite(recipe)
         self._key = jax.random.key(config.train.seed)
 
-    def go(self, state: TrainState, position: Position, batches: Iterator[dict[str, np.ndarray]]) -> Outcome:
-        """Steps until the end of the run or a stop signal."""
-        log = MetricsLog(self._workdir, position.step, self._leader)
-        progress = Progress(position.step, self._total, self._config.train.batch_size, self._leader)
-        report, stopped = None, False
-        with StopRequest() as stop:
-            if self._evaluation_due(position) and position.step < self._total:
-                report = self._evaluate(state, position, log, final=False)
-                progress.paused()
-            while position.step < self._total and not stopped:
-                state = self._one_step(state, position, next_batch(batches, progress), progress)
-                at_log = position.step % self._config.train.log_every == 0
-                if at_log:
-                    self._log(position, log, progress)
-                stopped = stop.agreed(at_boundary=at_log)
-                if position.step < self._total and not stopped:
-                    report = self._milestone(state, position, log, progress) or report
-            batches.close()  # type: ignore[attr-defined]
-            if stopped and position.step < self._total:
-                self._save(state, position)
-                name = stop.received.name if stop.received else "another process"
-                logger.info("stopped by %s after step %d; the same command goes on from there", name, position.step)
+    def go(
+        self, state: TrainState, position: Position, batches: Generator[dict[str, np.ndarray], None, None]
+    ) -> Outcome:
+        """Steps until the end of the run or a stop signal; closes the batches."""
+        with ExitStack() as ends:
+            file = MetricsLog(self._workdir, position.step, self._leader, position.evaluated)
+            log = ends.enter_context(closing(file))
+            bar = Progress(position.step, self._total, self._config.train.batch_size, self._leader)
+            progress = ends.enter_context(closing(bar))
+            with closing(batches):
+                state, report = self._train(state, position, batches, log, progress)
+            if position.step < self._total:
+                self._leave(state, position)
             else:
                 report = self._finish(state, position, log)
-        progress.close()
-        log.close()
         return Outcome(position.step, position.step >= self._total, report, position.broken.broken)
+
+    def _train(
+        self,
+        state: TrainState,
+        position: Position,
+        batches: Iterator[dict[str, np.ndarray]],
+        log: MetricsLog,
+        progress: Progress,
+    ) -> tuple[TrainState, EvaluationReport | None]:
+        """Steps until all are done or a stop signal; returns the state and the last evaluation."""
+        report, stopped = None, self._stop.agreed(position.step)  # it may have come while everything was set up
+        if self._evaluation_due(position) and position.step < self._total and not stopped:
+            with progress.pause():
+                report = self._evaluate(state, position, log, final=False)
+        while position.step < self._total and not stopped:
+            state = self._one_step(state, position, next_batch(batches, progress), progress)
+            if position.step % self._config.train.log_every == 0:
+                self._log(position, log, progress)
+            stopped = self._stop.agreed(position.step)
+            if position.step < self._total and not stopped:
+                with progress.pause():
+                    report = self._milestone(state, position, log) or report
+        return state, report
+
+    def _leave(self, state: TrainState, position: Position) -> None:
+        """Saves what a stop signal interrupted, unless nothing is new."""
+        if position.step and self._checkpoints.latest_step() != position.step:
+            self._save(state, position)
+        name = self._stop.received.name if self._stop.received else "another process"
+        logger.info("stopped by %s after step %d; the same command goes on from there", name, position.step)
 
     def _one_step(
         self, state: TrainState, position: Position, rows: dict[str, np.ndarray], progress: Progress
@@ -161,22 +181,20 @@ class _Run:
         return state
 
     def _log(self, position: Position, log: MetricsLog, progress: Progress) -> None:
-        self._check_finite(position)
+        position.broken.share()
+        self._check_metrics(position)
         means = position.window.means()
         speed = progress.report(position.step, means)
         epoch = position.step * self._config.train.batch_size / position.broken.epoch_size
         log.write(position.step, {"epoch": epoch, **means, "broken_records": position.broken.broken, **speed})
 
-    def _milestone(
-        self, state: TrainState, position: Position, log: MetricsLog, progress: Progress
-    ) -> EvaluationReport | None:
+    def _milestone(self, state: TrainState, position: Position, log: MetricsLog) -> EvaluationReport | None:
         """Evaluates and saves where the configured intervals say so."""
         every, report = self._config.train.checkpoint_every, None
         if self._evaluation_due(position):
             report = self._evaluate(state, position, log, final=False)
         if report is not None or (every and position.step % every == 0):
             self._save(state, position, report)
-            progress.paused()
         return report
 
     def _evaluation_due(self, position: Position) -> bool:
@@ -189,11 +207,13 @@ class _Run:
         if self._checkpoints.latest_step() != position.step:
             self._save(state, position, report)
         if self._leader:
-            path = self._workdir / "evaluation.json"
-            path.write_text(json.dumps({"step": position.step, **report.metrics()}, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps({"step": position.step, **report.metrics()}, indent=1) + "\n"
+            with written_whole(self._workdir / "evaluation.json") as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
         return report
 
     def _evaluate(self, state: TrainState, position: Position, log: MetricsLog, *, final: bool) -> EvaluationReport:
+        self._check_state(state, position)
         start = time.perf_counter()
         report = self._evaluator.evaluate(state.params, final=final)
         if not position.evaluated:
@@ -204,21 +224,28 @@ class _Run:
         return report
 
     def _save(self, state: TrainState, position: Position, report: EvaluationReport | None = None) -> None:
-        self._check_finite(position)
-        recall = None if report is None else report.mean_recall()
+        position.broken.share()
+        self._check_state(state, position)
+        recalls = None if report is None else report.mean_recalls()
         progress = position.to_json(self._config.train.batch_size)
-        self._checkpoints.save(state, self._config, progress, recall)
+        self._checkpoints.save(state, self._config, progress, recalls)
 
-    def _check_finite(self, position: Position) -> None:
-        ago = position.window.first_not_finite()
-        if ago is None:
-            return
+    def _check_metrics(self, position: Position) -> None:
+        found = position.window.first_not_finite()
+        if found is not None:
+            ago, names = found
+            raise self._stopped(f"what step {position.step - ago + 1} gave is not finite ({', '.join(names)})")
+
+    def _check_state(self, state: TrainState, position: Position) -> None:
+        """The metrics of a step are of before its update; what is evaluated and saved must be sound after it."""
+        self._check_metrics(position)
+        if not bool(self._all_finite(state)):
+            raise self._stopped(f"the train state after step {position.step} is not finite")
+
+    def _stopped(self, reason: str) -> UserError:
         self._checkpoints.wait()
-        last = self._checkpoints.latest_step()
-        good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last} in "
-        raise UserError(
-            f"the loss of step {position.step - ago + 1} is not finite; {good}"
-            f"{'' if last is None else self._checkpoints.directory}; lower optimizer.learning_rate or raise "
+        return UserError(
+            f"{reason}; {self._checkpoints.last_good()}; lower optimizer.learning_rate or raise "
             "optimizer.warmup_steps, then start again or go on from there"
         )
 
@@ -280,11 +307,21 @@ def _evaluator(config: Config, recipe: Recipe, tokenizer: Tokenizer) -> Evaluato
     return Evaluator(config, scorer, validation, split(config.data.foil_split, 0))
 
 
+def _check_newest_is_agreed(checkpoints: Checkpoints) -> None:
+    steps = told_by_all(checkpoints.latest_step())
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the newest checkpoint in {checkpoints.directory} is another one to each process: {steps}; --workdir must "
+            "lie on a file system that all processes share; start again once all of them see the same"
+        )
+
+
 def _start(
     config: Config, recipe: Recipe, checkpoints: Checkpoints, source: RecordSource
 ) -> tuple[TrainState, Position]:
     """A fresh state, or the newest checkpoint's."""
-    broken = BrokenRecords(len(source), config.data.max_broken_share)
+    several = jax.process_count() > 1
+    broken = BrokenRecords(len(source), config.data.max_broken_share, told_by_all if several else None)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(recipe, jax.random.key(config.train.seed))
         state, notes = with_initial_weights(state, recipe, config)
@@ -298,8 +335,7 @@ def _start(
             f"the checkpoint was made with {progress['records']} training records, {config.data.directory} has "
             f"{len(source)}; the data position would be lost: use the same data, or an empty --workdir"
         )
-    if jax.process_index() == 0:
-        broken.restore(progress["broken"])
+    broken.restore(progress["broken"])
     logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
     return state, Position(int(state.step), broken, Window(progress["window"]), progress["evaluated"])
 
@@ -313,7 +349,7 @@ def _sizes(recipe: Recipe, state: TrainState) -> str:
 
 def _batches(
     config: Config, tokenizer: Tokenizer, source: RecordSource, first_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     data: DataConfig = config.data
     return train_batches(
         source,

@@ -1,6 +1,7 @@
 """The log of a run: means over windows of steps, in `metrics.jsonl` and in TensorBoard files."""
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
+
+from r2d2_jax.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 
 class Window:
@@ -34,10 +39,12 @@ class Window:
         self._steps = [{name: float(value) for name, value in step.items()} for step in jax.device_get(self._steps)]
         return self._steps
 
-    def first_not_finite(self) -> int | None:
-        """How many steps ago the first loss was NaN or infinite (1 is the newest step), or None."""
-        bad = [index for index, step in enumerate(self.fetched()) if not math.isfinite(step["loss"])]
-        return len(self._steps) - bad[0] if bad else None
+    def first_not_finite(self) -> tuple[int, list[str]] | None:
+        """How many steps ago a metric was first NaN or infinite (1 is the newest step), and which ones; or None."""
+        for index, step in enumerate(self.fetched()):
+            if bad := [name for name, value in step.items() if not math.isfinite(value)]:
+                return len(self._steps) - index, bad
+        return None
 
     def means(self) -> dict[str, float]:
         """The mean of each metric over the window, which starts anew."""
@@ -54,36 +61,56 @@ class MetricsLog:
         first_step: lines of later steps, which a run that died has left behind, are taken back, so that the log is the
             one that an undisturbed run would have written.
         active: False on all processes but one, which then write nothing.
+        evaluated: whether the evaluation of `first_step` is kept; a run that died after it makes it once more.
     """
 
-    def __init__(self, workdir: Path, first_step: int, active: bool) -> None:
+    def __init__(self, workdir: Path, first_step: int, active: bool, evaluated: bool = True) -> None:
         self._path = workdir / "metrics.jsonl"
         self._board: SummaryWriter | None = None
         if active:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._rewind(first_step)
+            self._rewind(first_step, evaluated)
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line; a value that is not finite becomes null, which JSON can say."""
+        """Writes one line; a value that is not finite becomes null, which JSON can say.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
         if self._board is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {first_line(error)}; make room or mend the folder, and the same command "
+                "goes on from the newest checkpoint"
+            ) from error
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes the TensorBoard files."""
-        if self._board is not None:
+        """Flushes the TensorBoard files, which a run can do without."""
+        if self._board is None:
+            return
+        try:
             self._board.close()
+        except OSError as error:
+            logger.warning("the TensorBoard files are not complete: %s", first_line(error))
 
-    def _rewind(self, last_step: int) -> None:
+    def _rewind(self, last_step: int, evaluated: bool) -> None:
         if not self._path.exists():
             return
+
+        def kept(line: str) -> bool:
+            values = json.loads(line)
+            # Training always has a loss, evaluations never have.
+            return values["step"] < last_step or (values["step"] == last_step and (evaluated or "loss" in values))
+
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
         replacement = self._path.with_suffix(".rewound")
-        replacement.write_text("".join(kept), encoding="utf-8")
+        replacement.write_text("".join(line for line in lines if line.endswith("\n") and kept(line)), encoding="utf-8")
         replacement.replace(self._path)

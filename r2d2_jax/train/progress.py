@@ -3,6 +3,8 @@
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -33,9 +35,12 @@ class Progress:
         """Notes time spent waiting for a batch."""
         self._waited += seconds
 
-    def paused(self) -> None:
-        """Starts measuring anew after something that is not training, such as an evaluation."""
-        self._mark(self._step)
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out what is not training, such as an evaluation: its time counts neither as work nor as waiting."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def stepped(self) -> None:
         """Moves the bar by one step."""

@@ -8,6 +8,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+# How often several processes ask each other. A preempted machine has about 30 s to save: few enough steps for that,
+# and enough that the devices, which are waited for, hardly ever stand still.
+STEPS_BETWEEN_QUESTIONS = 5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -31,14 +34,14 @@ class StopRequest:
             os._exit(128 + number)
         self.received = signal.Signals(number)
 
-    def agreed(self, at_boundary: bool) -> bool:
-        """Whether to stop now.
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step.
 
-        One process alone stops after any step. Several must stop after the same step, so they ask each other, and only
-        at the steps where `at_boundary` is True on all of them.
+        One process alone stops after any step. Several must stop after the same step, so they ask each other, at steps
+        that all of them know.
         """
         if jax.process_count() == 1:
             return self.received is not None
-        if not at_boundary:
+        if step % STEPS_BETWEEN_QUESTIONS:
             return False
         return bool(np.any(multihost_utils.process_allgather(np.array(self.received is not None))))

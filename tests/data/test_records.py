@@ -1,6 +1,8 @@
 """Datasets are written whole or not at all, and every record is found again by its number."""
 
+import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from small_data import encode, example
 
 from r2d2_jax.data.records import Example, RecordSource, UnusableRecord, write_dataset
 from r2d2_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_records_come_back_byte_for_byte(tmp_path: Path) -> None:
@@ -44,9 +48,22 @@ def test_fewer_records_than_shards(tmp_path: Path) -> None:
     assert [RecordSource(tmp_path, "train")[i].image_id for i in range(2)] == ["image0", "image1"]
 
 
-def test_no_tensorflow_or_torch_is_imported(source: RecordSource) -> None:
-    assert source[0].captions
-    assert "tensorflow" not in sys.modules
+def test_no_tensorflow_or_torch_is_imported(dataset: Path, vocabulary: Path) -> None:
+    """In a process of its own, as other tests need PyTorch: from a record to a batch of images and tokens."""
+    program = f"""
+import sys
+from r2d2_jax.config import DataConfig
+from r2d2_jax.data.pipeline import train_batches
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.tokenizer import load_tokenizer
+stream = train_batches(RecordSource({str(dataset)!r}, "train"), load_tokenizer({str(vocabulary)!r}, 8),
+                       DataConfig(directory=""), image_size=16, batch_size=2, seed=0, first_step=0)
+assert len(next(stream)["images"]) == 2
+print(sorted({{"tensorflow", "torch", "r2d2_jax"}} & set(sys.modules)))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, capture_output=True, text=True)
+    assert done.stdout.strip() == "['r2d2_jax']", done.stderr
 
 
 def test_source_is_pickled_without_its_open_files(source: RecordSource) -> None:

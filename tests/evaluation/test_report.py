@@ -1,4 +1,4 @@
-"""Names in the log, the table, what the best checkpoint is chosen by, and when an evaluation re-ranks."""
+"""Names in the log, the table, what the best checkpoint may be chosen by, and when an evaluation re-ranks."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +36,10 @@ def test_metrics() -> None:
     assert NOTHING.metrics() == {}
 
 
-def test_mean_recall() -> None:
-    assert (FULL.mean_recall(), DUAL.mean_recall(), NOTHING.mean_recall()) == (38.0, 18.0, None)
+def test_mean_recalls() -> None:
+    assert FULL.mean_recalls() == {"dual": 18.0, "reranked": 38.0}
+    assert DUAL.mean_recalls() == {"dual": 18.0}
+    assert NOTHING.mean_recalls() == {}
 
 
 def test_table() -> None:

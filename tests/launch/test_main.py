@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_model import write_vocabulary
+from small_model import CHEAPEST, config_values, write_small_dataset, write_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG_CONFIG = """
@@ -53,6 +53,18 @@ REFUSED = {
         ["--config=configs/demo.py", "--config.data.directory={folder}/no"],
         ["vocabulary {folder}/no/vocab.txt does not exist; expected a WordPiece vocab.txt with one token a line"],
     ),
+    "a workdir that is an address": (
+        ["--config=configs/demo.py", "--workdir=gs://bucket/run"],
+        ["--workdir=gs://bucket/run is an address; expected a local or mounted folder: mount it first"],
+    ),
+    "a process without a place to meet": (
+        ["--config=configs/demo.py", "--process_id=1"],
+        ["--num_processes or --process_id is given without the place to meet; add --coordinator_address=HOST:PORT"],
+    ),
+    "a place to meet without a number": (
+        ["--config=configs/demo.py", "--coordinator_address=127.0.0.1:1", "--num_processes=2"],
+        ["cannot join the other processes: The process id of the current process must be defined. Give --coord"],
+    ),
     "unknown key in a flag": (["--config=configs/demo.py", "--config.loss.queue_lenght=3"], ["queue_lenght"]),
     "wrong type in a flag": (["--config=configs/demo.py", "--config.train.batch_size=many"], ["batch_size", "many"]),
     "a key that the config file leaves at its default, and a queue that is too short": (
@@ -62,15 +74,50 @@ REFUSED = {
 }
 
 
+def main(*flags: str, shell: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*shell, sys.executable, "launch/main.py", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+
+
+def test_processes_that_decode_do_not_import_the_loop() -> None:
+    """They import the program under the name that multiprocessing gives it."""
+    program = """
+import runpy, sys
+runpy.run_path("launch/main.py", run_name="__mp_main__")
+print(sorted({"torch", "flax", "r2d2_jax.config", "r2d2_jax.train.loop"} & set(sys.modules)))
+"""
+    command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=60, capture_output=True, text=True)
+    assert done.stdout.strip() == "['r2d2_jax.config']", done.stderr
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    """No file may become longer than 20 kB. The libraries' own reports of it do not bury ours."""
+    write_small_dataset(tmp_path, train=16)
+    values = config_values(CHEAPEST, {"data": {"directory": str(tmp_path), "validation_split": ""}})
+    values["train"] |= {"epochs": 2.0, "checkpoint_every": 1}
+    config = tmp_path / "config.py"
+    config.write_text(f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values!r})\n")
+    limited = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")
+    done = main(f"--config={config}", f"--workdir={tmp_path / 'run'}", shell=limited)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) < 20
+    folder = tmp_path / "run" / "checkpoints"
+    assert done.stderr.splitlines()[-1] == (
+        f"error: cannot write a checkpoint to {folder}: File too large; there is no checkpoint yet; make room or mend "
+        "the folder, and the same command goes on from there"
+    )
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, tmp_path: Path) -> None:
     write_vocabulary(tmp_path)
     (tmp_path / "wrong.py").write_text(WRONG_CONFIG, encoding="utf-8")
     (tmp_path / "no_data.py").write_text(NO_DATA.format(folder=tmp_path), encoding="utf-8")
     flags, expected = ([text.format(folder=tmp_path) for text in texts] for texts in REFUSED[case])
-    command = [sys.executable, "launch/main.py", f"--workdir={tmp_path / 'run'}", *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+    done = main(f"--workdir={tmp_path / 'run'}", *flags)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == (1 if case == "wrong type in a flag" else 2), done.stderr  # 1 is absl's own
     assert all(text in done.stderr for text in expected), done.stderr

@@ -1,6 +1,7 @@
 """Which checkpoints are kept, what is restored, and what is refused."""
 
 import json
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def abstract(state: TrainState) -> TrainState:
 def saved(workdir: Path, steps: dict[int, float | None], **train: Any) -> Checkpoints:
     checkpoints = Checkpoints(workdir, TrainConfig(batch_size=8, epochs=1.0, **train))
     for step, recall in steps.items():
-        checkpoints.save(state_of(step), CONFIG, {"pairs": step}, recall)
+        checkpoints.save(state_of(step), CONFIG, {"pairs": step}, None if recall is None else {"dual": recall})
     checkpoints.wait()
     return checkpoints
 
@@ -68,6 +69,18 @@ def test_the_best_is_kept_when_the_run_goes_on(tmp_path: Path) -> None:
     again = saved(tmp_path, {3: 50.0, 4: None}, keep_last=1, keep_best=1)
     assert again.steps() == [1, 4]
     again.close()
+
+
+@pytest.mark.parametrize("compared_by, kept", [("dual", [1, 4]), ("reranked", [3, 4])])
+def test_the_best_are_compared_by_one_quantity(tmp_path: Path, compared_by: str, kept: list[int]) -> None:
+    """Re-ranking lifts every recall: a checkpoint must not win only because it was re-ranked."""
+    checkpoints = Checkpoints(tmp_path, TrainConfig(batch_size=8, epochs=1.0, keep_last=1, keep_best=1), compared_by)
+    recalls = [{"dual": 40.0}, {"dual": 30.0}, {"dual": 35.0, "reranked": 70.0}, {"dual": 20.0, "reranked": 60.0}]
+    for step, means in enumerate(recalls, start=1):
+        checkpoints.save(state_of(step), CONFIG, {"pairs": step}, means)
+    checkpoints.wait()
+    assert checkpoints.steps() == kept
+    checkpoints.close()
 
 
 def test_without_validation_only_the_last_are_kept(tmp_path: Path) -> None:
@@ -119,6 +132,32 @@ def test_what_the_run_changes_while_a_checkpoint_is_written_is_not_in_it(
     changed.set()
     checkpoints.wait()
     assert checkpoints.restore(abstract(state_of(3)), CONFIG)[1] == {"window": [{"loss": 1.0}]}
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    """No file may become longer than 300 kB, and the arrays take more than that; said once, not again when closing."""
+    checkpoints = saved(tmp_path, {3: None})
+    large = state_of(4).replace(feature_mean=jax.random.normal(jax.random.key(0), (200_000,)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        checkpoints.save(large, CONFIG, {"pairs": 4})
+        with pytest.raises(UserError) as stopped:
+            checkpoints.wait()
+        checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    folder = f"{tmp_path}/checkpoints"
+    assert str(stopped.value) == (
+        f"cannot write a checkpoint to {folder}: File too large; the last good checkpoint is step 3 in {folder}; make "
+        "room or mend the folder, and the same command goes on from there"
+    )
+
+
+def test_a_workdir_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"cannot use .*/run/checkpoints: .*; choose another --workdir"):
+        Checkpoints(tmp_path / "run", CONFIG.train)
 
 
 def test_another_configuration_is_refused_with_every_key(tmp_path: Path) -> None:

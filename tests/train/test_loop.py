@@ -33,9 +33,14 @@ from small_model import (
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.data.records import write_dataset
 from r2d2_jax.errors import UserError
-from r2d2_jax.train import compiled, loop
+from r2d2_jax.evaluation.report import EvaluationReport
+from r2d2_jax.evaluation.retrieval import RetrievalReport
+from r2d2_jax.train import compiled, loop, signals
+from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
 from r2d2_jax.train.loop import Outcome, pretrain
+from r2d2_jax.train.metrics import MetricsLog
+from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.state import sharded_init_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +55,10 @@ NO_EVALUATION: dict[str, Any] = {"data": {"validation_split": ""}}
 
 def run(prepared: Path, workdir: Path, *changes: Mapping[str, Any]) -> Outcome:
     return pretrain(small_config(*changes, {"data": {"directory": str(prepared)}}), workdir)
+
+
+class Left(BaseException):
+    """Stands for the end of the process."""
 
 
 def before_batch(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
@@ -106,7 +115,7 @@ def test_what_a_run_leaves_behind(undisturbed: tuple[Path, Outcome]) -> None:
     workdir, outcome = undisturbed
     assert (outcome.step, outcome.finished) == (STEPS, True)
     assert {path.name for path in workdir.iterdir()} == {
-        "checkpoints", "evaluation.json", "metrics.jsonl", "tensorboard"
+        "checkpoints", "evaluation.json", "metrics.jsonl", "tensorboard", "vocab.txt"
     }  # fmt: skip
     assert any((workdir / "tensorboard").iterdir())
     assert outcome.report is not None
@@ -185,6 +194,27 @@ loop.pretrain(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), Path
     assert_as_undisturbed(tmp_path, undisturbed[0])
 
 
+def test_an_evaluation_is_logged_once(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped where one is due, killed after it was made up for and before the next checkpoint, and gone on with."""
+    changes = (CHEAPEST, {"train": {"epochs": 1.0, "evaluate_every": 2}})
+    with monkeypatch.context() as patch:
+        before_batch(patch, lambda call: signal.raise_signal(signal.SIGTERM) if call == 2 else None)
+        assert run(prepared, tmp_path, *changes).step == 2
+
+    def die(call: int) -> None:
+        if call == 2:
+            raise Left
+
+    with monkeypatch.context() as patch:
+        before_batch(patch, die)
+        with pytest.raises(Left):
+            run(prepared, tmp_path, *changes)
+    assert [line["step"] for line in log_lines(tmp_path)] == [2, 2]
+    assert run(prepared, tmp_path, *changes).finished
+    steps = [(line["step"], "loss" in line) for line in log_lines(tmp_path)]
+    assert steps == [(2, True), (2, False), (4, True), (4, False)]
+
+
 def test_a_finished_run_started_again_changes_nothing(
     prepared: Path, undisturbed: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
@@ -198,6 +228,50 @@ def test_a_stop_after_the_last_step_finishes(prepared: Path, tmp_path: Path, mon
     before_batch(monkeypatch, lambda call: signal.raise_signal(signal.SIGINT) if call == 4 else None)
     outcome = run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0}})
     assert (outcome.step, outcome.finished) == (4, True)
+
+
+@pytest.fixture
+def signal_while_closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """SIGTERM comes while the last checkpoint may still be written; lists it if nobody of ours takes it."""
+    original, unguarded = Checkpoints.close, []
+
+    def close(checkpoints: Checkpoints) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        original(checkpoints)
+
+    def leave(status: int) -> None:
+        raise Left(status)
+
+    monkeypatch.setattr(Checkpoints, "close", close)
+    monkeypatch.setattr(signals.os, "_exit", leave)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: unguarded.append(number))
+    yield unguarded
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_first_signal_during_the_last_save_is_noted(
+    prepared: Path, tmp_path: Path, signal_while_closing: list[int]
+) -> None:
+    assert run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0}}).finished
+    assert signal_while_closing == []
+    assert kept(tmp_path) == [4]
+
+
+def test_a_second_signal_during_the_last_save_leaves_at_once(
+    prepared: Path, tmp_path: Path, signal_while_closing: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_batch(monkeypatch, lambda call: signal.raise_signal(signal.SIGTERM) if call == 2 else None)
+    with pytest.raises(Left, match="143"):
+        run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
+    assert signal_while_closing == []
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_keep_vocabulary", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    outcome = run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
+    assert (outcome.step, outcome.finished, kept(tmp_path)) == (0, False, [])
 
 
 def test_another_configuration_or_dataset_is_refused(
@@ -215,45 +289,103 @@ def test_another_configuration_or_dataset_is_refused(
     assert log_lines(workdir) == before
 
 
+def test_the_last_checkpoint_is_not_the_best_only_because_it_was_reranked(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = [({"mean": 40.0}, None), ({"mean": 30.0}, None), ({"mean": 20.0}, {"mean": 90.0})]
+
+    class Evaluator:
+        def evaluate(self, params: Any, *, final: bool) -> EvaluationReport:
+            return EvaluationReport(RetrievalReport(*reports.pop(0), {"mean": 1.0}), None, 1, 1, 0)
+
+    monkeypatch.setattr(loop, "_evaluator", lambda *_: Evaluator())
+    monkeypatch.setattr(EvaluationReport, "table", lambda report: "")
+    run(prepared, tmp_path, CHEAPEST, {"train": {"epochs": 1.5, "evaluate_every": 2, "keep_last": 1}})
+    assert kept(tmp_path) == [2, 6]
+
+
+def test_processes_that_see_different_checkpoints(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "told_by_all", lambda step: [step, 40])
+    with pytest.raises(UserError, match=r"is another one to each process: \[None, 40\]; --workdir must lie on a file"):
+        run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
+
+
 # --- bad data and bad numbers ---------------------------------------------------------------------------------------
 
 
-def losses_from(monkeypatch: pytest.MonkeyPatch, value: float, step: int) -> None:
-    """From `step` on the train step reports another loss."""
+def spoil_from(monkeypatch: pytest.MonkeyPatch, step: int, spoil: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+    """From `step` on the train step's state and metrics pass through `spoil`."""
 
     def compile_step(config: Any, recipe: Any) -> Any:
         original = compile_train_step(config, recipe)
 
         def one_step(state: Any, batch: Any, key: Any) -> Any:
             state, metrics = original(state, batch, key)
-            return state, metrics | ({"loss": metrics["loss"] * value} if int(state.step) >= step else {})
+            return spoil(state, metrics) if int(state.step) >= step else (state, metrics)
 
         return one_step
 
     monkeypatch.setattr(loop, "compile_train_step", compile_step)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_metrics_that_are_not_finite_stop_the_run(
+    name: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NaN at step 5 is seen before anything of it is saved or logged, and again after going on."""
-    losses_from(monkeypatch, math.nan, 5)
+    spoil_from(monkeypatch, 5, lambda state, metrics: (state, metrics | {name: metrics[name] * math.nan}))
     changes = (CHEAPEST, NO_EVALUATION, {"train": {"log_every": 8, "checkpoint_every": 3}})
     for _ in range(2):
         with pytest.raises(UserError) as stopped:
             run(prepared, tmp_path, *changes)
         assert str(stopped.value) == (
-            f"the loss of step 5 is not finite; the last good checkpoint is step 3 in {tmp_path}/checkpoints; lower "
-            "optimizer.learning_rate or raise optimizer.warmup_steps, then start again or go on from there"
+            f"what step 5 gave is not finite ({name}); the last good checkpoint is step 3 in {tmp_path}/checkpoints; "
+            "lower optimizer.learning_rate or raise optimizer.warmup_steps, then start again or go on from there"
         )
         assert kept(tmp_path) == [3]
         assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_a_state_that_is_not_finite_is_not_saved(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics are of before the update, and so still fine."""
+
+    def spoil(state: Any, metrics: Any) -> tuple[Any, Any]:
+        return state.replace(params=state.params | {"temperature": state.params["temperature"] * math.nan}), metrics
+
+    spoil_from(monkeypatch, 6, spoil)
+    with pytest.raises(UserError, match=r"train state after step 6 is not finite; the last good checkpoint is step 3"):
+        run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"log_every": 8, "checkpoint_every": 3}})
+    assert kept(tmp_path) == [3]
+
+
 def test_a_huge_learning_rate(prepared: Path, tmp_path: Path) -> None:
     changes = (CHEAPEST, NO_EVALUATION, {"optimizer": {"learning_rate": 1e30}, "train": {"log_every": 4}})
-    with pytest.raises(UserError, match=r"the loss of step [23] is not finite; there is no checkpoint yet; lower opt"):
+    with pytest.raises(UserError, match=r"step [23] gave is not finite \(.*loss.*\); there is no checkpoint yet"):
         run(prepared, tmp_path, *changes)
+
+
+def test_an_error_leaves_nothing_open(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    def batches(*_: Any) -> Iterator[Any]:
+        try:
+            yield from [{"problems": np.array(["a: bad"] * 11)}]
+        finally:
+            closed.append("batches")
+
+    def close(name: str, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        return lambda thing: closed.append(name) or original(thing)
+
+    monkeypatch.setattr(loop, "_batches", batches)
+    for kind in (Progress, MetricsLog, Checkpoints):
+        monkeypatch.setattr(kind, "close", close(kind.__name__, kind.close))
+    with pytest.raises(UserError, match="11 of the 22 training records read are unusable"):
+        run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
+    assert closed == ["batches", "Progress", "MetricsLog", "Checkpoints"]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from r2d2_jax.errors import UserError
 from r2d2_jax.train.metrics import MetricsLog, Window
 
 
@@ -36,9 +37,9 @@ def test_an_open_window_survives_json_exactly() -> None:
 def test_first_not_finite_counts_back_from_the_newest(bad: float) -> None:
     window = Window()
     assert window.first_not_finite() is None
-    for loss in (1.0, 2.0, bad, 3.0, bad):
-        window.add({"loss": jnp.float32(loss)})
-    assert window.first_not_finite() == 3
+    for loss, norm in ((1.0, 1.0), (2.0, 1.0), (3.0, bad), (bad, bad), (4.0, 1.0)):
+        window.add({"loss": jnp.float32(loss), "fgr": jnp.float32(0.5), "gradient_norm": jnp.float32(norm)})
+    assert window.first_not_finite() == (3, ["gradient_norm"])
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -73,6 +74,22 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     log.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == '{"step": 1, "loss": null, "norm": null, "fgr": 0.5}\n'
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log is needed to go on, the TensorBoard files are not."""
+    log = MetricsLog(tmp_path, 0, active=True)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write .*/metrics.jsonl: .*No space left.*; make room or mend the fol"):
+        log.write(1, {"loss": 1.0})
+
+    def close() -> None:
+        raise OSError(28, "No space left on device")
+
+    original, log._board.close = log._board.close, close
+    log.close()
+    assert "the TensorBoard files are not complete: [Errno 28] No space left on device" in caplog.text
+    original()
 
 
 def test_tensorboard_file(tmp_path: Path) -> None:

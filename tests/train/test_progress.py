@@ -47,14 +47,21 @@ def test_each_report_measures_anew(clock: Clock) -> None:
     assert progress.report(10, {"loss": 1.0}) == pytest.approx({"pairs_per_second": 10.0, "data_wait_share": 0.0})
 
 
-def test_a_pause_at_a_report_does_not_count(clock: Clock) -> None:
-    progress = Progress(0, 100, 8, active=True)
-    clock.now += 10.0
-    progress.report(5, {"loss": 1.0})
-    clock.now += 1000.0  # an evaluation
-    progress.paused()
-    clock.now += 4.0
-    assert progress.report(10, {"loss": 1.0})["pairs_per_second"] == pytest.approx(10.0)
+@pytest.mark.parametrize("pause_at", [50, 75, 99])
+def test_a_pause_does_not_count(clock: Clock, pause_at: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Steady 200 steps/s of 8 pairs, whether the pause is at a report or between two."""
+    progress, speeds = Progress(0, 200, 8, active=True), []
+    for step in range(1, 151):
+        progress.waited(0.001)
+        clock.now += 0.005
+        if step % 50 == 0:
+            with caplog.at_level(logging.INFO):
+                speeds.append(progress.report(step, {"loss": 1.0}))
+        if step == pause_at:
+            with progress.pause():
+                clock.now += 1000.0
+    assert speeds == [pytest.approx({"pairs_per_second": 1600.0, "data_wait_share": 0.2})] * 3
+    assert all("remaining 0:00:00" in record.getMessage() for record in caplog.records)
 
 
 def test_no_step_since_the_last_report(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

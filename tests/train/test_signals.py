@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopRequest() as stop:
-        assert (stop.received, stop.agreed(at_boundary=True)) == (None, False)
+        assert (stop.received, stop.agreed(1)) == (None, False)
         signal.raise_signal(number)
-        assert (stop.received, stop.agreed(at_boundary=False)) == (number, True)
+        assert (stop.received, stop.agreed(1)) == (number, True)
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
