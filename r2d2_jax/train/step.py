@@ -66,7 +66,7 @@ def train_step(state: TrainState, batch: Batch, key: jax.Array, recipe: Recipe) 
     trainable["temperature"] = jnp.clip(trainable["temperature"], *recipe.temperature_range)
     params = {**state.params, **trainable}
     metrics = outcome.metrics | {
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(recipe.learning_rate(state.step), jnp.float32),
         "teacher_gap": _teacher_gap(params, state.teacher),
     }
@@ -310,7 +310,7 @@ def _teacher_gap(params: Params, teacher: Params | None) -> jax.Array:
     if teacher is None:
         return jnp.zeros(())
     student = {part: params[part] for part in teacher}
-    return optax.global_norm(jax.tree.map(jnp.subtract, student, teacher)) / optax.global_norm(student)
+    return optax.tree.norm(jax.tree.map(jnp.subtract, student, teacher)) / optax.tree.norm(student)
 
 
 def _enqueued(state: TrainState, batch: Batch, teacher: Towers | None) -> Any:
