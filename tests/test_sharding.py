@@ -1,6 +1,10 @@
 """Where every kind of array lives, golden; and what is said when devices and batch do not fit."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +106,22 @@ def test_axes_that_do_not_divide_stay_whole() -> None:
     assert tuple(leaves["params/image_encoder/layers/mlp/up/kernel"][1]) == (None, None, None)
     for shape, spec in leaves.values():
         assert all(axis is None or shape[place] % 5 == 0 for place, axis in enumerate(spec))
+
+
+def test_parameters_travel_and_activations_stay() -> None:
+    """Splitting parameters adds no collective that moves rows of the batch: no layer is computed in slices of width.
+
+    What is left moves once a step: what the losses compare with, and the tokens [56 17 64] and [56 11 64] from which
+    hard negatives are taken, with the gradient of the latter.
+    """
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "JAXTYPING_DISABLE": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "collectives_worker.py"), "8x1", "2x4"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, split = map(json.loads, done.stdout.splitlines())
+    assert split == whole
+    tokens = {name: count for name, count in split.items() if name.split()[2:] in (["17", "64"], ["11", "64"])}
+    assert tokens == {"all-gather 56 17 64": 1, "all-gather 56 11 64": 1, "all-reduce 56 11 64": 1}
 
 
 def test_mesh_has_two_automatic_axes() -> None:

@@ -18,7 +18,7 @@ from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, masked_lm
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import cls_of, normalise_images
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import replicated
+from r2d2_jax.sharding import apply_by_rows, replicated
 from r2d2_jax.train.queue import enqueue
 from r2d2_jax.train.state import Params, Recipe, TrainState
 
@@ -142,7 +142,7 @@ def pretraining_loss(
 
 def _apply(recipe: Recipe, params: Params, stage: str, *inputs: jax.Array) -> Any:
     """One stage of the model with the given parameters."""
-    return recipe.model.apply({"params": params}, *inputs, method=stage)
+    return apply_by_rows(recipe.model, params, recipe.mesh, stage, *inputs)
 
 
 def _masked(batch: Batch, key: jax.Array, recipe: Recipe) -> MaskedText:
