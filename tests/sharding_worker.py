@@ -1,22 +1,27 @@
-"""Compiles the train step for eight devices and prints, as JSON, what its collectives move between them.
+"""What eight devices do, for `test_sharding.py`: one JSON line for each mesh.
 
-    python collectives_worker.py 8x1 2x4
+    python sharding_worker.py 8x1 2x4
 
-One line for each mesh: {"all-gather 56 11 64": 1, ...}, the number of collectives of each kind and result shape in the
-optimised program, of those alone that move rows of the batch. A row's share in an array can be told from the shape:
-the global batch is 8 * 7, and nothing else has a size that 7 divides.
+"collectives": {"all-gather 56 48": 4, ...}, the number of collectives of each kind and result shape in the optimised
+train step, of those alone that move rows of the batch. That a shape has rows can be told from its sizes: the global
+batch is 8 * 7, and nothing else has a size that 7 divides.
+"rows_at": rows that `rows_at` takes, and the gradient of their weighted sum.
 """
 
 import json
 import re
 import sys
 from collections import Counter
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from small_model import TOKENS, small_config
 
 from r2d2_jax.config import MeshConfig
-from r2d2_jax.sharding import make_mesh
+from r2d2_jax.sharding import batch_sharding, make_mesh, rows_at
 from r2d2_jax.train.compiled import compile_train_step
 from r2d2_jax.train.state import make_recipe
 
@@ -50,6 +55,20 @@ def collectives_of_rows(program: str) -> Counter[str]:
     return found
 
 
+def rows_taken(mesh: Mesh) -> dict[str, Any]:
+    """The rows at random places of a random array, and the gradient of their sum, weighted with another."""
+    rng, rows = np.random.default_rng(0), batch_sharding(mesh)
+    values, weights = rng.normal(size=(2, 24, 3, 4)).astype(np.float32)
+    index = jax.device_put(rng.integers(0, 24, 24).astype(np.int32), rows)
+
+    def weighted(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        taken = rows_at(values, index, mesh)
+        return jnp.sum(taken * weights), taken
+
+    gradient, taken = jax.jit(jax.grad(weighted, has_aux=True))(jax.device_put(values, rows))
+    return {"rows": np.asarray(taken).tolist(), "gradient": np.asarray(gradient).tolist()}
+
+
 def main() -> None:
     """Meshes in, a line for each."""
     jax.config.update("jax_platforms", "cpu")
@@ -57,7 +76,8 @@ def main() -> None:
     for axes in sys.argv[1:]:
         mesh = make_mesh(MeshConfig(*map(int, axes.split("x"))))
         recipe = make_recipe(CONFIG, TOKENS, mesh, total_steps=10, epoch_steps=2)
-        print(json.dumps(collectives_of_rows(compile_train_step(CONFIG, recipe).as_text())))
+        program = compile_train_step(CONFIG, recipe).as_text()
+        print(json.dumps({"collectives": collectives_of_rows(program), "rows_at": rows_taken(mesh)}))
 
 
 if __name__ == "__main__":
