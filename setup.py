@@ -26,7 +26,7 @@ setup(
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "optax>=0.2.4",
+        "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
         "pillow>=10.4",
         "safetensors>=0.5",

@@ -1,10 +1,13 @@
-"""The device mesh, the one table that places every array of the train state, and global arrays from local rows."""
+"""The device mesh, the one table that places every array of the train state, and what keeps activations in place."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -17,10 +20,11 @@ DATA, FSDP = "data", "fsdp"
 # First match wins; matched against the end of a leaf's path, such as "teacher/text_encoder/layers/mlp/up/kernel" or
 # "opt_state/1/0/mu/.../kernel". Stacked layers have their layer axis in front. Matrices are split along their input
 # axis, which is a multiple of every usual device count in all published sizes; the vocabulary is not.
+TABLE = r"(word|position)_embedding/embedding"
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/.*/kernel", PartitionSpec(None, FSDP, None)),
     (r"kernel", PartitionSpec(FSDP, None)),
-    (r"(word|position)_embedding/embedding", PartitionSpec(None, FSDP)),
+    (TABLE, PartitionSpec(None, FSDP)),
     # Every device reads the whole queue in every step: splitting it would only add traffic.
     (r"queue/.*", PartitionSpec()),
     # Biases, norms, position tables, heads, scalars and counters: too small to be worth moving.
@@ -64,6 +68,79 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def apply_by_rows(model: nn.Module, params: Any, mesh: Mesh, stage: str, *inputs: jax.Array) -> Any:
+    """One stage of a model whose parameters lie as `RULES` say: parameters travel to the rows, never rows to them.
+
+    Left alone, XLA takes a parameter's split over to whatever is computed with it: activations split along the width,
+    and all-reduced in every layer. So what goes into every Dense layer and what comes out, and with them their
+    gradients, must stay split by rows; XLA then gathers the kernel, layer by layer inside the scan. An embedding table
+    is gathered whole before it is used, since a lookup in a split one gives rows split along the width.
+
+    Args:
+        model: the Linen module.
+        params: its parameters.
+        mesh: the devices.
+        stage: the name of the module's method.
+        inputs: of the method; the leading axis of each is the global batch, or a multiple of it.
+    """
+    with nn.intercept_methods(_rows_stay(batch_sharding(mesh))):
+        return model.apply({"params": _whole_tables(params, mesh)}, *inputs, method=stage)
+
+
+def _rows_stay(rows: NamedSharding) -> Callable[..., Any]:
+    stay = partial(jax.lax.with_sharding_constraint, shardings=rows)
+
+    def interceptor(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            return stay(method(*map(stay, args), **kwargs))
+        return method(*args, **kwargs)
+
+    return interceptor
+
+
+def _whole_tables(params: Any, mesh: Mesh) -> Any:
+    def gather(path: Sequence[Any], leaf: jax.Array) -> jax.Array:
+        is_table = re.search(rf"(^|/){TABLE}$", path_name(path))
+        return jax.lax.with_sharding_constraint(leaf, replicated(mesh)) if is_table else leaf
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def rows_at(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.Array:
+    """`values[index]` where both are split by rows, without the whole of `values` on any device.
+
+    Indexing would have XLA gather all rows on every device: 4 GiB of ViT-L's image tokens at 8,192 pairs. Instead each
+    device's rows travel once around all devices, and each takes what it wants from those that pass; so do, backwards,
+    the gradients. It moves as much as a gather does, and holds one device's rows at a time (our decision).
+
+    Args:
+        values: [b ...], any dtype.
+        index: int [b], rows of the global batch.
+        mesh: the devices.
+
+    Returns:
+        [b ...], split by rows.
+    """
+    axes, devices = (DATA, FSDP), mesh.size
+    to_the_one_before = [(device, (device - 1) % devices) for device in range(devices)]
+
+    def on_device(own: jax.Array, wanted: jax.Array) -> jax.Array:
+        def turn(carry: tuple[jax.Array, jax.Array], distance: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            passing, taken = carry
+            place = wanted - len(own) * ((jax.lax.axis_index(axes) + distance) % devices)
+            here = (place >= 0) & (place < len(own))
+            rows = passing[jnp.where(here, place, 0)]
+            taken = jnp.where(jnp.expand_dims(here, tuple(range(1, rows.ndim))), rows, taken)
+            return (jax.lax.ppermute(passing, axes, to_the_one_before), taken), None
+
+        # What `taken` starts with does not matter: every row passes once.
+        (_, taken), _ = jax.lax.scan(turn, (own, own), jnp.arange(devices))
+        return taken
+
+    rows = PartitionSpec(axes)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(rows, rows), out_specs=rows)(values, index)
 
 
 def path_name(path: Sequence[Any]) -> str:

@@ -1,6 +1,10 @@
 """Where every kind of array lives, golden; and what is said when devices and batch do not fit."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from r2d2_jax.sharding import batch_sharding, check_batch_divides, global_batch,
 from r2d2_jax.train.state import init_state, make_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
+MESHES = ("8x1", "2x4")
 # Leaf of the largest published model's state -> how it lies on a mesh with an fsdp axis of 8.
 GOLDEN = {
     "step": (),
@@ -102,6 +107,42 @@ def test_axes_that_do_not_divide_stay_whole() -> None:
     assert tuple(leaves["params/image_encoder/layers/mlp/up/kernel"][1]) == (None, None, None)
     for shape, spec in leaves.values():
         assert all(axis is None or shape[place] % 5 == 0 for place, axis in enumerate(spec))
+
+
+@pytest.fixture(scope="module")
+def worker() -> list[dict[str, Any]]:
+    """What the worker found on each mesh of eight devices."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "JAXTYPING_DISABLE": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "sharding_worker.py"), *MESHES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_parameters_travel_and_activations_stay(worker: list[dict[str, Any]]) -> None:
+    """Splitting parameters adds no collective that moves rows of the batch: no layer is computed in slices of width.
+
+    What is left moves once a step: what the losses compare with, and tokens of image [7 17 64] and text [7 11 64], one
+    device's at a time, from which hard negatives are taken, with the gradient of the latter. Nothing gathers tokens.
+    """
+    whole, split = (found["collectives"] for found in worker)
+    assert split == whole
+    tokens = {name: count for name, count in split.items() if name.split()[2:] in (["17", "64"], ["11", "64"])}
+    assert tokens == {"collective-permute 7 17 64": 1, "collective-permute 7 11 64": 2}
+
+
+@pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))
+def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str, Any]], place: int, mesh: str) -> None:
+    """24 rows on 8 devices, some wanted more than once and some never; every bit the same, and so the gradients."""
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=(2, 24, 3, 4)).astype(np.float32)
+    index = rng.integers(0, 24, 24)
+    gradient = np.zeros((24, 3, 4))
+    np.add.at(gradient, index, np.float64(weights))
+    assert 0 < (np.bincount(index, minlength=24) == 0).sum() < 24
+    found = worker[place]["rows_at"]
+    np.testing.assert_array_equal(np.float32(found["rows"]), values[index])
+    np.testing.assert_allclose(found["gradient"], gradient, rtol=1e-6, atol=1e-6)
 
 
 def test_mesh_has_two_automatic_axes() -> None:

@@ -285,19 +285,23 @@ class EvaluationSplit:
         """Number of images; each has at least one caption."""
         return len(self._indices)
 
-    def image_batches(self, batch_size: int) -> Iterator[np.ndarray]:
+    def image_batches(self, batch_size: int, own: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Every image once, resized to a square.
 
         Args:
             batch_size: images in a batch.
+            own: bool [batch_size], the rows that this process needs; None means all of them.
 
         Yields:
-            uint8 [batch_size image_size image_size 3]; the last batch is filled up with zeros.
+            uint8 [batch_size image_size image_size 3]; the last batch is filled up with zeros, and so are rows that
+            this process does not need: decoding is what an evaluation of many processes would do many times over.
         """
-        images = map_ahead(lambda index: evaluation_image(self._source[index].image, self._image_size), self._indices)
+        needed = np.resize(np.ones(batch_size, bool) if own is None else own, self.num_images)
+        indices = (index for index, need in zip(self._indices, needed, strict=True) if need)
+        images = map_ahead(lambda index: evaluation_image(self._source[index].image, self._image_size), indices)
         for start in range(0, self.num_images, batch_size):
             batch = np.zeros((batch_size, self._image_size, self._image_size, 3), np.uint8)
-            for row in range(min(batch_size, self.num_images - start)):
+            for row in np.flatnonzero(needed[start : start + batch_size]):
                 batch[row] = next(images)
             yield batch
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch, Encoded, same_image, unit_norm
 from r2d2_jax.losses.contrastive import gcpr, similarity_logits
@@ -18,7 +19,7 @@ from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, masked_lm
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import cls_of, normalise_images
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import replicated
+from r2d2_jax.sharding import apply_by_rows, replicated, rows_at
 from r2d2_jax.train.queue import enqueue
 from r2d2_jax.train.state import Params, Recipe, TrainState
 
@@ -66,7 +67,7 @@ def train_step(state: TrainState, batch: Batch, key: jax.Array, recipe: Recipe) 
     trainable["temperature"] = jnp.clip(trainable["temperature"], *recipe.temperature_range)
     params = {**state.params, **trainable}
     metrics = outcome.metrics | {
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(recipe.learning_rate(state.step), jnp.float32),
         "teacher_gap": _teacher_gap(params, state.teacher),
     }
@@ -123,7 +124,7 @@ def pretraining_loss(
         terms["gcpr"] = gcpr(student.image.embed, student.text.embed, positive, temperature)
     if loss.fgr:
         negative_key = stream(key, "hard_negative", state.step)
-        triples, counts = _triples(student, batch, (i2t, t2i), positive, negative_key)
+        triples, counts = _triples(student, batch, (i2t, t2i), positive, negative_key, recipe.mesh)
         terms["fgr"], masked_hidden, match_metrics = _ranking(params, triples, counts, masked, recipe)
         metrics |= match_metrics
     if loss.mlm:
@@ -142,7 +143,7 @@ def pretraining_loss(
 
 def _apply(recipe: Recipe, params: Params, stage: str, *inputs: jax.Array) -> Any:
     """One stage of the model with the given parameters."""
-    return recipe.model.apply({"params": params}, *inputs, method=stage)
+    return apply_by_rows(recipe.model, params, recipe.mesh, stage, *inputs)
 
 
 def _masked(batch: Batch, key: jax.Array, recipe: Recipe) -> MaskedText:
@@ -232,7 +233,7 @@ class Triples:
 
 
 def _triples(
-    student: Towers, batch: Batch, logits: tuple[jax.Array, jax.Array], positive: jax.Array, key: jax.Array
+    student: Towers, batch: Batch, logits: tuple[jax.Array, jax.Array], positive: jax.Array, key: jax.Array, mesh: Mesh
 ) -> tuple[Triples, jax.Array]:
     """Draws the hard negatives over all devices and lays out the rows; False on rows without a negative."""
     i2t, t2i = (jax.lax.stop_gradient(direction) for direction in logits)
@@ -241,8 +242,8 @@ def _triples(
     negative_image, has_image = sample_negatives(image_key, t2i, positive)
     image, text, mask = student.image.tokens, student.text.tokens, batch.attention_mask
     triples = Triples(
-        image_tokens=_interleaved(image, image[negative_image], image),
-        text_tokens=_interleaved(text, text, text[negative_text]),
+        image_tokens=_interleaved(image, rows_at(image, negative_image, mesh), image),
+        text_tokens=_interleaved(text, text, rows_at(text, negative_text, mesh)),
         attention_mask=_interleaved(mask, mask, mask[negative_text]),
     )
     return triples, _interleaved(jnp.ones_like(has_text), has_image, has_text)
@@ -310,7 +311,7 @@ def _teacher_gap(params: Params, teacher: Params | None) -> jax.Array:
     if teacher is None:
         return jnp.zeros(())
     student = {part: params[part] for part in teacher}
-    return optax.global_norm(jax.tree.map(jnp.subtract, student, teacher)) / optax.global_norm(student)
+    return optax.tree.norm(jax.tree.map(jnp.subtract, student, teacher)) / optax.tree.norm(student)
 
 
 def _enqueued(state: TrainState, batch: Batch, teacher: Towers | None) -> Any:

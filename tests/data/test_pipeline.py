@@ -16,6 +16,7 @@ from PIL import Image
 from small_data import encode, example
 
 from r2d2_jax.config import DataConfig
+from r2d2_jax.data import pipeline
 from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, image_id_hash, train_batches
 from r2d2_jax.data.records import Example, RecordSource, write_dataset
 from r2d2_jax.data.tokenizer import Tokenizer
@@ -250,6 +251,19 @@ def test_evaluation_images_are_padded_not_dropped(dataset: Path, tokenizer: Toke
     assert [batch.shape for batch in by_two] == [(2, 16, 16, 3)] * 3
     np.testing.assert_array_equal(np.concatenate(by_two)[:5], whole)
     assert (by_two[-1][1] == 0).all()
+
+
+def test_evaluation_decodes_only_the_rows_asked_for(
+    dataset: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, decoded = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16), []
+    whole = list(split.image_batches(4))
+    original = pipeline.evaluation_image
+    monkeypatch.setattr(pipeline, "evaluation_image", lambda *given: decoded.append(given) or original(*given))
+    own = np.array([True, False, False, True])
+    for batch, expected in zip(split.image_batches(4, own), whole, strict=True):
+        np.testing.assert_array_equal(batch, np.where(own[:, None, None, None], expected, 0))
+    assert len(decoded) == 3  # the first and the fourth of the first batch, the first of the second
 
 
 def test_evaluation_of_the_first_images(dataset: Path, tokenizer: Tokenizer) -> None:

@@ -10,7 +10,7 @@ from r2d2_jax.data.pipeline import EvaluationSplit
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import load_tokenizer
 from r2d2_jax.errors import UserError
-from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
+from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer, _fetched
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.train.state import Recipe
@@ -84,6 +84,21 @@ def test_tokens_are_kept_only_if_asked_for(
     assert without.image_tokens.size == without.text_tokens.size == 0
     np.testing.assert_allclose(without.image_embed, encoded.image_embed, **CLOSE)
     np.testing.assert_allclose(without.text_embed, encoded.text_embed, **CLOSE)
+
+
+def test_only_embeddings_leave_the_devices_unless_tokens_are_asked_for(recipe: Recipe, params) -> None:
+    scorer, images = Scorer(recipe.model, recipe.mesh, 8), jnp.zeros((8, 16, 16, 3), jnp.uint8)
+    for keep_tokens, shape in ((True, (8, 5, 16)), (False, (8, 0))):
+        tokens, embed = scorer._image_forward.eval_shape(params, images, keep_tokens=keep_tokens)
+        assert (tokens.shape, embed.shape) == (shape, (8, 16))
+
+
+def test_two_batches_are_on_their_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(jax, "device_get", lambda number: events.append(f"fetch {number}") or number)
+    dispatched = (events.append(f"dispatch {number}") or number for number in range(3))
+    assert list(_fetched(dispatched)) == [0, 1, 2]
+    assert events == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
 
 
 def test_each_forward_is_compiled_once(recipe: Recipe, params, split: EvaluationSplit) -> None:

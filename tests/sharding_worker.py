@@ -1,0 +1,84 @@
+"""What eight devices do, for `test_sharding.py`: one JSON line for each mesh.
+
+    python sharding_worker.py 8x1 2x4
+
+"collectives": {"all-gather 56 48": 4, ...}, the number of collectives of each kind and result shape in the optimised
+train step, of those alone that move rows of the batch. That a shape has rows can be told from its sizes: the global
+batch is 8 * 7, and nothing else has a size that 7 divides.
+"rows_at": rows that `rows_at` takes, and the gradient of their weighted sum.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from small_model import TOKENS, small_config
+
+from r2d2_jax.config import MeshConfig
+from r2d2_jax.sharding import batch_sharding, make_mesh, rows_at
+from r2d2_jax.train.compiled import compile_train_step
+from r2d2_jax.train.state import make_recipe
+
+DEVICES, ROWS = 8, 7
+COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(?:-start)?\("
+)
+# Wider than a device's rows are many: XLA then finds it cheaper to move activations than kernels, if it may choose.
+WIDE = {"width": 64, "layers": 2, "heads": 2, "mlp_width": 128}
+CONFIG = small_config(
+    {
+        "model": {
+            "image": {"image_size": 32, **WIDE},
+            "text": {"vocabulary_size": 320, "text_length": 11, **WIDE},
+            "cross": WIDE | {"layers": 3},
+        },
+        "train": {"batch_size": DEVICES * ROWS},
+        "loss": {"queue_length": 80},
+    }
+)
+
+
+def collectives_of_rows(program: str) -> Counter[str]:
+    """Kind and result shape of every collective in an HLO text that moves rows of the batch, with its number."""
+    found: Counter[str] = Counter()
+    for results, kind in COLLECTIVE.findall(program):
+        for shape in re.findall(r"\w+\[([\d,]+)\]", results):
+            sizes = shape.split(",")
+            if any(int(size) % ROWS == 0 for size in sizes):
+                found[" ".join([kind, *sizes])] += 1
+    return found
+
+
+def rows_taken(mesh: Mesh) -> dict[str, Any]:
+    """The rows at random places of a random array, and the gradient of their sum, weighted with another."""
+    rng, rows = np.random.default_rng(0), batch_sharding(mesh)
+    values, weights = rng.normal(size=(2, 24, 3, 4)).astype(np.float32)
+    index = jax.device_put(rng.integers(0, 24, 24).astype(np.int32), rows)
+
+    def weighted(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        taken = rows_at(values, index, mesh)
+        return jnp.sum(taken * weights), taken
+
+    gradient, taken = jax.jit(jax.grad(weighted, has_aux=True))(jax.device_put(values, rows))
+    return {"rows": np.asarray(taken).tolist(), "gradient": np.asarray(gradient).tolist()}
+
+
+def main() -> None:
+    """Meshes in, a line for each."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    for axes in sys.argv[1:]:
+        mesh = make_mesh(MeshConfig(*map(int, axes.split("x"))))
+        recipe = make_recipe(CONFIG, TOKENS, mesh, total_steps=10, epoch_steps=2)
+        program = compile_train_step(CONFIG, recipe).as_text()
+        print(json.dumps({"collectives": collectives_of_rows(program), "rows_at": rows_taken(mesh)}))
+
+
+if __name__ == "__main__":
+    main()
