@@ -1,4 +1,4 @@
-"""The pre-training run: sets everything up, steps, logs, evaluates, saves, and goes on where it stopped."""
+"""The pre-training run: steps, logs, evaluates, saves, and goes on where it stopped."""
 
 import json
 import logging
@@ -7,30 +7,33 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.config import Config, DataConfig
-from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, train_batches
+from r2d2_jax.config import Config
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
-from r2d2_jax.evaluation.scorer import Scorer
-from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
-from r2d2_jax.processes import check_shared, told_by_all
+from r2d2_jax.processes import check_shared
 from r2d2_jax.sharding import check_batch_divides, global_batch, make_mesh
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
-from r2d2_jax.train.initial import with_initial_weights
-from r2d2_jax.train.metrics import MetricsLog, Window
+from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.signals import StopRequest
-from r2d2_jax.train.state import Recipe, SpecialTokens, TrainState, abstract_state, make_recipe, sharded_init_state
+from r2d2_jax.train.start import (
+    Position,
+    check_newest_is_agreed,
+    keep_vocabulary,
+    run_batches,
+    run_evaluator,
+    run_recipe,
+    run_tokenizer,
+    start_or_go_on,
+)
+from r2d2_jax.train.state import Recipe, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -52,26 +55,6 @@ class Outcome:
     broken: int
 
 
-@dataclass
-class Position:
-    """Where a run is, beside its state; `evaluated` says whether the log has this step's evaluation."""
-
-    step: int
-    broken: BrokenRecords
-    window: Window
-    evaluated: bool = False
-
-    def to_json(self, batch_size: int) -> dict[str, Any]:
-        """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
-        return {
-            "pairs": self.step * batch_size,
-            "records": self.broken.epoch_size,
-            "broken": self.broken.state(),
-            "window": self.window.fetched(),
-            "evaluated": self.evaluated,
-        }
-
-
 def pretrain(config: Config, workdir: Path) -> Outcome:
     """Pre-trains, or goes on with, the run in `workdir`.
 
@@ -88,18 +71,18 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
         stop = ends.enter_context(StopRequest())
         mesh = make_mesh(config.mesh)
         check_batch_divides(config.train.batch_size, mesh)
-        tokenizer = _tokenizer(config)
+        tokenizer = run_tokenizer(config)
         source = RecordSource(config.data.directory, config.data.train_split)
-        recipe, total_steps = _recipe(config, tokenizer, mesh, len(source))
-        evaluator = _evaluator(config, recipe, tokenizer)
+        recipe, total_steps = run_recipe(config, tokenizer, mesh, len(source))
+        evaluator = run_evaluator(config, recipe, tokenizer)
         check_shared(workdir)
         compared_by = config.evaluation.compared_by
         checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by)))
-        _check_newest_is_agreed(checkpoints)
-        state, position = _start(config, recipe, checkpoints, source)
-        _keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
+        check_newest_is_agreed(checkpoints)
+        state, position = start_or_go_on(config, recipe, checkpoints, source)
+        keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
         run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps, stop)
-        return run.go(state, position, _batches(config, tokenizer, source, position.step))
+        return run.go(state, position, run_batches(config, tokenizer, source, position.step))
 
 
 class _Run:
@@ -256,109 +239,3 @@ def next_batch(batches: Iterator[dict[str, np.ndarray]], progress: Progress) -> 
     rows = next(batches)
     progress.waited(time.perf_counter() - start)
     return rows
-
-
-def _tokenizer(config: Config) -> Tokenizer:
-    vocabulary = config.data.vocabulary or str(Path(config.data.directory) / "vocab.txt")
-    tokenizer = load_tokenizer(vocabulary, config.model.text.text_length)
-    if tokenizer.vocab_size > config.model.text.vocabulary_size:
-        raise UserError(
-            f"the vocabulary {vocabulary} has {tokenizer.vocab_size} tokens but model.text.vocabulary_size is "
-            f"{config.model.text.vocabulary_size}; there is no embedding for the last tokens: raise it"
-        )
-    return tokenizer
-
-
-def _keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, going_on: bool) -> None:
-    """Writes the vocabulary beside the checkpoints, which are of no use without it; a run goes on only with its own."""
-    path = workdir / VOCABULARY
-    if going_on and read_vocabulary(path) not in (None, tokenizer.vocabulary):
-        raise UserError(
-            f"the run was started with the vocabulary {path} and data.vocabulary names another one; go back to it, or "
-            "use an empty --workdir"
-        )
-    if jax.process_index() == 0:
-        with written_whole(path) as unfinished:
-            write_vocabulary(tokenizer.vocabulary, unfinished)
-
-
-def _recipe(config: Config, tokenizer: Tokenizer, mesh: Mesh, records: int) -> tuple[Recipe, int]:
-    """The recipe and the number of steps of the run; an epoch is as many steps as there are full batches in it."""
-    if records < config.train.batch_size:
-        raise UserError(
-            f"train.batch_size {config.train.batch_size} is larger than the {records} records of split "
-            f"{config.data.train_split!r}; lower it"
-        )
-    epoch_steps = records // config.train.batch_size
-    total_steps = max(1, round(config.train.epochs * records / config.train.batch_size))
-    tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-    return make_recipe(config, tokens, mesh, total_steps=total_steps, epoch_steps=epoch_steps), total_steps
-
-
-def _evaluator(config: Config, recipe: Recipe, tokenizer: Tokenizer) -> Evaluator:
-    def split(name: str, limit: int) -> EvaluationSplit | None:
-        if not name:
-            return None
-        source = RecordSource(config.data.directory, name)
-        return EvaluationSplit(source, tokenizer, config.model.image.image_size, limit)
-
-    scorer = Scorer(recipe.model, recipe.mesh, config.evaluation.batch_size)
-    validation = split(config.data.validation_split, config.data.validation_images)
-    return Evaluator(config, scorer, validation, split(config.data.foil_split, 0))
-
-
-def _check_newest_is_agreed(checkpoints: Checkpoints) -> None:
-    steps = told_by_all(checkpoints.latest_step())
-    if len(set(steps)) > 1:
-        raise UserError(
-            f"the newest checkpoint in {checkpoints.directory} is another one to each process: {steps}; --workdir must "
-            "lie on a file system that all processes share; start again once all of them see the same"
-        )
-
-
-def _start(
-    config: Config, recipe: Recipe, checkpoints: Checkpoints, source: RecordSource
-) -> tuple[TrainState, Position]:
-    """A fresh state, or the newest checkpoint's."""
-    several = jax.process_count() > 1
-    broken = BrokenRecords(len(source), config.data.max_broken_share, told_by_all if several else None)
-    if checkpoints.latest_step() is None:
-        state = sharded_init_state(recipe, jax.random.key(config.train.seed))
-        state, notes = with_initial_weights(state, recipe, config)
-        for note in notes:
-            logger.warning("initial weights: %s", note)
-        logger.info("starting; %s", _sizes(recipe, state))
-        return state, Position(0, broken, Window())
-    state, progress = checkpoints.restore(abstract_state(recipe), config)
-    if progress["records"] != len(source):
-        raise UserError(
-            f"the checkpoint was made with {progress['records']} training records, {config.data.directory} has "
-            f"{len(source)}; the data position would be lost: use the same data, or an empty --workdir"
-        )
-    broken.restore(progress["broken"])
-    logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
-    return state, Position(int(state.step), broken, Window(progress["window"]), progress["evaluated"])
-
-
-def _sizes(recipe: Recipe, state: TrainState) -> str:
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6  # noqa: E731
-    trainable = {part: state.params[part] for part in recipe.trainable_parts}
-    mesh = dict(recipe.mesh.shape)
-    return f"{count(state.params):.1f} M parameters, {count(trainable):.1f} M of them trained, mesh {mesh}"
-
-
-def _batches(
-    config: Config, tokenizer: Tokenizer, source: RecordSource, first_step: int
-) -> Generator[dict[str, np.ndarray], None, None]:
-    data: DataConfig = config.data
-    return train_batches(
-        source,
-        tokenizer,
-        data,
-        image_size=config.model.image.image_size,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        first_step=first_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )

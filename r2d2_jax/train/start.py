@@ -1,0 +1,178 @@
+"""What a run is made of before its first step: vocabulary, recipe, evaluator, batches, and a state new or restored."""
+
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.config import Config
+from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, train_batches
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.report import Evaluator
+from r2d2_jax.evaluation.scorer import Scorer
+from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
+from r2d2_jax.processes import told_by_all
+from r2d2_jax.train.checkpoint import Checkpoints
+from r2d2_jax.train.initial import with_initial_weights
+from r2d2_jax.train.metrics import Window
+from r2d2_jax.train.state import Recipe, SpecialTokens, TrainState, abstract_state, make_recipe, sharded_init_state
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """Where a run is, beside its state; `evaluated` says whether the log has this step's evaluation."""
+
+    step: int
+    broken: BrokenRecords
+    window: Window
+    evaluated: bool = False
+
+    def to_json(self, batch_size: int) -> dict[str, Any]:
+        """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
+        return {
+            "pairs": self.step * batch_size,
+            "records": self.broken.epoch_size,
+            "broken": self.broken.state(),
+            "window": self.window.fetched(),
+            "evaluated": self.evaluated,
+        }
+
+
+def run_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of the configured vocabulary.
+
+    Raises:
+        UserError: there is no such vocabulary, or it has more tokens than the model.
+    """
+    vocabulary = config.data.vocabulary or str(Path(config.data.directory) / "vocab.txt")
+    tokenizer = load_tokenizer(vocabulary, config.model.text.text_length)
+    if tokenizer.vocab_size > config.model.text.vocabulary_size:
+        raise UserError(
+            f"the vocabulary {vocabulary} has {tokenizer.vocab_size} tokens but model.text.vocabulary_size is "
+            f"{config.model.text.vocabulary_size}; there is no embedding for the last tokens: raise it"
+        )
+    return tokenizer
+
+
+def keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, going_on: bool) -> None:
+    """Writes the vocabulary beside the checkpoints, which are of no use without it.
+
+    Raises:
+        UserError: the run goes on and was started with another vocabulary.
+    """
+    path = workdir / VOCABULARY
+    if going_on and read_vocabulary(path) not in (None, tokenizer.vocabulary):
+        raise UserError(
+            f"the run was started with the vocabulary {path} and data.vocabulary names another one; go back to it, or "
+            "use an empty --workdir"
+        )
+    if jax.process_index() == 0:
+        with written_whole(path) as unfinished:
+            write_vocabulary(tokenizer.vocabulary, unfinished)
+
+
+def run_recipe(config: Config, tokenizer: Tokenizer, mesh: Mesh, records: int) -> tuple[Recipe, int]:
+    """The recipe and the number of steps of the run; an epoch is as many steps as there are full batches in it.
+
+    Raises:
+        UserError: there are fewer records than a batch has.
+    """
+    if records < config.train.batch_size:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is larger than the {records} records of split "
+            f"{config.data.train_split!r}; lower it"
+        )
+    epoch_steps = records // config.train.batch_size
+    total_steps = max(1, round(config.train.epochs * records / config.train.batch_size))
+    tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    return make_recipe(config, tokens, mesh, total_steps=total_steps, epoch_steps=epoch_steps), total_steps
+
+
+def run_evaluator(config: Config, recipe: Recipe, tokenizer: Tokenizer) -> Evaluator:
+    """The evaluation of the configured validation and foil splits.
+
+    Raises:
+        UserError: a split is absent, or the mesh does not divide `evaluation.batch_size`.
+    """
+
+    def split(name: str, limit: int) -> EvaluationSplit | None:
+        if not name:
+            return None
+        source = RecordSource(config.data.directory, name)
+        return EvaluationSplit(source, tokenizer, config.model.image.image_size, limit)
+
+    scorer = Scorer(recipe.model, recipe.mesh, config.evaluation.batch_size)
+    validation = split(config.data.validation_split, config.data.validation_images)
+    return Evaluator(config, scorer, validation, split(config.data.foil_split, 0))
+
+
+def check_newest_is_agreed(checkpoints: Checkpoints) -> None:
+    """Raises UserError, on every process, unless all of them see the same newest checkpoint."""
+    steps = told_by_all(checkpoints.latest_step())
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the newest checkpoint in {checkpoints.directory} is another one to each process: {steps}; --workdir must "
+            "lie on a file system that all processes share; start again once all of them see the same"
+        )
+
+
+def start_or_go_on(
+    config: Config, recipe: Recipe, checkpoints: Checkpoints, source: RecordSource
+) -> tuple[TrainState, Position]:
+    """A fresh state with its initial weights, or the newest checkpoint's.
+
+    Raises:
+        UserError: initial weights or checkpoint do not fit the configuration, or the data has changed.
+    """
+    several = jax.process_count() > 1
+    broken = BrokenRecords(len(source), config.data.max_broken_share, told_by_all if several else None)
+    if checkpoints.latest_step() is None:
+        state = sharded_init_state(recipe, jax.random.key(config.train.seed))
+        state, notes = with_initial_weights(state, recipe, config)
+        for note in notes:
+            logger.warning("initial weights: %s", note)
+        logger.info("starting; %s", _sizes(recipe, state))
+        return state, Position(0, broken, Window())
+    state, progress = checkpoints.restore(abstract_state(recipe), config)
+    if progress["records"] != len(source):
+        raise UserError(
+            f"the checkpoint was made with {progress['records']} training records, {config.data.directory} has "
+            f"{len(source)}; the data position would be lost: use the same data, or an empty --workdir"
+        )
+    broken.restore(progress["broken"])
+    logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
+    return state, Position(int(state.step), broken, Window(progress["window"]), progress["evaluated"])
+
+
+def _sizes(recipe: Recipe, state: TrainState) -> str:
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6  # noqa: E731
+    trainable = {part: state.params[part] for part in recipe.trainable_parts}
+    mesh = dict(recipe.mesh.shape)
+    return f"{count(state.params):.1f} M parameters, {count(trainable):.1f} M of them trained, mesh {mesh}"
+
+
+def run_batches(
+    config: Config, tokenizer: Tokenizer, source: RecordSource, first_step: int
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """The batches from a step on, without end; see `train_batches`."""
+    return train_batches(
+        source,
+        tokenizer,
+        config.data,
+        image_size=config.model.image.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        first_step=first_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
