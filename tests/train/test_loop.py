@@ -35,7 +35,7 @@ from r2d2_jax.data.records import write_dataset
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport
 from r2d2_jax.evaluation.retrieval import RetrievalReport
-from r2d2_jax.train import compiled, loop, signals
+from r2d2_jax.train import compiled, loop, signals, start
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
 from r2d2_jax.train.loop import Outcome, pretrain
@@ -269,7 +269,7 @@ def test_a_second_signal_during_the_last_save_leaves_at_once(
 def test_a_signal_before_the_first_step_leaves_nothing(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_keep_vocabulary", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(loop, "keep_vocabulary", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     outcome = run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
     assert (outcome.step, outcome.finished, kept(tmp_path)) == (0, False, [])
 
@@ -298,7 +298,7 @@ def test_the_last_checkpoint_is_not_the_best_only_because_it_was_reranked(
         def evaluate(self, params: Any, *, final: bool) -> EvaluationReport:
             return EvaluationReport(RetrievalReport(*reports.pop(0), {"mean": 1.0}), None, 1, 1, 0)
 
-    monkeypatch.setattr(loop, "_evaluator", lambda *_: Evaluator())
+    monkeypatch.setattr(loop, "run_evaluator", lambda *_: Evaluator())
     monkeypatch.setattr(EvaluationReport, "table", lambda report: "")
     run(prepared, tmp_path, CHEAPEST, {"train": {"epochs": 1.5, "evaluate_every": 2, "keep_last": 1}})
     assert kept(tmp_path) == [2, 6]
@@ -307,7 +307,7 @@ def test_the_last_checkpoint_is_not_the_best_only_because_it_was_reranked(
 def test_processes_that_see_different_checkpoints(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "told_by_all", lambda step: [step, 40])
+    monkeypatch.setattr(start, "told_by_all", lambda step: [step, 40])
     with pytest.raises(UserError, match=r"is another one to each process: \[None, 40\]; --workdir must lie on a file"):
         run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
 
@@ -380,7 +380,7 @@ def test_an_error_leaves_nothing_open(prepared: Path, tmp_path: Path, monkeypatc
     def close(name: str, original: Callable[[Any], None]) -> Callable[[Any], None]:
         return lambda thing: closed.append(name) or original(thing)
 
-    monkeypatch.setattr(loop, "_batches", batches)
+    monkeypatch.setattr(loop, "run_batches", batches)
     for kind in (Progress, MetricsLog, Checkpoints):
         monkeypatch.setattr(kind, "close", close(kind.__name__, kind.close))
     with pytest.raises(UserError, match="11 of the 22 training records read are unusable"):
