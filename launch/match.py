@@ -16,7 +16,8 @@ from r2d2_jax.inference import Ranker
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="How well texts match images.")
-    parser.add_argument("--checkpoint", required=True, help="A published file, a converted folder or a run's workdir.")
+    checkpoint = "A published file, a converted or transformers folder, or a run's workdir."
+    parser.add_argument("--checkpoint", required=True, help=checkpoint)
     parser.add_argument("--image", required=True, nargs="+", help="One image file or several.")
     parser.add_argument("--text", required=True, nargs="+", help="One text or several.")
     parser.add_argument("--vocabulary", help="The model's vocab.txt, where it came without one.")

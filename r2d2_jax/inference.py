@@ -38,7 +38,7 @@ def load(
     """Loads a model for inference.
 
     Args:
-        path: a published `.pth` or `.safetensors`, a converted folder, or the --workdir of a run.
+        path: a published `.pth` or `.safetensors`, a converted or transformers folder, or the --workdir of a run.
         vocabulary: the WordPiece vocab.txt of the model; None means the one that the model came with.
         weights: of a run, "student" or "teacher".
         batch_size: the most rows of one forward.
