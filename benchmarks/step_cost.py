@@ -2,6 +2,7 @@
 
     python benchmarks/step_cost.py                      # vitl_250m: multiply-adds per pair with and without ET
     python benchmarks/step_cost.py --memory --devices=8 # its whole train step, compiled for 8 imitated devices
+    python benchmarks/step_cost.py --memory --topology=v5e:4x4  # for TPU chips that need not be there; needs libtpu
     python benchmarks/step_cost.py --run                # one real train step of it on this CPU, and the peak memory
 
 The first and the last fail, with exit status 1, where a figure is above what the project promises.
@@ -12,6 +13,7 @@ for every pair, so the queue keeps its configured length and the batch is small.
 """
 
 import importlib.util
+import os
 import resource
 import sys
 import time
@@ -22,11 +24,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from jax.sharding import Mesh
+from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from r2d2_jax.config import Config, MeshConfig
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.sharding import global_batch, make_mesh
 from r2d2_jax.train.compiled import abstract_batch, compile_train_step
 from r2d2_jax.train.state import Recipe, SpecialTokens, abstract_state, make_recipe, sharded_init_state
@@ -40,6 +42,7 @@ PAIRS = flags.DEFINE_integer("pairs", 2, "Pairs in the batch whose forward is co
 MEMORY = flags.DEFINE_bool("memory", False, "Compile the whole sharded step instead and print memory per device.")
 RUN = flags.DEFINE_bool("run", False, "Run one train step of --pairs pairs in float32 on this CPU.")
 DEVICES = flags.DEFINE_integer("devices", 8, "With --memory: devices to imitate.", lower_bound=1)
+TOPOLOGY = flags.DEFINE_string("topology", None, "With --memory: a TPU topology to compile for, such as v5e:4x4.")
 BATCH = flags.DEFINE_integer("batch_size", 256, "With --memory: the global batch.", lower_bound=1)
 
 # Ids of the published vocabulary; they change nothing in the count.
@@ -82,7 +85,7 @@ def forward_cost(config: ConfigDict, pairs: int, enhanced_training: bool) -> flo
     config.loss.enhanced_training = enhanced_training
     config.model.update(unroll=True, remat=False)
     config.train.batch_size = pairs
-    resolved, recipe = _resolved(config, _one_device())
+    resolved, recipe = _resolved(config, jax.devices()[:1], MeshConfig(1, 1))
     state, batch = abstract_state(recipe), abstract_batch(resolved, recipe)
     key = jax.eval_shape(lambda: jax.random.key(0))
     forward = lambda state, batch, key: pretraining_loss(state.params, state, batch, key, recipe)[0]  # noqa: E731
@@ -97,23 +100,42 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> float:
 def print_memory(config: ConfigDict) -> None:
     """Compiles the whole step ahead of time and prints what XLA says it needs."""
     config.train.batch_size = BATCH.value
-    resolved, recipe = _resolved(config)
+    devices = tpu_chips(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
+    resolved, recipe = _resolved(config, devices)
     start = time.perf_counter()
     compiled = compile_train_step(resolved, recipe)
     memory = compiled.memory_analysis()
     gib = 2**30
-    print(f"{Path(CONFIG.value).stem}: train step for mesh {dict(recipe.mesh.shape)}, global batch {BATCH.value}, "
-          f"compiled in {time.perf_counter() - start:.0f} s")  # fmt: skip
+    seconds = time.perf_counter() - start
+    print(f"{Path(CONFIG.value).stem}: train step for {len(devices)} x {devices[0].device_kind}, mesh "
+          f"{dict(recipe.mesh.shape)}, global batch {BATCH.value}, compiled in {seconds:.0f} s")  # fmt: skip
     print(f"  arguments {memory.argument_size_in_bytes / gib:.2f} GiB, of them donated "
           f"{memory.alias_size_in_bytes / gib:.2f} GiB, temporaries {memory.temp_size_in_bytes / gib:.2f} GiB "
           "per device")  # fmt: skip
+
+
+def tpu_chips(topology: str) -> list[Any]:
+    """The chips of a TPU topology that is only described.
+
+    Raises:
+        UserError: libtpu is not installed, or it does not know the topology.
+    """
+    # It asks neither a metadata server nor other hosts for what this one is.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        return list(topologies.get_topology_desc(topology, "tpu").devices)
+    except Exception as error:
+        raise UserError(
+            f"cannot compile for --topology={topology}: {first_line(error)}; pip install libtpu, name one like v5e:4x4"
+        ) from error
 
 
 def run_one_step(config: ConfigDict) -> None:
     """Runs one step on random pixels and tokens and prints its loss terms and this process's peak memory."""
     config.model.dtype = "float32"
     config.train.batch_size = PAIRS.value
-    resolved, recipe = _resolved(config, _one_device())
+    resolved, recipe = _resolved(config, jax.devices()[:1], MeshConfig(1, 1))
     state = sharded_init_state(recipe, jax.random.key(0))
     step = compile_train_step(resolved, recipe)
     rng, text, side = np.random.default_rng(0), resolved.model.text, resolved.model.image.image_size
@@ -135,14 +157,10 @@ def run_one_step(config: ConfigDict) -> None:
     check_peak(peak)
 
 
-def _one_device() -> Mesh:
-    return make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-
-
-def _resolved(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Config, Recipe]:
+def _resolved(config: ConfigDict, devices: list[Any], mesh: MeshConfig | None = None) -> tuple[Config, Recipe]:
     resolved = Config.from_config_dict(config)
-    mesh = mesh or make_mesh(resolved.mesh)
-    return resolved, make_recipe(resolved, TOKENS, mesh, total_steps=1000, epoch_steps=100)
+    placed = make_mesh(mesh or resolved.mesh, devices)
+    return resolved, make_recipe(resolved, TOKENS, placed, total_steps=1000, epoch_steps=100)
 
 
 def _read(path: str) -> ConfigDict:
