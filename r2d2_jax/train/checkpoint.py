@@ -171,7 +171,8 @@ def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         UserError: there is no checkpoint.
     """
     directory = (workdir / "checkpoints").absolute()
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    # Not read_only, of which Orbax warns every time; with these it writes nothing either.
+    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
     step = manager.latest_step() if directory.is_dir() else None
     if step is None:
