@@ -8,7 +8,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -328,9 +328,19 @@ def _contradictions(config: Config) -> Iterator[str]:
     """Yields one sentence per value that is out of range or contradicts another."""
     yield from _model_contradictions(config.model)
     yield from _loss_contradictions(config)
+    yield from _out_of_range(config)
+    yield from _data_contradictions(config.data)
+    yield from _mesh_contradictions(config.mesh)
+    if config.initial.model and (config.initial.image or config.initial.text):
+        yield "initial.model is set and so is initial.image or initial.text; expected a whole model or towers, not both"
+    if config.evaluation.rerank_candidates and not (config.loss.fgr and config.model.cross.layers):
+        yield (f"evaluation.rerank_candidates is {config.evaluation.rerank_candidates} but no match heads are trained "
+               "(loss.fgr is False or model.cross.layers is 0); set it to 0")
+
+
+def _out_of_range(config: Config) -> Iterator[str]:
     train, optimizer, data = config.train, config.optimizer, config.data
-    for name, number in (
-        *_sizes(config.model),
+    yield from _not_positive((
         ("train.batch_size", train.batch_size),
         ("train.epochs", train.epochs),
         ("train.log_every", train.log_every),
@@ -338,9 +348,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         ("optimizer.learning_rate", optimizer.learning_rate),
         ("optimizer.clip_norm", optimizer.clip_norm),
         ("evaluation.batch_size", config.evaluation.batch_size),
-    ):
-        if not (number > 0 and math.isfinite(number)):
-            yield f"{name} is {number}; expected a positive number"
+    ))
     for name, count in (
         ("train.seed", train.seed),
         ("train.checkpoint_every", train.checkpoint_every),
@@ -361,10 +369,17 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name, share in (("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)):
         if not 0 <= share < 1:  # at 1 nothing of any gradient would be seen, and the bias correction divide by zero
             yield f"{name} is {share}; expected 0 or more and less than 1"
+
+
+def _not_positive(numbers: Iterable[tuple[str, float]]) -> Iterator[str]:
+    for name, number in numbers:
+        if not (number > 0 and math.isfinite(number)):
+            yield f"{name} is {number}; expected a positive number"
+
+
+def _data_contradictions(data: DataConfig) -> Iterator[str]:
     if not 0 <= data.max_broken_share <= 1:
         yield f"data.max_broken_share is {data.max_broken_share}; expected a number from 0 to 1"
-    if config.initial.model and (config.initial.image or config.initial.text):
-        yield "initial.model is set and so is initial.image or initial.text; expected a whole model or towers, not both"
     if not data.directory:
         yield "data.directory is empty; expected the folder of a prepared dataset"
     for name in ("directory", "vocabulary"):
@@ -373,14 +388,14 @@ def _contradictions(config: Config) -> Iterator[str]:
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale is {data.crop_scale}; expected 0 < low <= high <= 1"
-    for name, size in (("mesh.data", config.mesh.data), ("mesh.fsdp", config.mesh.fsdp)):
+
+
+def _mesh_contradictions(mesh: MeshConfig) -> Iterator[str]:
+    for name, size in (("mesh.data", mesh.data), ("mesh.fsdp", mesh.fsdp)):
         if size != -1 and size < 1:
             yield f"{name} is {size}; expected a number of devices, or -1 for all that are left"
-    if config.mesh.data == config.mesh.fsdp == -1:
+    if mesh.data == mesh.fsdp == -1:
         yield "mesh.data and mesh.fsdp are both -1; at most one axis can take what is left"
-    if config.evaluation.rerank_candidates and not (config.loss.fgr and config.model.cross.layers):
-        yield (f"evaluation.rerank_candidates is {config.evaluation.rerank_candidates} but no match heads are trained "
-               "(loss.fgr is False or model.cross.layers is 0); set it to 0")
 
 
 def _sizes(model: ModelConfig) -> Iterator[tuple[str, int]]:
@@ -394,6 +409,7 @@ def _sizes(model: ModelConfig) -> Iterator[tuple[str, int]]:
 
 def _model_contradictions(model: ModelConfig) -> Iterator[str]:
     image, text, cross = model.image, model.text, model.cross
+    yield from _not_positive(_sizes(model))
     if image.patch_size > 0 and image.image_size % image.patch_size:
         yield (f"model.image.image_size {image.image_size} is not a multiple of model.image.patch_size "
                f"{image.patch_size}")

@@ -139,6 +139,8 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         damage(folder, "model.json", "{}")
     with pytest.raises(UserError, match="model.image.image_size 25 is not a multiple of model.image.patch_size 8"):
         damage(folder, "model.json", described.replace('"image_size": 24', '"image_size": 25'))
+    with pytest.raises(UserError, match="model.image.patch_size is 0; expected a positive number"):
+        damage(folder, "model.json", described.replace('"patch_size": 8', '"patch_size": 0'))
     with pytest.raises(UserError, match=r"params.safetensors does not fit model.json; convert it again:\n"
                                         r"  - image_encoder/position_embedding: \[10, 64\] in the weights, \[17, 64\]"):
         damage(folder, "model.json", described.replace('"image_size": 24', '"image_size": 32'))
