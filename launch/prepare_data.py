@@ -6,16 +6,12 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags
 
-# Python puts launch/ on the path, not the repository that holds the package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from r2d2_jax.data.sources import Preparation, prepare_dataset  # noqa: E402
-from r2d2_jax.data.synthetic import write_demonstration  # noqa: E402
-from r2d2_jax.errors import UserError  # noqa: E402
+from r2d2_jax.data.sources import Preparation, prepare_dataset
+from r2d2_jax.data.synthetic import write_demonstration
+from r2d2_jax.errors import UserError
 
 _IMAGES = flags.DEFINE_string("images", "", "Folder of the images.")
 _ANNOTATIONS = flags.DEFINE_string(
