@@ -17,10 +17,10 @@ from r2d2_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"
 
+TABLE = r"(word|position)_embedding/embedding"
 # First match wins; matched against the end of a leaf's path, such as "teacher/text_encoder/layers/mlp/up/kernel" or
 # "opt_state/1/0/mu/.../kernel". Stacked layers have their layer axis in front. Matrices are split along their input
 # axis, which is a multiple of every usual device count in all published sizes; the vocabulary is not.
-TABLE = r"(word|position)_embedding/embedding"
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/.*/kernel", PartitionSpec(None, FSDP, None)),
     (r"kernel", PartitionSpec(FSDP, None)),

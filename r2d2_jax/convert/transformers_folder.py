@@ -24,6 +24,7 @@ from r2d2_jax.models.store import VOCABULARY, Model, read_vocabulary, write_voca
 
 CONFIG, WEIGHTS, CODE, CARD = "config.json", "model.safetensors", "modeling_r2d2.py", "README.md"
 MODEL_TYPE = "r2d2"
+SIZES = ("image", "text", "cross", "embed_size")  # the part of ModelConfig that `config.json` keeps
 BICUBIC = 3  # Pillow's number, which transformers' image processors use
 
 
@@ -58,7 +59,7 @@ def load_transformers(folder: Path) -> Model:
     if not isinstance(described, dict) or described.get("model_type") != MODEL_TYPE:
         kind = described.get("model_type") if isinstance(described, dict) else None
         raise UserError(f"{folder / CONFIG} describes a model of type {kind!r}; expected {MODEL_TYPE!r}")
-    sizes = {name: described[name] for name in ("image", "text", "cross", "embed_size") if name in described}
+    sizes = {name: described[name] for name in SIZES if name in described}
     config = model_config(sizes | {"dtype": "float32"})
     weights, vocabulary = folder / WEIGHTS, read_vocabulary(folder / VOCABULARY)
     params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
@@ -73,20 +74,20 @@ def write_description(model: Model, folder: Path, use: str) -> None:
     """
     if model.vocabulary is None:
         raise UserError("the model came without a vocabulary, which its tokenizer needs: name its vocab.txt")
-    _write_json(folder / CONFIG, described(model))
+    _write_json(folder / CONFIG, config_json(model))
     _write_json(folder / "preprocessor_config.json", image_processor(model.config))
     _write_tokenizer(model, folder)
     (folder / CARD).write_text(model_card(model, use), encoding="utf-8")
 
 
-def described(model: Model) -> dict[str, Any]:
+def config_json(model: Model) -> dict[str, Any]:
     """The content of `config.json`."""
     sizes = dataclasses.asdict(model.config)
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["R2D2Model"],
         "auto_map": {"AutoConfig": "modeling_r2d2.R2D2Config", "AutoModel": "modeling_r2d2.R2D2Model"},
-        **{name: sizes[name] for name in ("image", "text", "cross", "embed_size")},
+        **{name: sizes[name] for name in SIZES},
         "maps_punctuation": model.maps_punctuation,
         "dtype": "float32",
     }
