@@ -21,6 +21,7 @@ setup(
         "flax>=0.10.4",
         "grain>=0.2.12",
         "array_record>=0.8",
+        "ijson>=3.3",
         "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
         "jax>=0.7",
         "jaxtyping>=0.3",

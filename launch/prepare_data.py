@@ -1,26 +1,33 @@
-"""Prepares a dataset from a folder of images and a JSON-lines file, or makes the demonstration data.
+"""Prepares a dataset from a corpus in its published files, or from one's own, or makes the demonstration data.
 
     python launch/prepare_data.py --images=photos --annotations=captions.jsonl --vocabulary=vocab.txt --output=data/mine
+    python launch/prepare_data.py --corpus=muge --annotations=MUGE --output=data/muge --processes=8
     python launch/prepare_data.py --demo --output=data/demo
+
+Without --corpus the annotations are JSON lines. The same command again goes on where it was stopped.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 
-from r2d2_jax.data.sources import Preparation, prepare_dataset
+from r2d2_jax.data.corpora.flags import corpus_from_flags
+from r2d2_jax.data.preparation import Preparation, Settings, prepare
+from r2d2_jax.data.runners import in_processes
 from r2d2_jax.data.synthetic import write_demonstration
 from r2d2_jax.errors import UserError
 
-_IMAGES = flags.DEFINE_string("images", "", "Folder of the images.")
-_ANNOTATIONS = flags.DEFINE_string(
-    "annotations", "", 'JSON-lines file with lines like {"image": "a.jpg", "captions": ["..."], "split": "train"}.')
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to hold the dataset.")
 _VOCABULARY = flags.DEFINE_string("vocabulary", "", "A WordPiece vocab.txt to copy beside the dataset.")
-_SHARDS = flags.DEFINE_integer("shards", 1, "Number of files a split.")
-_MAX_BROKEN_SHARE = flags.DEFINE_float("max-broken-share", 0.01, "Largest tolerated share of unusable lines.")
-_DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading images.")
+_SHARDS = flags.DEFINE_integer("shards", 0, "Number of files a split; 0 chooses a fitting number, at least 8.")
+_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read and write.")
+_SHORT_SIDE = flags.DEFINE_integer(
+    "short_side", 0, "Shrink images with a longer short side to so many pixels; 0 keeps the bytes as they are.")
+_JPEG_QUALITY = flags.DEFINE_integer("jpeg_quality", 90, "Quality of images that are shrunk, 1 to 95.")
+_MAX_BROKEN_SHARE = flags.DEFINE_float("max_broken_share", 0.01, "Largest tolerated share of unusable entries.")
+_DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading a corpus.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.")
 
 
@@ -29,28 +36,25 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if len(arguments) > 1:
             raise UserError(f"unknown argument {arguments[1]!r}; every setting is a flag, like --output=FOLDER")
-        print(_prepare())
+        print(_prepare().table())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _prepare() -> str:
+def _prepare() -> Preparation:
     if not _OUTPUT.value:
         raise UserError("--output is not set; name the folder that is to hold the dataset")
     if _DEMO.value:
-        return Preparation(tuple(write_demonstration(_OUTPUT.value, _SEED.value))).table()
-    if not _IMAGES.value or not _ANNOTATIONS.value:
-        raise UserError("--images and --annotations are not both set; set them, or --demo for the demonstration data")
-    preparation = prepare_dataset(
-        _IMAGES.value,
-        _ANNOTATIONS.value,
-        _OUTPUT.value,
-        vocabulary=_VOCABULARY.value,
+        return Preparation(tuple(write_demonstration(_OUTPUT.value, _SEED.value)))
+    settings = Settings(
         shards=_SHARDS.value,
         max_broken_share=_MAX_BROKEN_SHARE.value,
+        short_side=_SHORT_SIDE.value,
+        jpeg_quality=_JPEG_QUALITY.value,
     )
-    return preparation.table()
+    runner = in_processes(_PROCESSES.value)
+    return prepare(corpus_from_flags(), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=runner)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,11 @@
-"""Prepared datasets: writing them, and reading any record of them by its number.
+"""Prepared datasets: reading any record of them by its number.
 
-A prepared folder holds `image_text/1.0.0/` (a TFDS dataset in ArrayRecord shards) and usually `vocab.txt` beside it.
+A prepared folder holds `NAME/1.0.0/` (a TFDS dataset in ArrayRecord shards) and usually `vocab.txt` beside it.
 """
 
 import bisect
-import contextlib
-import io
 import itertools
-import logging
 import os
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +13,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from r2d2_jax.data.corpora.image_text import MAX_SHARDS, Example, ImageText, SplitSummary
+from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.errors import UserError
 
-__all__ = ["Example", "Record", "RecordSource", "SplitSummary", "UnusableRecord", "dataset_folder", "write_dataset"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Record", "RecordSource", "UnusableRecord", "dataset_folder"]
 
 
 @dataclass(frozen=True)
@@ -34,58 +27,6 @@ class Record:
     captions: tuple[str, ...]
     image_id: str
     name: str
-
-
-class UnusableRecord(Exception):
-    """A single record that nothing can be learned from; the message is the reason, without the record's name."""
-
-
-def write_dataset(
-    directory: str | os.PathLike[str], examples: Mapping[str, Iterable[Example]], *, shards: int = 1
-) -> list[SplitSummary]:
-    """Writes all splits of a dataset, or nothing: the dataset appears under its name only when it is complete.
-
-    Memory does not grow with the number of examples. Example i of a split goes to shard i modulo `shards`.
-
-    Args:
-        directory: the folder to hold the dataset; made if absent.
-        examples: split name -> its examples; every iterable is walked once, in order.
-        shards: number of files a split, 1 to 512; a split with fewer records has one record a file.
-
-    Returns:
-        What was written, split by split, in the order of `examples`.
-
-    Raises:
-        UserError: there is a dataset already, a split name is not a plain word, a split has no example, or `shards` is
-            out of range.
-    """
-    if not 1 <= shards <= MAX_SHARDS:
-        raise UserError(f"shards is {shards}; expected 1 to {MAX_SHARDS} files a split")
-    for split in examples:
-        if not re.fullmatch(r"[A-Za-z]\w*", split):
-            raise UserError(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
-    builder = ImageText(data_dir=os.fspath(directory), examples=_not_empty(examples), shards=shards)
-    target = Path(builder.data_dir)
-    if target.exists():
-        raise UserError(f"{target} holds a dataset already; choose another output folder, or delete that one first")
-    for left_over in target.parent.glob("*incomplete*"):
-        logger.warning("%s was left over by an interrupted preparation and can be deleted", left_over)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, which there is none of
-        builder.download_and_prepare()
-    return builder.summaries
-
-
-def _not_empty(examples: Mapping[str, Iterable[Example]]) -> dict[str, Iterable[Example]]:
-    def walk(split: str, items: Iterable[Example]) -> Iterable[Example]:
-        empty = True
-        for item in items:
-            empty = False
-            yield item
-        if empty:
-            raise UserError(f"split {split!r} has no usable record; nothing was written. Leave the split out, or mend "
-                            "its annotations")
-
-    return {split: walk(split, items) for split, items in examples.items()}
 
 
 def dataset_folder(directory: str | os.PathLike[str]) -> Path:
@@ -104,7 +45,7 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
         raise UserError(f"{root} holds {len(found)} datasets ({', '.join(map(str, found))}); expected one. Name one of "
                         "these folders instead")
     missing = "holds no prepared dataset" if root.is_dir() else "does not exist"
-    raise UserError(f"data folder {root} {missing}; expected image_text/1.0.0/dataset_info.json in it. Make it with "
+    raise UserError(f"data folder {root} {missing}; expected NAME/1.0.0/dataset_info.json in it. Make it with "
                     "launch/prepare_data.py --output=FOLDER and set data.directory to that folder")
 
 

@@ -30,8 +30,9 @@ import numpy as np
 import tokenizers
 from PIL import Image, ImageDraw
 
-from r2d2_jax.data.records import Example, SplitSummary, write_dataset
+from r2d2_jax.data.entries import Example
 from r2d2_jax.data.tokenizer import SPECIAL_TOKENS
+from r2d2_jax.data.writer import SplitSummary, write_dataset
 from r2d2_jax.errors import UserError
 
 COLOURS: dict[str, tuple[int, int, int]] = {

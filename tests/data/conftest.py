@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from small_data import example
 
-from r2d2_jax.data.records import RecordSource, write_dataset
+from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.data.writer import write_dataset
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"

@@ -17,9 +17,11 @@ from small_data import encode, example
 
 from r2d2_jax.config import DataConfig
 from r2d2_jax.data import pipeline
+from r2d2_jax.data.entries import Example
 from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, image_id_hash, train_batches
-from r2d2_jax.data.records import Example, RecordSource, write_dataset
+from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer
+from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]

@@ -13,7 +13,8 @@ from absl import flags
 from absl.testing import flagsaver
 from small_data import encode
 
-from r2d2_jax.data.records import RecordSource, SplitSummary
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.writer import SplitSummary
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "prepare_data.py"
 
@@ -74,21 +75,22 @@ def test_bad_input_is_one_message_and_status_2(
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("error: 1 of the 5 lines of ")
+    assert printed.err.startswith("error: 1 of the 5 entries are unusable so far, more than --max_broken_share=0.01 allows")
     assert "images/3.jpg cannot be read" in printed.err
     assert "Traceback" not in printed.err
 
 
 def test_share_flag(launcher: ModuleType, corpus: Path, capsys: pytest.CaptureFixture) -> None:
     (corpus / "images" / "3.jpg").unlink()
-    run(launcher, **places(corpus), **{"max-broken-share": 0.5})
+    run(launcher, **places(corpus), max_broken_share=0.5)
     assert "captions.jsonl:4: image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({}, "--output is not set; name the folder that is to hold the dataset"),
-    ({"output": "out"}, "--images and --annotations are not both set; set them, or --demo"),
-    ({"output": "out", "images": "images"}, "--images and --annotations are not both set"),
+    ({"output": "out"}, "corpus json_lines needs --images and --annotations; set both"),
+    ({"output": "out", "corpus": "flickr"}, "--corpus=flickr is not known; expected one of json_lines"),
+    ({"output": "out", "images": "images"}, "corpus json_lines needs --images and --annotations; set both"),
 ])
 def test_missing_flags(launcher: ModuleType, capsys: pytest.CaptureFixture, settings: dict, message: str) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from small_data import encode, example
 
-from r2d2_jax.data.records import Example, RecordSource, UnusableRecord, write_dataset
+from r2d2_jax.data.entries import Example, UnusableRecord
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,14 +105,14 @@ def test_bad_requests_to_write(tmp_path: Path) -> None:
         write_dataset(tmp_path, {"train": [example(0)]}, shards=0)
     with pytest.raises(UserError, match="'a/b' cannot name a split"):
         write_dataset(tmp_path, {"a/b": [example(0)]})
-    with pytest.raises(UserError, match="split 'validation' has no usable record; nothing was written"):
+    with pytest.raises(UserError, match="split 'validation' has no usable record; no dataset was made"):
         write_dataset(tmp_path, {"train": [example(0)], "validation": []})
     with pytest.raises(UserError, match="holds no prepared dataset"):
         RecordSource(tmp_path, "train")
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere does not exist; expected image_text/1.0.0/dataset_info.json"):
+    with pytest.raises(UserError, match=r"nowhere does not exist; expected NAME/1.0.0/dataset_info.json"):
         RecordSource(tmp_path / "nowhere", "train")
 
 

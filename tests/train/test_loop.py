@@ -31,7 +31,7 @@ from small_model import (
 )
 
 from r2d2_jax.convert.conversion import open_model
-from r2d2_jax.data.records import write_dataset
+from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport
 from r2d2_jax.evaluation.retrieval import RetrievalReport

@@ -1,1 +1,6 @@
-"""One TFDS builder a file."""
+"""The corpora that can be prepared, one small file each."""
+
+from r2d2_jax.data.corpora.corpus import Corpus
+from r2d2_jax.data.corpora.json_lines import JsonLines
+
+CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines,)}

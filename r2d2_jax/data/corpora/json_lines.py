@@ -1,0 +1,43 @@
+"""One's own images in a folder, with a JSON-lines file of captions.
+
+Each line describes one image:
+
+    {"image": "a.jpg", "captions": ["两只狗在路上打架。", "花狗和黑狗要打架。"], "split": "train", "image_id": "42"}
+
+"image" is a path inside the image folder, "captions" has at least one text, "split" is train, validation (or val) or
+any other word, and "image_id" may be left out: it is the image's path then.
+"""
+
+from pathlib import Path
+
+from r2d2_jax.data.corpora.corpus import LineCorpus
+from r2d2_jax.data.corpora.lines import as_text, json_object, text_of
+from r2d2_jax.data.entries import Annotation, UnusableRecord
+
+EXPECTED = '{"image": "a.jpg", "captions": ["..."], "split": "train"}'
+
+
+class JsonLines(LineCorpus):
+    """A folder of images and a JSON-lines file."""
+
+    name = "json_lines"
+    description = "Images with their captions, from a folder and a JSON-lines file."
+
+    def files(self) -> list[tuple[str, Path]]:
+        """The one file; its lines name their splits."""
+        assert self.annotations is not None
+        return [("", self.annotations)]
+
+    def parse(self, line: str) -> Annotation:
+        """Reads one line."""
+        try:
+            entry = json_object(line, "image", "captions", "split")
+        except UnusableRecord as error:
+            raise UnusableRecord(f"{error}; expected {EXPECTED}") from error
+        captions = entry["captions"]
+        if not isinstance(captions, list) or not captions:
+            raise UnusableRecord('"captions" is not a list with at least one text')
+        texts = tuple(as_text(caption, "a caption") for caption in captions)
+        image = text_of(entry, "image")
+        image_id = text_of(entry, "image_id") if "image_id" in entry else ""
+        return Annotation(image, texts, text_of(entry, "split"), image_id, unique=image)

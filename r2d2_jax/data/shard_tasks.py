@@ -1,0 +1,147 @@
+"""The unit of work of a preparation: one shard, written by any process at any time with the same result."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.data.corpora.catalog import Catalog
+from r2d2_jax.data.corpora.corpus import Corpus, Piece
+from r2d2_jax.data.downsizing import downsized
+from r2d2_jax.data.entries import Entry, Example, UnusableRecord
+from r2d2_jax.data.transforms import verify_image
+from r2d2_jax.data.writer import ShardSummary, ShardWriter, dataset_features
+
+_TELL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a preparation have in common.
+
+    corpus: where the entries come from. catalog: its catalog's file. folder: where the shards go.
+    short_side: images with a longer short side are shrunk to this many pixels; 0 keeps all as they are.
+    jpeg_quality: of the images that are shrunk.
+    """
+
+    corpus: Corpus
+    catalog: Path
+    folder: Path
+    short_side: int = 0
+    jpeg_quality: int = 90
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: number `index` of its split, out of these pieces."""
+
+    split: str
+    index: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def weight(self) -> int:
+        """Its size, in the corpus's unit."""
+        return sum(piece.weight for piece in self.pieces)
+
+    def path(self, job: Job) -> Path:
+        """The shard's file until the dataset is published."""
+        return job.folder / f"{self.split}-{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What came of a shard; lies as JSON beside it and says that it is finished.
+
+    written: what it holds. skipped: every entry left out, with its place and reason.
+    """
+
+    written: ShardSummary
+    skipped: tuple[str, ...]
+
+
+@dataclass
+class News:
+    """How far some process has come since its last news: weight and entries read, and the entries left out."""
+
+    weight: int = 0
+    entries: int = 0
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+
+def write_shard(job: Job, task: ShardTask, tell: Callable[[News], Any]) -> None:
+    """Writes a shard, then its report; nothing appears under their names before it is complete.
+
+    Args:
+        job: what all shards share.
+        task: the shard.
+        tell: is given the news about five times a second.
+
+    Raises:
+        UserError: the disk is full, or something else that concerns more than an entry.
+    """
+    skipped: list[str] = []
+    path = task.path(job)
+    with written_whole(path) as unfinished:
+        writer = ShardWriter(unfinished, dataset_features(job.corpus.class_names))
+        try:
+            for example in _usable(job, task, skipped, tell):
+                writer.add(example)
+        except BaseException:
+            writer.abandon()
+            raise
+        summary = writer.finish()
+    with written_whole(_report_path(path)) as unfinished:
+        unfinished.write_text(json.dumps(dataclasses.asdict(ShardReport(summary, tuple(skipped))), ensure_ascii=False),
+                              encoding="utf-8")
+
+
+def shard_report(job: Job, task: ShardTask) -> ShardReport | None:
+    """What came of a shard; None if it is not finished."""
+    path = _report_path(task.path(job))
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return ShardReport(ShardSummary(**report["written"]), tuple(report["skipped"]))
+
+
+def _report_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.name}.json")
+
+
+def _usable(job: Job, task: ShardTask, skipped: list[str], tell: Callable[[News], Any]) -> Iterator[Example]:
+    news, told = News(), time.monotonic()
+    catalog = Catalog(job.catalog)
+    for piece in task.pieces:
+        for entry in job.corpus.read(piece, catalog):
+            outcome = _finished(entry, job)
+            news.weight += entry.weight
+            news.entries += 1
+            if isinstance(outcome, Example):
+                yield outcome
+            else:
+                news.skipped.append(f"{entry.place}: {outcome}")
+                skipped.append(news.skipped[-1])
+            if time.monotonic() > told + _TELL_SECONDS:
+                tell(news)
+                news, told = News(), time.monotonic()
+    tell(news)
+    catalog.close()
+
+
+def _finished(entry: Entry, job: Job) -> Example | UnusableRecord:
+    """The example with its image seen to be whole, and shrunk if that is wanted."""
+    if isinstance(entry.outcome, UnusableRecord):
+        return entry.outcome
+    example = entry.outcome
+    try:
+        if job.short_side:
+            return dataclasses.replace(example, image=downsized(example.image, job.short_side, job.jpeg_quality))
+        verify_image(example.image)
+    except UnusableRecord as error:
+        return UnusableRecord(f"image {example.image_id}: {error}")
+    return example
