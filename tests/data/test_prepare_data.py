@@ -75,7 +75,7 @@ def test_bad_input_is_one_message_and_status_2(
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("error: 1 of the 5 entries are unusable so far, more than --max_broken_share=0.01 allows")
+    assert printed.err.startswith("error: 1 of the 5 entries are unusable so far, more than --max_broken_share=0.01 ")
     assert "images/3.jpg cannot be read" in printed.err
     assert "Traceback" not in printed.err
 
