@@ -20,7 +20,7 @@ from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.runners import in_processes
 from r2d2_jax.data.shard_tasks import Job, ShardReport, ShardTask, shard_report
 from r2d2_jax.data.tokenizer import load_tokenizer
-from r2d2_jax.data.writer import VERSION, SplitSummary, check_absent, check_split_name, publish_dataset
+from r2d2_jax.data.writer import VERSION, SplitSummary, check_absent, publish_dataset
 from r2d2_jax.errors import UserError, bulleted
 
 FIRST_NAMES = 10  # how many skipped entries a message lists
@@ -116,10 +116,10 @@ def prepare(
     job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
     tasks = _tasks(corpus, catalog, settings.shards)
     _write_missing(job, tasks, _watch(corpus, catalog, settings), run or in_processes(1))
-    preparation = _publish(root, job, tasks, catalog)
     if vocabulary:
         with written_whole(root / "vocab.txt") as unfinished:
             shutil.copyfile(Path(vocabulary).expanduser(), unfinished)
+    preparation = _publish(root, job, tasks, catalog)
     shutil.rmtree(folder)
     return preparation
 
@@ -159,8 +159,6 @@ def _tasks(corpus: Corpus, catalog: Catalog, shards: int) -> list[ShardTask]:
     if not planned:
         first = itertools.islice(catalog.skipped_lines(), FIRST_NAMES)
         raise UserError(f"corpus {corpus.name} has no usable entry\n{bulleted(first)}".rstrip())
-    for split in planned:
-        check_split_name(split)
     return [ShardTask(split, index, pieces) for split, shards_of in planned.items()
             for index, pieces in enumerate(shards_of)]
 
@@ -186,19 +184,19 @@ def _write_missing(job: Job, tasks: list[ShardTask], watch: Watch, run: Runner) 
 
 
 def _publish(root: Path, job: Job, tasks: list[ShardTask], catalog: Catalog) -> Preparation:
-    reports = [(task, _report(job, task)) for task in tasks]
     shards: dict[str, list[Any]] = {}
     skipped = dict(catalog.skipped())
-    for task, report in reports:
+    for task in tasks:
+        report = _report(job, task)
         shards.setdefault(task.split, []).append((task.path(job), report.written))
         skipped[task.split] = skipped.get(task.split, 0) + len(report.skipped)
+    skipped_in_shards = itertools.chain.from_iterable(_report(job, task).skipped for task in tasks)
+    first = _write_skipped(job.folder / SKIPPED_FILE, itertools.chain(catalog.skipped_lines(), skipped_in_shards))
     corpus = job.corpus
-    summaries = publish_dataset(root, corpus.name, shards, class_names=corpus.class_names,
-                                description=corpus.description, homepage=corpus.homepage)
-    lines = itertools.chain(catalog.skipped_lines(), *(report.skipped for _, report in reports))
-    skipped_file = root / corpus.name / VERSION / SKIPPED_FILE
-    first = _write_skipped(skipped_file, lines)
-    return Preparation(tuple(summaries), skipped, first, skipped_file)
+    summaries = publish_dataset(root, corpus.name, shards, files=[job.folder / SKIPPED_FILE] if first else [],
+                                class_names=corpus.class_names, description=corpus.description,
+                                homepage=corpus.homepage)
+    return Preparation(tuple(summaries), skipped, first, root / corpus.name / VERSION / SKIPPED_FILE)
 
 
 def _report(job: Job, task: ShardTask) -> ShardReport:
@@ -214,7 +212,5 @@ def _write_skipped(path: Path, lines: Iterator[str]) -> tuple[str, ...]:
         for line in lines:
             file.write(f"{line}\n")
             first += [line] * (len(first) < FIRST_NAMES)
-    if not first:
-        path.unlink()
     return tuple(first)
 

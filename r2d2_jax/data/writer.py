@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer, naming, splits
 
+from r2d2_jax.data.corpora.corpus import SPLIT_NAME
 from r2d2_jax.data.entries import Example
 from r2d2_jax.errors import UserError
 
@@ -117,9 +118,10 @@ class _Dataset(tfds.core.dataset_builder.FileReaderBuilder, skip_registration=Tr
         name: str,
         data_dir: str,
         shards: Mapping[str, Sequence[tuple[Path, ShardSummary]]],
+        files: Sequence[Path],
         **about: Any,
     ) -> None:
-        self.name, self._shards, self._about = name, shards, about
+        self.name, self._shards, self._files, self._about = name, shards, files, about
         super().__init__(data_dir=data_dir, file_format=FILE_FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -131,6 +133,8 @@ class _Dataset(tfds.core.dataset_builder.FileReaderBuilder, skip_registration=Tr
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
         self.info.set_splits(splits.SplitDict([self._take(split) for split in self._shards]))
+        for path in self._files:
+            _link(path, Path(self.data_path) / path.name)
 
     def _take(self, split: str) -> splits.SplitInfo:
         template = naming.ShardedFileTemplate(
@@ -152,6 +156,7 @@ def publish_dataset(
     name: str,
     shards: Mapping[str, Iterable[tuple[Path, ShardSummary]]],
     *,
+    files: Sequence[Path] = (),
     class_names: Sequence[str] = (),
     description: str = "Images with their captions.",
     homepage: str = "",
@@ -162,6 +167,7 @@ def publish_dataset(
         directory: the folder to hold the dataset; made if absent.
         name: the dataset's name.
         shards: split name -> its shards in order, on the same file system as `directory`; empty ones are left out.
+        files: other files that belong beside the shards.
         class_names: names of the labels, by number.
         description: one sentence on what it is.
         homepage: where it comes from.
@@ -180,7 +186,7 @@ def publish_dataset(
     check_absent(directory, name)
     about = dict(features=dataset_features(class_names), description=description, homepage=homepage or None)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, which there is none of
-        _Dataset(name, os.fspath(Path(directory).expanduser()), kept, **about).download_and_prepare()
+        _Dataset(name, os.fspath(Path(directory).expanduser()), kept, files, **about).download_and_prepare()
     return [_summary(split, [summary for _, summary in items]) for split, items in kept.items()]
 
 
@@ -228,19 +234,14 @@ def write_dataset(
     if not 1 <= shards <= MAX_OPEN_SHARDS:
         raise UserError(f"shards is {shards}; expected 1 to {MAX_OPEN_SHARDS} files a split")
     for split in examples:
-        check_split_name(split)
+        if not re.fullmatch(SPLIT_NAME, split):
+            raise UserError(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
     check_absent(directory, "image_text")
     root = Path(directory).expanduser()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root) as work:
         written = {split: _write_split(Path(work), split, items, shards) for split, items in examples.items()}
         return publish_dataset(root, "image_text", written)
-
-
-def check_split_name(split: str) -> None:
-    """Raises UserError unless `split` can name a split in TFDS."""
-    if not re.fullmatch(r"[A-Za-z]\w*", split):
-        raise UserError(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
 
 
 def _write_split(

@@ -8,6 +8,7 @@ have nothing to catalog; their pieces are the archives.
 
 import abc
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from r2d2_jax.data.corpora.lines import parsed_lines
 from r2d2_jax.data.entries import Annotation, Entry, Example, Place, UnusableRecord
 from r2d2_jax.errors import UserError
 
+SPLIT_NAME = r"[A-Za-z]\w*"  # what TFDS allows
 SPLIT_ALIASES = {"val": "validation", "valid": "validation"}
 MIN_SHARDS, MAX_SHARDS = 8, 4096  # our decision, where nobody says how many
 _SHARD_ENTRIES = 10_000  # our decision: about 200 MB of images at 224 pixels
@@ -149,6 +151,7 @@ class AnnotatedCorpus(Corpus):
             try:
                 if isinstance(outcome, UnusableRecord):
                     raise outcome
+                _check_split(split)
                 catalog.add(place, split, outcome, grouped=self.grouped)
             except UnusableRecord as reason:
                 catalog.skip(place, split, reason)
@@ -217,6 +220,11 @@ class ArchiveCorpus(Corpus):
 
 def _place(path: str) -> Path | None:
     return Path(path).expanduser() if path else None
+
+
+def _check_split(split: str) -> None:
+    if not re.fullmatch(SPLIT_NAME, split):
+        raise UnusableRecord(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
 
 
 def _automatic(size: int, wanted: int) -> int:

@@ -48,8 +48,9 @@ class ImageFolder(ImageStore):
         path = self._root / name
         try:
             return path.read_bytes()
-        except OSError as error:
-            raise UnusableRecord(f"image {path} cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise UnusableRecord(f"image {path} cannot be read: {reason}") from error
 
 
 class Base64Table(ImageStore):

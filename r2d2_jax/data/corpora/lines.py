@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from r2d2_jax.data.entries import Place, UnusableRecord
 from r2d2_jax.errors import UserError
 
 Parsed = TypeVar("Parsed")
+
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
 def lines(path: Path) -> Iterator[tuple[Place, str | UnusableRecord]]:
@@ -107,6 +110,8 @@ def as_text(value: Any, what: str) -> str:
         raise UnusableRecord(f"{what} is not a text")
     if not value.strip():
         raise UnusableRecord(f"{what} is empty")
+    if not value.isascii() and _SURROGATE.search(value):  # JSON's \ud800 without its other half
+        raise UnusableRecord(f"{what} has half a surrogate pair")
     return value.strip()
 
 
