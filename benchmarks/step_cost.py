@@ -147,6 +147,8 @@ def run_one_step(config: ConfigDict) -> None:
         "attention_mask": np.ones_like(input_ids, bool),
         "image_id": rng.integers(0, 2**32, (PAIRS.value, 2), dtype=np.uint32),
     }
+    if resolved.loss.whole_word_masking:
+        rows["word"] = np.tile(np.arange(text.text_length, dtype=np.int32) // 2, (PAIRS.value, 1))
     start = time.perf_counter()
     state, metrics = step(state, global_batch(recipe.mesh, rows), jax.random.key(0))
     metrics = jax.device_get(metrics)

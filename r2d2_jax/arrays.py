@@ -31,12 +31,14 @@ class Batch:
     input_ids: int32 [b l]; token 0 is CLS, padding at the end.
     attention_mask: bool [b l]; False on padding.
     image_id: uint32 [b 2]; the two halves of a 64-bit hash of the image's identity. Equal ids are the same image.
+    word: int32 [b l], which word of its text each token belongs to (`data.words`); None unless whole words are masked.
     """
 
     images: jax.Array
     input_ids: jax.Array
     attention_mask: jax.Array
     image_id: jax.Array
+    word: jax.Array | None = None
 
 
 @struct.dataclass

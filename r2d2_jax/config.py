@@ -83,6 +83,8 @@ class LossConfig:
     soft_target_share: alpha, the share of the teacher in the target; reached linearly over `soft_target_ramp_epochs`.
     queue_length: `k`. queue_decay: what a queue entry's weight is multiplied with each step.
     mask_share: share of the tokens masked. teacher_momentum: of the exponential moving average.
+    whole_word_masking: mask all tokens of a word together, as the text tower's own pre-training did (Cui et al.,
+        "Pre-Training with Whole Word Masking for Chinese BERT", arXiv 1906.08101), not single tokens (article).
     match_class_weights: weights of (no match, match) in FGR's cross-entropy.
     """
 
@@ -96,6 +98,7 @@ class LossConfig:
     queue_length: int = 36864
     queue_decay: float = 0.99
     mask_share: float = 0.15
+    whole_word_masking: bool = False
     match_class_weights: tuple[float, float] = (1.0, 2.0)
     teacher_momentum: float = 0.995
     fgd_teacher_temperature: float = 0.04
@@ -115,6 +118,8 @@ class DataConfig:
     directory: the prepared data set. validation_split, foil_split: "" for none; a foil record's captions are the true
         one and the foil.
     vocabulary: a WordPiece vocabulary file, a folder or a hub name; "" means `directory`/vocab.txt.
+    map_punctuation: map Chinese quotation marks, ellipsis and dash, which RoBERTa-wwm's vocabulary lacks, to ASCII; off
+        they become [UNK], as in the published model.
     crop_scale: range of the area share of the random resized crop. flip: mirror with probability 0.5.
     flip_exempt_directions: never mirror under a caption that says 左 or 右.
     workers: processes that decode; 0 decodes in the training process.
@@ -127,6 +132,7 @@ class DataConfig:
     validation_split: str = "validation"
     foil_split: str = ""
     vocabulary: str = ""
+    map_punctuation: bool = True
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = True
     flip_exempt_directions: bool = True

@@ -47,6 +47,7 @@ def article_losses() -> ConfigDict:
             queue_length=36864,  # [M]
             queue_decay=0.99,  # [A]
             mask_share=0.15,  # [A]
+            whole_word_masking=False,  # [A]: tokens
             match_class_weights=(1.0, 2.0),  # (no match, match) [C]
             teacher_momentum=0.995,  # [M]
             fgd_teacher_temperature=0.04,  # [O]
@@ -98,6 +99,7 @@ def zero_data(pairs: str) -> ConfigDict:
         dict(
             directory=f"data/zero_{pairs}",
             vocabulary="hfl/chinese-roberta-wwm-ext",  # [A]
+            map_punctuation=True,  # [O]; the published code does not
             crop_scale=(0.5, 1.0),  # [C], of fine-tuning
             workers=16,  # [O]
         )

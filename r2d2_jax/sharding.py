@@ -164,7 +164,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def global_batch(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> Batch:
-    """Makes a global Batch of the rows that this process read: images, input_ids, attention_mask and image_id."""
+    """Makes a global Batch of the rows that this process read, of whatever else there is beside its fields."""
     sharding = batch_sharding(mesh)
-    fields = Batch.__dataclass_fields__
-    return Batch(**{name: jax.make_array_from_process_local_data(sharding, rows[name]) for name in fields})
+    own = {name: rows[name] for name in Batch.__dataclass_fields__ if name in rows}
+    return Batch(**{name: jax.make_array_from_process_local_data(sharding, values) for name, values in own.items()})

@@ -59,8 +59,9 @@ def train_batches(
 
     Returns:
         A generator; `close()` ends its workers. Each batch has images uint8 [b' image_size image_size 3],
-        input_ids int32 [b' l], attention_mask bool [b' l], image_id uint32 [b' 2], and problems str [b'] with one line
-        for each unusable record whose place the row took (see `BrokenRecords`).
+        input_ids int32 [b' l], attention_mask bool [b' l], word int32 [b' l] if the tokenizer numbers words, image_id
+        uint32 [b' 2], and problems str [b'] with one line for each unusable record whose place the row took (see
+        `BrokenRecords`).
 
     Raises:
         UserError: the batch cannot be split evenly over the processes.
@@ -127,13 +128,7 @@ class _TrainRow:
         image = train_image(
             record.image, rng, image_size=self.image_size, crop_scale=self.data.crop_scale, flip=flip
         )
-        input_ids, attention_mask = self.tokenizer([caption])
-        return {
-            "images": image,
-            "input_ids": input_ids[0],
-            "attention_mask": attention_mask[0],
-            "image_id": image_id_hash(record.image_id),
-        }
+        return {"images": image, **self.tokenizer.columns(caption), "image_id": image_id_hash(record.image_id)}
 
 
 def _usable_record(source: RecordSource, index: int) -> Record:

@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
+from r2d2_jax.data.words import word_numbers
 from r2d2_jax.errors import UserError
 
 _HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
@@ -20,7 +21,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PUNCTUATION = {"“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "—": "-"}
 
 
-def load_tokenizer(vocabulary: str, text_length: int, *, map_punctuation: bool = True) -> "Tokenizer":
+def load_tokenizer(
+    vocabulary: str, text_length: int, *, map_punctuation: bool = True, number_words: bool = False
+) -> "Tokenizer":
     """Loads a BERT tokenizer that lower-cases and makes every Chinese character a word of its own.
 
     Args:
@@ -28,6 +31,7 @@ def load_tokenizer(vocabulary: str, text_length: int, *, map_punctuation: bool =
         text_length: `l`, the number of tokens that every text is padded or cut to.
         map_punctuation: map quotation marks, ellipsis and dash that the vocabulary lacks to ASCII, instead of
             letting them become [UNK] as the published code does (our decision).
+        number_words: training batches also say which tokens are one word.
 
     Raises:
         UserError: there is no such vocabulary, or it lacks a special token.
@@ -42,7 +46,7 @@ def load_tokenizer(vocabulary: str, text_length: int, *, map_punctuation: bool =
                         "data.vocabulary to such a file, to a folder that holds one, or to a hub name")
     else:
         backend = _from_hub(vocabulary)
-    return Tokenizer(backend, text_length, vocabulary, map_punctuation)
+    return Tokenizer(backend, text_length, vocabulary, map_punctuation, number_words)
 
 
 def tokenizer_of(tokens: Sequence[str], text_length: int, *, map_punctuation: bool = True) -> "Tokenizer":
@@ -59,11 +63,17 @@ class Tokenizer:
     Attributes:
         text_length: `l`.
         vocab_size: `v`, number of tokens in the vocabulary.
+        numbers_words: whether `columns` says which tokens are one word.
         pad_id, unk_id, cls_id, sep_id, mask_id: the special tokens' numbers.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, text_length: int, vocabulary: str, map_punctuation: bool
+        self,
+        backend: tokenizers.Tokenizer,
+        text_length: int,
+        vocabulary: str,
+        map_punctuation: bool,
+        number_words: bool,
     ) -> None:
         if text_length < 3:
             raise UserError(f"text_length is {text_length}; expected at least 3: CLS, one token, SEP")
@@ -72,7 +82,7 @@ class Tokenizer:
         if absent:
             raise UserError(f"vocabulary {vocabulary} has no {', '.join(absent)}; expected a WordPiece vocabulary with "
                             f"{', '.join(SPECIAL_TOKENS)}. Use the vocab.txt that belongs to the text tower")
-        self.text_length = text_length
+        self.text_length, self.numbers_words = text_length, number_words
         self.vocab_size = len(tokens)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokens[token] for token in SPECIAL_TOKENS)
         if map_punctuation:
@@ -111,6 +121,19 @@ class Tokenizer:
         input_ids = np.array([encoding.ids for encoding in encodings], np.int32).reshape(shape)
         attention_mask = np.array([encoding.attention_mask for encoding in encodings], bool).reshape(shape)
         return input_ids, attention_mask
+
+    def columns(self, text: str) -> dict[str, np.ndarray]:
+        """What one text is in a training batch: input_ids int32 [l], attention_mask bool [l], and, if words are
+        numbered, word int32 [l], as `word_numbers` gives it."""
+        if not self.numbers_words:
+            input_ids, attention_mask = self([text])
+            return {"input_ids": input_ids[0], "attention_mask": attention_mask[0]}
+        encoding = self._backend.encode(text)
+        return {
+            "input_ids": np.array(encoding.ids, np.int32),
+            "attention_mask": np.array(encoding.attention_mask, bool),
+            "word": np.array(word_numbers(text, encoding), np.int32),
+        }
 
     def tokens(self, input_ids: Sequence[int]) -> list[str]:
         """The tokens with these numbers; "" for a number that is not in the vocabulary."""

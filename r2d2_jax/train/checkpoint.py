@@ -41,6 +41,9 @@ FREE_KEYS = (
     "train.keep_best",
 )
 
+# What a run did when there was no key for it yet: a checkpoint of that time goes on with a configuration that says so.
+BEFORE_THE_KEY = {"data.map_punctuation": True, "loss.whole_word_masking": False}
+
 
 class Checkpoints:
     """The checkpoints of one working directory.
@@ -183,7 +186,7 @@ def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
-    before, now = dict(flat(saved, ".")), dict(flat(asked, "."))
+    before, now = BEFORE_THE_KEY | dict(flat(saved, ".")), dict(flat(asked, "."))
     for key in sorted(before.keys() | now.keys()):
         if not key.startswith(FREE_KEYS) and before.get(key) != now.get(key):
             yield f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"

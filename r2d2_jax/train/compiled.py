@@ -24,6 +24,7 @@ def abstract_batch(config: Config, recipe: Recipe) -> Batch:
         input_ids=rows((length,), jnp.int32),
         attention_mask=rows((length,), bool),
         image_id=rows((2,), jnp.uint32),
+        word=rows((length,), jnp.int32) if config.loss.whole_word_masking else None,
     )
 
 

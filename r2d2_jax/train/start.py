@@ -55,7 +55,12 @@ def run_tokenizer(config: Config) -> Tokenizer:
         UserError: there is no such vocabulary, or it has more tokens than the model.
     """
     vocabulary = config.data.vocabulary or str(Path(config.data.directory) / "vocab.txt")
-    tokenizer = load_tokenizer(vocabulary, config.model.text.text_length)
+    tokenizer = load_tokenizer(
+        vocabulary,
+        config.model.text.text_length,
+        map_punctuation=config.data.map_punctuation,
+        number_words=config.loss.whole_word_masking,
+    )
     if tokenizer.vocab_size > config.model.text.vocabulary_size:
         raise UserError(
             f"the vocabulary {vocabulary} has {tokenizer.vocab_size} tokens but model.text.vocabulary_size is "

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from r2d2_jax.arrays import Batch, Encoded, same_image, unit_norm
 from r2d2_jax.losses.contrastive import gcpr, similarity_logits
 from r2d2_jax.losses.distillation import Candidates, fgd, followed_mean, tgd
-from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, masked_lm
+from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import cls_of, normalise_images
 from r2d2_jax.rng import stream
@@ -149,7 +149,11 @@ def _apply(recipe: Recipe, params: Params, stage: str, *inputs: jax.Array) -> An
 def _masked(batch: Batch, key: jax.Array, recipe: Recipe) -> MaskedText:
     tokens, ids = recipe.tokens, batch.input_ids
     special = (ids == tokens.cls_id) | (ids == tokens.sep_id) | (ids == tokens.pad_id)
-    return mask_tokens(key, ids, batch.attention_mask & ~special, tokens.mask_id, recipe.loss.mask_share)
+    maskable, share = batch.attention_mask & ~special, recipe.loss.mask_share
+    if recipe.loss.whole_word_masking:
+        assert batch.word is not None
+        return mask_words(key, ids, maskable, batch.word, tokens.mask_id, share)
+    return mask_tokens(key, ids, maskable, tokens.mask_id, share)
 
 
 def _student(params: Params, batch: Batch, masked: MaskedText, recipe: Recipe) -> Towers:
