@@ -27,6 +27,8 @@ VERIFY_LIMIT = flags.DEFINE_float("limit", LIMIT, "Largest absolute difference t
 WEIGHTS = flags.DEFINE_enum("weights", STUDENT, [STUDENT, TEACHER], "Which weights of a run.")
 REST = flags.DEFINE_string("rest", None, "Also write a run's teacher, queue, optimizer and MLM head: a .safetensors.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "The WordPiece vocab.txt of the model, to be kept with it.")
+MAP_PUNCTUATION = flags.DEFINE_bool(
+    "map_punctuation", None, "Trained on mapped punctuation; if not given, as the model says, or not if published.")
 IMAGE_HEADS = flags.DEFINE_integer("image_heads", None, "Heads of the image tower; one per 64 channels if not given.")
 TEXT_HEADS = flags.DEFINE_integer("text_heads", None, "Heads of text tower and cross encoders; likewise.")
 flags.mark_flag_as_required("input")
@@ -57,6 +59,7 @@ def converted() -> ParityReport | None:
         image_heads=IMAGE_HEADS.value,
         text_heads=TEXT_HEADS.value,
         vocabulary=Path(VOCABULARY.value) if VOCABULARY.value else None,
+        map_punctuation=MAP_PUNCTUATION.value,
     )
     form = (FORMAT.value or form_of(target)) if target else None
     if target:

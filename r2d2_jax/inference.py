@@ -43,7 +43,7 @@ def load(
         weights: of a run, "student" or "teacher".
         batch_size: the most rows of one forward.
         map_punctuation: map Chinese quotation marks, ellipsis and dash, which RoBERTa-wwm's vocabulary lacks, to ASCII.
-            None means as in training: not for a published checkpoint, yes for ours.
+            None means as in training: not for a published checkpoint, for ours as `data.map_punctuation` was.
         image_heads, text_heads: of a published checkpoint of unusual sizes, see `from_published`.
 
     Raises:

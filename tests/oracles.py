@@ -4,8 +4,9 @@ They are written from the equations and share no code with the package. `b`, `m`
 `r2d2_jax.arrays`; a tree of parameters is a nested dict of arrays with the names of the package.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -152,6 +153,21 @@ def match_probability(logits: np.ndarray) -> np.ndarray:
 def masked_count(available: int, share: Fraction) -> int:
     """max(1, round(c * share)), halves upwards; 0 for a text without maskable tokens."""
     return max(1, math.floor(available * share + Fraction(1, 2))) if available else 0
+
+
+def masked_words(sizes: Sequence[int], share: Fraction) -> dict[frozenset[int], Fraction]:
+    """How likely each set of words is masked whose words have so many tokens: every order of them is gone through.
+
+    The first of an order is masked; each later one if the tokens masked with it are no more than `masked_count`.
+    """
+    likely: dict[frozenset[int], Fraction] = {}
+    for order in itertools.permutations(range(len(sizes))):
+        masked = list(order[:1])
+        for word in order[1:]:
+            if sum(sizes[other] for other in masked) + sizes[word] <= masked_count(sum(sizes), share):
+                masked.append(word)
+        likely[frozenset(masked)] = likely.get(frozenset(masked), Fraction(0)) + Fraction(1, math.factorial(len(sizes)))
+    return likely
 
 
 def masked_lm(logits: np.ndarray, label: np.ndarray, masked: np.ndarray) -> float:

@@ -5,6 +5,7 @@
 "collectives": {"all-gather 56 48": 4, ...}, the number of collectives of each kind and result shape in the optimised
 train step, of those alone that move rows of the batch. That a shape has rows can be told from its sizes: the global
 batch is 8 * 7, and nothing else has a size that 7 divides.
+"whole_words": texts of which `mask_words` masks words, and how many collectives its program has.
 "rows_at": rows that `rows_at` takes, and the gradient of their weighted sum.
 """
 
@@ -18,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from small_model import TOKENS, small_config
+from small_model import TOKENS, small_config, small_rows, small_words
 
 from r2d2_jax.config import MeshConfig
+from r2d2_jax.losses.masked_lm import mask_words
 from r2d2_jax.sharding import batch_sharding, make_mesh, rows_at
 from r2d2_jax.train.compiled import compile_train_step
 from r2d2_jax.train.state import make_recipe
@@ -69,6 +71,17 @@ def rows_taken(mesh: Mesh) -> dict[str, Any]:
     return {"rows": np.asarray(taken).tolist(), "gradient": np.asarray(gradient).tolist()}
 
 
+def whole_words(mesh: Mesh) -> dict[str, Any]:
+    """Texts split over the devices, with words masked."""
+    rows = small_rows(0, 24)
+    maskable = rows["attention_mask"] & ~np.isin(rows["input_ids"], [TOKENS.cls_id, TOKENS.sep_id])
+    texts = [jax.device_put(part, batch_sharding(mesh)) for part in (rows["input_ids"], maskable, small_words(0, 24))]
+    masked = jax.jit(lambda key, *texts: mask_words(key, *texts, TOKENS.mask_id, 0.15).input_ids)
+    program = masked.lower(jax.random.key(0), *texts).compile()
+    found = len(COLLECTIVE.findall(program.as_text()))
+    return {"input_ids": np.asarray(program(jax.random.key(0), *texts)).tolist(), "collectives": found}
+
+
 def main() -> None:
     """Meshes in, a line for each."""
     jax.config.update("jax_platforms", "cpu")
@@ -77,7 +90,8 @@ def main() -> None:
         mesh = make_mesh(MeshConfig(*map(int, axes.split("x"))))
         recipe = make_recipe(CONFIG, TOKENS, mesh, total_steps=10, epoch_steps=2)
         program = compile_train_step(CONFIG, recipe).as_text()
-        print(json.dumps({"collectives": collectives_of_rows(program), "rows_at": rows_taken(mesh)}))
+        found = {"collectives": collectives_of_rows(program), "rows_at": rows_taken(mesh)}
+        print(json.dumps(found | {"whole_words": whole_words(mesh)}))
 
 
 if __name__ == "__main__":

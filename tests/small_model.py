@@ -101,6 +101,12 @@ def small_recipe(config: Config, total_steps: int = 100, epoch_steps: int = 4) -
     return make_recipe(config, TOKENS, mesh, total_steps=total_steps, epoch_steps=epoch_steps)
 
 
+def small_words(seed: int, rows: int = BATCH_SIZE) -> np.ndarray:
+    """Random numbers of words for `small_rows`: each token begins one or goes on with the one before."""
+    begins = np.random.default_rng(seed).integers(0, 2, (rows, TEXT_LENGTH))
+    return np.cumsum(begins, axis=1, dtype=np.int32) - begins[:, :1].astype(np.int32)
+
+
 def small_rows(seed: int, rows: int = BATCH_SIZE, same_image: bool = False) -> dict[str, np.ndarray]:
     """Random rows of a batch: texts of all lengths between one token and the longest, every image another."""
     rng = np.random.default_rng(seed)

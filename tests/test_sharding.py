@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from small_model import TOKENS, small_config, small_recipe, small_rows
+from small_model import TOKENS, small_config, small_recipe, small_rows, small_words
 
 from r2d2_jax.config import Config, MeshConfig
 from r2d2_jax.errors import UserError
+from r2d2_jax.losses.masked_lm import mask_words
 from r2d2_jax.sharding import batch_sharding, check_batch_divides, global_batch, make_mesh, path_name, state_shardings
 from r2d2_jax.train.state import init_state, make_recipe
 
@@ -145,6 +147,16 @@ def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str
     np.testing.assert_allclose(found["gradient"], gradient, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))
+def test_whole_words_are_drawn_as_on_one_device(worker: list[dict[str, Any]], place: int, mesh: str) -> None:
+    """Each device draws for its own rows, from the same numbers; nothing travels."""
+    rows = small_rows(0, 24)
+    maskable = rows["attention_mask"] & ~np.isin(rows["input_ids"], [TOKENS.cls_id, TOKENS.sep_id])
+    texts = map(jnp.array, (rows["input_ids"], maskable, small_words(0, 24)))
+    alone = mask_words(jax.random.key(0), *texts, TOKENS.mask_id, 0.15)
+    assert worker[place]["whole_words"] == {"input_ids": alone.input_ids.tolist(), "collectives": 0}
+
+
 def test_mesh_has_two_automatic_axes() -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1}
@@ -171,6 +183,9 @@ def test_batch_that_the_mesh_does_not_divide(batch: int, nearest: int) -> None:
 def test_global_batch_takes_what_a_batch_has() -> None:
     recipe, rows = small_recipe(small_config()), small_rows(0)
     batch = global_batch(recipe.mesh, {**rows, "problems": np.array([""] * 8)})
+    assert batch.word is None
+    word = small_words(0)
+    np.testing.assert_array_equal(global_batch(recipe.mesh, {**rows, "word": word}).word, word)
     for name, value in rows.items():
         np.testing.assert_array_equal(getattr(batch, name), value)
         assert getattr(batch, name).sharding == batch_sharding(recipe.mesh)

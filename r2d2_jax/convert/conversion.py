@@ -15,7 +15,7 @@ from r2d2_jax.convert.torch_r2d2 import from_published, to_published
 from r2d2_jax.convert.transformers_folder import is_transformers, load_transformers, save_transformers
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.store import VOCABULARY, Model, is_model, load_model, read_vocabulary, save_model
-from r2d2_jax.train.checkpoint import load_state
+from r2d2_jax.train.checkpoint import BEFORE_THE_KEY, load_state
 from r2d2_jax.trees import flat
 
 STUDENT, TEACHER = "student", "teacher"
@@ -37,6 +37,7 @@ def open_model(
     image_heads: int | None = None,
     text_heads: int | None = None,
     vocabulary: Path | None = None,
+    map_punctuation: bool | None = None,
 ) -> Model:
     """Opens a published checkpoint, a model that was converted before, or the newest checkpoint of a run.
 
@@ -46,6 +47,8 @@ def open_model(
         weights: of a run, STUDENT, or TEACHER: the momentum teacher where it has parameters of its own.
         image_heads, text_heads: of a published checkpoint, see `from_published`.
         vocabulary: a WordPiece vocabulary that belongs to the model; None keeps what the model came with.
+        map_punctuation: whether the model was trained on mapped punctuation, which a published file does not say; None
+            keeps what the model came with.
 
     Raises:
         UserError: there is no such model, it is damaged, or the vocabulary does not fit the word embeddings.
@@ -67,6 +70,8 @@ def open_model(
         if not vocabulary.is_file():
             raise UserError(f"vocabulary {vocabulary} does not exist; expected a WordPiece vocab.txt")
         model = dataclasses.replace(model, vocabulary=read_vocabulary(vocabulary))
+    if map_punctuation is not None:
+        model = dataclasses.replace(model, maps_punctuation=map_punctuation)
     check_vocabulary(model)
     return model
 
@@ -147,7 +152,8 @@ def _of_run(workdir: Path, weights: str) -> Model:
             raise UserError(f"the run in {workdir} has no teacher; take the student's weights")
         params |= state["teacher"]
     sizes = dataclasses.replace(model_config(config["model"]), dtype="float32")
-    return Model(sizes, jax.tree.map(np.asarray, params), vocabulary=read_vocabulary(workdir / VOCABULARY))
+    maps = config["data"].get("map_punctuation", BEFORE_THE_KEY["data.map_punctuation"])
+    return Model(sizes, jax.tree.map(np.asarray, params), {}, read_vocabulary(workdir / VOCABULARY), maps)
 
 
 def _as_dicts(tree: Any) -> Any:

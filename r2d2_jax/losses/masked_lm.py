@@ -8,8 +8,8 @@ from flax import struct
 
 from r2d2_jax.arrays import Array, Bool, Float, Int, checked
 
-# Tokens of a whole word that are masked at most, where the share leaves fewer slots: nearly every Chinese word, and most
-# names and numbers, are shorter (our decision).
+# The longest word that is masked whole where the share leaves fewer slots: nearly every Chinese word is shorter, and so
+# are most names and numbers (our decision).
 LONGEST_WORD = 8
 
 

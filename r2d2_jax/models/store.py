@@ -31,7 +31,7 @@ class Model:
         unused: the tensors of a published checkpoint that no output reads, by their published names.
         vocabulary: the WordPiece tokens by id, or None where they are not known.
         maps_punctuation: trained on texts in which Chinese quotation marks, ellipsis and dash were mapped to ASCII, as
-            our pre-training does and the published code does not.
+            our pre-training does unless `data.map_punctuation` is off, and the published code does not.
     """
 
     config: ModelConfig

@@ -50,7 +50,7 @@ def initial_params(config: Config) -> tuple[Params, list[str]]:
     params: Params = {}
     notes: list[str] = []
     if initial.model:
-        params, notes = _whole_model(initial, config.model.image.patches)
+        params, notes = _whole_model(initial, config)
     if initial.image:
         weights = image_tower(initial.image, config.model, resize_positions=initial.resize_positions)
         params |= weights.params
@@ -62,14 +62,26 @@ def initial_params(config: Config) -> tuple[Params, list[str]]:
     return params, notes
 
 
-def _whole_model(initial: InitialWeightsConfig, patches: int) -> tuple[Params, list[str]]:
-    params, notes = open_model(Path(initial.model).expanduser()).params, [f"whole model from {initial.model}"]
+def _whole_model(initial: InitialWeightsConfig, config: Config) -> tuple[Params, list[str]]:
+    model, notes = open_model(Path(initial.model).expanduser()), [f"whole model from {initial.model}"]
+    params, patches = model.params, config.model.image.patches
+    if model.maps_punctuation != config.data.map_punctuation:
+        notes.append(_other_punctuation(config.data.map_punctuation))
     positions = params["image_encoder"]["position_embedding"]
     if initial.resize_positions and len(positions) != patches + 1:
         resized = resized_positions(positions, patches, initial.model)
         params = params | {"image_encoder": params["image_encoder"] | {"position_embedding": resized}}
         notes.append(interpolated(len(positions) - 1, patches))
     return params, notes
+
+
+def _other_punctuation(now: bool) -> str:
+    """Allowed, because a model learns the marks anew, and the published one never knew them (our decision)."""
+    known, becomes = ("[UNK]", "ASCII") if now else ("ASCII", "[UNK]")
+    return (
+        f"the model learned Chinese quotation marks, ellipsis and dash as {known}, in this run they are {becomes}: "
+        f"data.map_punctuation is {now}"
+    )
 
 
 def _parts(params: Params, names: Iterable[str]) -> Params:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from random_models import VOCABULARY, random_model
 from small_model import named_leaves, random_state, small_config, small_recipe
 
-from r2d2_jax.convert.conversion import TEACHER, open_model, write_model
+import r2d2_jax
+from r2d2_jax.convert.conversion import TEACHER, Form, open_model, write_model
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.errors import UserError
 from r2d2_jax.train.checkpoint import Checkpoints
@@ -82,6 +84,37 @@ def test_a_run_without_a_teacher_has_no_teachers_weights(tmp_path: Path) -> None
     checkpoints.close()
     with pytest.raises(UserError, match="has no teacher; take the student's weights"):
         open_model(tmp_path, weights=TEACHER)
+
+
+@pytest.mark.parametrize("mapped", [True, False, None])
+def test_what_a_run_did_with_punctuation_goes_with_its_model(tmp_path: Path, mapped: bool | None) -> None:
+    """None: the run is older than the key, and runs mapped punctuation then."""
+    config = small_config({"data": {"map_punctuation": mapped is not False}})
+    values = config.to_dict()
+    if mapped is None:
+        del values["data"]["map_punctuation"]
+    checkpoints = Checkpoints(tmp_path / "run", config.train)
+    as_saved = SimpleNamespace(to_dict=lambda: values)
+    checkpoints.save(random_state(small_recipe(config)), as_saved, {})  # type: ignore[arg-type]
+    checkpoints.close()
+    (tmp_path / "run" / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    model = open_model(tmp_path / "run")
+    assert model.maps_punctuation is (mapped is not False)
+    for form in (Form.OURS, Form.TRANSFORMERS):
+        write_model(model, tmp_path / form, form)
+        assert open_model(tmp_path / form).maps_punctuation is model.maps_punctuation
+    marks = r2d2_jax.load(tmp_path / "run").tokenizer(["…圆"])[0][0]
+    unknown = 1 if mapped is False else 3  # mapped, an ellipsis is three full stops
+    assert (marks == VOCABULARY.index("[UNK]")).sum() == unknown
+
+
+def test_a_published_file_is_told_that_punctuation_was_mapped(tmp_path: Path) -> None:
+    write_model(random_model(), tmp_path / "in.safetensors")
+    assert not open_model(tmp_path / "in.safetensors").maps_punctuation
+    done = convert(f"--input={tmp_path / 'in.safetensors'}", f"--output={tmp_path / 'ours'}", "--map_punctuation")
+    assert done.returncode == 0, done.stderr
+    assert open_model(tmp_path / "ours").maps_punctuation
+    assert not open_model(tmp_path / "ours", map_punctuation=False).maps_punctuation
 
 
 @pytest.mark.parametrize(("name", "message"), [

@@ -9,10 +9,12 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.losses.masked_lm import MaskedText, mask_slots, mask_tokens, masked_lm
+from r2d2_jax.losses.masked_lm import MaskedText, mask_slots, mask_tokens, mask_words, masked_lm, word_slots
 
 PAD, CLS, SEP, MASK = 0, 101, 102, 103
 compiled_mask = jax.jit(mask_tokens, static_argnums=(3, 4))
+compiled_words = jax.jit(mask_words, static_argnums=(4, 5))
+words_many = jax.jit(jax.vmap(mask_words, in_axes=(0, None, None, None, None, None)), static_argnums=(4, 5))
 mask_many = jax.jit(jax.vmap(mask_tokens, in_axes=(0, None, None, None, None)), static_argnums=(3, 4))
 evaluate = jax.jit(jax.value_and_grad(masked_lm))
 
@@ -120,6 +122,97 @@ def test_the_mask_is_a_function_of_the_key() -> None:
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert ((first[0] == MASK) != (first[1] == MASK)).any(), "texts must not share a mask"
+
+
+# --- whole words ------------------------------------------------------------------------------------------------------
+
+SIZES = [[1, 2, 3, 1, 2], [4, 1, 1], [2, 2, 2, 2], [1, 1, 1, 1, 1, 1], [12], [1], [], [9, 1, 2]]
+WIDTH = 14
+
+
+def word_texts(sizes: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts whose words have so many tokens, which may be masked, and to which word each belongs."""
+    input_ids, maskable = texts([sum(row) for row in sizes], width)
+    word = np.zeros_like(input_ids)
+    for number, row in enumerate(sizes):
+        word[number, 1 : 1 + sum(row)] = np.repeat(np.arange(len(row)), row)
+    return input_ids, maskable, word
+
+
+def draw_words(share: float) -> list[list[frozenset[int]]]:
+    """The words that each of many draws masks in each text of `SIZES`; all of their tokens, up to the slots."""
+    input_ids, maskable, word = word_texts(SIZES, WIDTH)
+    keys = jax.random.split(jax.random.key(3), DRAWS)
+    hidden = np.asarray(words_many(keys, *map(jnp.array, (input_ids, maskable, word)), MASK, share).input_ids)
+    drawn = []
+    for row, sizes in enumerate(SIZES):
+        drawn.append([frozenset(word[row][one == MASK].tolist()) for one in hidden[:, row]])
+        for one, words in zip(hidden[:, row], drawn[-1], strict=True):
+            assert (one == MASK).sum() == min(sum(sizes[number] for number in words), word_slots(WIDTH, share))
+            assert (one[one != MASK] == input_ids[row][one != MASK]).all()
+            assert (one[~maskable[row]] == input_ids[row][~maskable[row]]).all()
+    return drawn
+
+
+@pytest.mark.parametrize(("share", "exact"), [(0.15, Fraction(15, 100)), (0.4, Fraction(4, 10))])
+def test_words_are_drawn_as_the_rule_says(share: float, exact: Fraction) -> None:
+    """Every set of words as often as all orders of the words make it, within five deviations."""
+    for sizes, drawn in zip(SIZES, draw_words(share), strict=True):
+        likely = oracles.masked_words(sizes, exact)
+        assert set(drawn) <= set(likely), sizes
+        for words, probability in likely.items():
+            deviation = math.sqrt(DRAWS * probability * (1 - probability))
+            assert abs(drawn.count(words) - DRAWS * probability) <= 5 * deviation, (sizes, words)
+
+
+def test_the_rule_by_hand() -> None:
+    """Six tokens, two of them masked: the long word alone if it comes first, else both short ones."""
+    assert oracles.masked_words([4, 1, 1], Fraction(4, 10)) == {
+        frozenset([0]): Fraction(1, 3), frozenset([1, 2]): Fraction(2, 3)}
+    assert oracles.masked_words([], Fraction(1, 2)) == {frozenset(): 1}
+
+
+@pytest.mark.parametrize("share", [0.15, 0.5])
+def test_the_share_is_exceeded_by_a_single_word_only_and_every_text_has_one(share: float) -> None:
+    rng = np.random.default_rng(5)
+    counts = rng.multinomial(8, [0.4, 0.3, 0.2, 0.1], 40)
+    sizes = [rng.permutation(np.repeat([1, 2, 3, 5], count)).tolist() for count in counts]
+    input_ids, maskable, word = word_texts(sizes, 44)
+    for seed in range(3):
+        text = compiled_words(jax.random.key(seed), *map(jnp.array, (input_ids, maskable, word)), MASK, share)
+        assert text.position.shape == text.label.shape == text.masked.shape == (40, word_slots(44, share))
+        hidden = np.asarray(text.input_ids) == MASK
+        np.testing.assert_array_equal(hidden.sum(axis=1), np.sum(np.asarray(text.masked), axis=1))
+        for row in range(40):
+            budget = oracles.masked_count(sum(sizes[row]), Fraction(str(share)))
+            assert 1 <= hidden[row].sum() <= budget or len(set(word[row][hidden[row]])) == 1
+            for slot in np.flatnonzero(text.masked[row]):
+                assert text.label[row, slot] == input_ids[row, text.position[row, slot]]
+
+
+def test_slots_of_whole_words() -> None:
+    """Those of the share at the published length, and room for a word of eight in short texts."""
+    assert [word_slots(length, 0.15) for length in (64, 16, 10, 5, 3)] == [9, 8, 8, 3, 1]
+
+
+def test_a_word_of_more_tokens_than_slots_is_masked_in_front() -> None:
+    input_ids, maskable, word = word_texts([[12]], WIDTH)
+    text = compiled_words(jax.random.key(0), *map(jnp.array, (input_ids, maskable, word)), MASK, 0.15)
+    np.testing.assert_array_equal(text.position, [np.arange(1, 9)])
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(text.input_ids)[0] == MASK), np.arange(1, 9))
+
+
+def test_word_numbers_of_what_is_never_masked_are_not_read() -> None:
+    input_ids, maskable, word = word_texts(SIZES, WIDTH)
+    spoiled = np.where(maskable, word, np.resize([-7, 0, 99], word.shape)).astype(np.int32)
+    one, other = (
+        compiled_words(jax.random.key(2), *map(jnp.array, (input_ids, maskable, numbers)), MASK, 0.15)
+        for numbers in (word, spoiled)
+    )
+    np.testing.assert_array_equal(one.input_ids, other.input_ids)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
 
 
 def lm_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

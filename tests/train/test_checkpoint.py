@@ -4,6 +4,7 @@ import json
 import resource
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -174,6 +175,24 @@ def test_another_configuration_is_refused_with_every_key(tmp_path: Path) -> None
         "- loss.fgd: true in the checkpoint, false now",
         "- optimizer.learning_rate: 0.001 in the checkpoint, 0.002 now",
         "- train.seed: 0 in the checkpoint, 4 now",
+    ]
+
+
+def test_a_checkpoint_older_than_a_key_goes_on_with_what_was_done_then(tmp_path: Path) -> None:
+    """Tokens were masked, and punctuation mapped, when there were no keys for it."""
+    before = CONFIG.to_dict()
+    del before["loss"]["whole_word_masking"], before["data"]["map_punctuation"]
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    checkpoints.save(state_of(3), SimpleNamespace(to_dict=lambda: before), {})  # type: ignore[arg-type]
+    checkpoints.wait()
+    assert int(checkpoints.restore(abstract(state_of(0)), CONFIG)[0].step) == 3
+    other = small_config({"loss": {"whole_word_masking": True}, "data": {"map_punctuation": False}})
+    with pytest.raises(UserError) as refused:
+        checkpoints.restore(abstract(state_of(0)), other)
+    checkpoints.close()
+    assert [line.strip() for line in str(refused.value).splitlines()[1:]] == [
+        "- data.map_punctuation: true in the checkpoint, false now",
+        "- loss.whole_word_masking: false in the checkpoint, true now",
     ]
 
 

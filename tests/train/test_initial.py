@@ -78,6 +78,20 @@ def test_a_whole_model_goes_on_from_another(tmp_path: Path) -> None:
     assert notes == [f"whole model from {tmp_path / 'model'}"]
 
 
+@pytest.mark.parametrize("maps, note", [
+    (False, "as [UNK], in this run they are ASCII: data.map_punctuation is True"),
+    (True, "as ASCII, in this run they are [UNK]: data.map_punctuation is False"),
+])
+def test_a_model_that_learned_other_punctuation_is_taken_and_said(tmp_path: Path, maps: bool, note: str) -> None:
+    config = small_config({"data": {"map_punctuation": not maps}})
+    fresh = sharded_init_state(small_recipe(config), jax.random.key(5))
+    sizes = dataclasses.replace(config.model, dtype="float32")
+    write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params), maps_punctuation=maps), tmp_path / "model")
+    _, state, notes = started(with_initial(config, model=str(tmp_path / "model")))
+    assert_bitwise_equal(named_leaves(state.params), named_leaves(fresh.params))
+    assert notes[1:] == [f"the model learned Chinese quotation marks, ellipsis and dash {note}"]
+
+
 def test_a_model_of_another_size_is_refused_leaf_by_leaf(tmp_path: Path) -> None:
     config = small_config()
     fresh = sharded_init_state(small_recipe(config), jax.random.key(5))

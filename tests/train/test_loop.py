@@ -440,6 +440,35 @@ def test_a_run_keeps_its_vocabulary_and_goes_on_with_no_other(prepared: Path, tm
         run(prepared, tmp_path, *changes, {"data": {"vocabulary": str(tmp_path / "other.txt")}})
 
 
+def test_whole_words_are_masked_from_the_captions_on(prepared: Path, tmp_path: Path) -> None:
+    """A run with them learns otherwise, goes on bitwise after a stop, and goes on with nothing else."""
+    length = {"model": {"text": {"text_length": 12}}, "train": {"epochs": 1.0}}
+    changes = (CHEAPEST, NO_EVALUATION, length, {"loss": {"whole_word_masking": True}})
+    assert run(prepared, tmp_path / "whole", *changes).finished
+    with pytest.MonkeyPatch.context() as patch:
+        before_batch(patch, lambda call: signal.raise_signal(signal.SIGTERM) if call == 2 else None)
+        assert not run(prepared, tmp_path / "stopped", *changes).finished
+    tokens = {"loss": {"whole_word_masking": False}}
+    with pytest.raises(UserError, match="loss.whole_word_masking: true in the checkpoint, false now"):
+        run(prepared, tmp_path / "stopped", *changes, tokens)
+    assert run(prepared, tmp_path / "stopped", *changes).finished
+    assert_bitwise_equal(saved_state(tmp_path / "stopped"), saved_state(tmp_path / "whole"))
+    run(prepared, tmp_path / "tokens", *changes, tokens)
+    assert log_lines(tmp_path / "tokens") != log_lines(tmp_path / "whole")
+
+
+def test_a_run_reads_punctuation_as_configured_and_goes_on_so(prepared: Path, tmp_path: Path) -> None:
+    changes = (CHEAPEST, NO_EVALUATION, {"train": {"epochs": 0.5}})
+    run(prepared, tmp_path, *changes, {"data": {"map_punctuation": False}})
+    assert not open_model(tmp_path).maps_punctuation
+    with pytest.raises(UserError, match="data.map_punctuation: false in the checkpoint, true now"):
+        run(prepared, tmp_path, *changes)
+    for mapped, unknown in ((True, 3), (False, 1)):
+        config = small_config({"data": {"directory": str(prepared), "map_punctuation": mapped}})
+        tokenizer = start.run_tokenizer(config)
+        assert (tokenizer(["…"])[0] == tokenizer.unk_id).sum() == unknown, "an ellipsis is three full stops"
+
+
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 

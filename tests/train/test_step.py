@@ -19,10 +19,11 @@ from small_model import (
     small_batch,
     small_config,
     small_recipe,
+    small_words,
 )
 
 from r2d2_jax.arrays import Batch
-from r2d2_jax.losses.masked_lm import mask_tokens
+from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.train.state import Recipe, TrainState
@@ -145,6 +146,8 @@ def towers(params: Any, batch: Batch, input_ids: jax.Array | None = None) -> tup
 def masked_ids(batch: Batch, step: int) -> jax.Array:
     special = np.isin(batch.input_ids, [TOKENS.cls_id, TOKENS.sep_id, TOKENS.pad_id])
     key = stream(KEY, "mask", step)
+    if batch.word is not None:
+        return mask_words(key, batch.input_ids, jnp.asarray(~special), batch.word, TOKENS.mask_id, 0.15).input_ids
     return mask_tokens(key, batch.input_ids, jnp.asarray(~special), TOKENS.mask_id, 0.15).input_ids
 
 
@@ -336,6 +339,16 @@ def test_order_of_the_batch_does_not_matter_to_gcpr() -> None:
         for rows in (batch, jax.tree.map(lambda leaf: leaf[order], batch))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_whole_words_are_masked_where_the_configuration_says_so(full: Case) -> None:
+    config = small_config({"loss": {"whole_word_masking": True}})
+    batch = full.batch.replace(word=jnp.asarray(small_words(2)))
+    _, metrics = compiled_step(config, small_recipe(config))(full.before, batch, KEY)
+    assert set(metrics) == set(full.metrics)
+    assert (masked_ids(batch, 3) != masked_ids(full.batch, 3)).any()
+    np.testing.assert_allclose(metrics["tgd"], expected_tgd(full.before, batch, queue_positives=True), **CLOSE)
+    assert float(metrics["mlm"]) != float(full.metrics["mlm"])
 
 
 # --- draws, and odd batches -----------------------------------------------------------------------------------------
