@@ -5,7 +5,7 @@
 "collectives": {"all-gather 56 48": 4, ...}, the number of collectives of each kind and result shape in the optimised
 train step, of those alone that move rows of the batch. That a shape has rows can be told from its sizes: the global
 batch is 8 * 7, and nothing else has a size that 7 divides.
-"whole_words": texts of which `mask_words` masks words, and how many collectives its program has.
+"whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
 "rows_at": rows that `rows_at` takes, and the gradient of their weighted sum.
 """
 
@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from small_model import TOKENS, small_config, small_rows, small_words
 
 from r2d2_jax.config import MeshConfig
-from r2d2_jax.losses.masked_lm import mask_words
+from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
 from r2d2_jax.sharding import batch_sharding, make_mesh, rows_at
 from r2d2_jax.train.compiled import compile_train_step
 from r2d2_jax.train.state import make_recipe
@@ -76,10 +76,15 @@ def whole_words(mesh: Mesh) -> dict[str, Any]:
     rows = small_rows(0, 24)
     maskable = rows["attention_mask"] & ~np.isin(rows["input_ids"], [TOKENS.cls_id, TOKENS.sep_id])
     texts = [jax.device_put(part, batch_sharding(mesh)) for part in (rows["input_ids"], maskable, small_words(0, 24))]
-    masked = jax.jit(lambda key, *texts: mask_words(key, *texts, TOKENS.mask_id, 0.15).input_ids)
-    program = masked.lower(jax.random.key(0), *texts).compile()
-    found = len(COLLECTIVE.findall(program.as_text()))
-    return {"input_ids": np.asarray(program(jax.random.key(0), *texts)).tolist(), "collectives": found}
+    key = jax.random.key(0)
+
+    def compiled(function: Any, *inputs: jax.Array) -> jax.stages.Compiled:
+        masked = jax.jit(lambda key, *inputs: function(key, *inputs, TOKENS.mask_id, 0.15).input_ids)
+        return masked.lower(key, *inputs).compile()
+
+    words, tokens = compiled(mask_words, *texts), compiled(mask_tokens, *texts[:2])
+    more = len(COLLECTIVE.findall(words.as_text())) - len(COLLECTIVE.findall(tokens.as_text()))
+    return {"input_ids": np.asarray(words(key, *texts)).tolist(), "more_collectives": more}
 
 
 def main() -> None:

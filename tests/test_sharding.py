@@ -149,12 +149,12 @@ def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str
 
 @pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))
 def test_whole_words_are_drawn_as_on_one_device(worker: list[dict[str, Any]], place: int, mesh: str) -> None:
-    """Each device draws for its own rows, from the same numbers; nothing travels."""
+    """Each device draws for its own rows, from the same numbers; nothing more travels for it."""
     rows = small_rows(0, 24)
     maskable = rows["attention_mask"] & ~np.isin(rows["input_ids"], [TOKENS.cls_id, TOKENS.sep_id])
     texts = map(jnp.array, (rows["input_ids"], maskable, small_words(0, 24)))
     alone = mask_words(jax.random.key(0), *texts, TOKENS.mask_id, 0.15)
-    assert worker[place]["whole_words"] == {"input_ids": alone.input_ids.tolist(), "collectives": 0}
+    assert worker[place]["whole_words"] == {"input_ids": alone.input_ids.tolist(), "more_collectives": 0}
 
 
 def test_mesh_has_two_automatic_axes() -> None:
