@@ -9,7 +9,7 @@ class UnusableRecord(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is written: a file and the line in it, from 1 (in a JSON array: the entry)."""
+    """Where something is: a file and the line in it, from 1 (in a JSON array the entry, in a folder the file)."""
 
     file: str
     line: int

@@ -62,12 +62,14 @@ class Preparation:
 
     splits: what was written. skipped: split name -> number of its entries left out, "" for those that name no split.
     first_skipped: the first ten of all entries left out, each with its place and reason. skipped_file: all of them.
+    remarks: what else the corpus has to say, such as how many links were dead.
     """
 
     splits: tuple[SplitSummary, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
     first_skipped: tuple[str, ...] = ()
     skipped_file: Path | None = None
+    remarks: tuple[str, ...] = ()
 
     def table(self) -> str:
         """The splits as lines of text: records, captions, skipped entries, bytes, shards."""
@@ -77,6 +79,7 @@ class Preparation:
             rows.append((split.name, *(f"{count:,}" for count in counts)))
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+        lines += ["", *self.remarks] if self.remarks else []
         if self.first_skipped:
             total, unassigned = sum(self.skipped.values()), self.skipped.get("", 0)
             lines += ["", f"{total:,} entries skipped, {unassigned:,} of them without a known split; all of them are "
@@ -196,7 +199,7 @@ def _publish(root: Path, job: Job, tasks: list[ShardTask], catalog: Catalog) -> 
     summaries = publish_dataset(root, corpus.name, shards, files=[job.folder / SKIPPED_FILE] if first else [],
                                 class_names=corpus.class_names, description=corpus.description,
                                 homepage=corpus.homepage)
-    return Preparation(tuple(summaries), skipped, first, root / corpus.name / VERSION / SKIPPED_FILE)
+    return Preparation(tuple(summaries), skipped, first, root / corpus.name / VERSION / SKIPPED_FILE, catalog.remarks())
 
 
 def _report(job: Job, task: ShardTask) -> ShardReport:

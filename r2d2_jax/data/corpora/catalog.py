@@ -20,6 +20,7 @@ CREATE TABLE entry (split TEXT, number INTEGER, image TEXT, image_id TEXT, label
 CREATE UNIQUE INDEX entry_grouped ON entry (split, grouped) WHERE grouped IS NOT NULL;
 CREATE TABLE seen (split TEXT, name TEXT, file INTEGER, line INTEGER, PRIMARY KEY (split, name)) WITHOUT ROWID;
 CREATE TABLE blob (name TEXT PRIMARY KEY, file INTEGER, line INTEGER, position INTEGER, length INTEGER) WITHOUT ROWID;
+CREATE TABLE remark (number INTEGER PRIMARY KEY, line TEXT);
 CREATE TABLE skipped (number INTEGER PRIMARY KEY, split TEXT, file INTEGER, line INTEGER, reason TEXT);
 """
 _ADD = """
@@ -92,6 +93,10 @@ class Catalog:
         row = (split, self._file_number(place.file), place.line, str(reason))
         self._database.execute("INSERT INTO skipped (split, file, line, reason) VALUES (?, ?, ?, ?)", row)
 
+    def remark(self, line: str) -> None:
+        """Notes something that the report is to say of the corpus, besides what was skipped."""
+        self._database.execute("INSERT INTO remark (line) VALUES (?)", (line,))
+
     def close(self) -> None:
         """Writes what is open."""
         self._database.commit()
@@ -114,6 +119,16 @@ class Catalog:
         query = "SELECT path, line, position, length FROM blob JOIN file ON file = file.number WHERE name = ?"
         row = self._database.execute(query, (name,)).fetchone()
         return None if row is None else Blob(Place(row[0], row[1]), row[2], row[3])
+
+    def unnamed_blobs(self, split: str, prefix: str) -> int:
+        """How many images, of those whose names begin with `prefix`, no annotation of the split names."""
+        query = ("SELECT COUNT(*) FROM blob WHERE substr(name, 1, ?) = ? AND NOT EXISTS "
+                 "(SELECT 1 FROM entry WHERE split = ? AND grouped = name)")
+        return self._database.execute(query, (len(prefix), prefix, split)).fetchone()[0]
+
+    def remarks(self) -> tuple[str, ...]:
+        """What the report is to say of the corpus, in order."""
+        return tuple(line for (line,) in self._database.execute("SELECT line FROM remark ORDER BY number"))
 
     def skipped(self) -> dict[str, int]:
         """Split name (or "") -> number of lines that could not be used."""

@@ -7,26 +7,18 @@ have nothing to catalog; their pieces are the archives.
 """
 
 import abc
-import itertools
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from r2d2_jax.data.corpora.catalog import Catalog
-from r2d2_jax.data.corpora.images import ImageFolder, ImageStore
-from r2d2_jax.data.corpora.lines import parsed_lines
-from r2d2_jax.data.entries import Annotation, Entry, Example, Place, UnusableRecord
+from r2d2_jax.data.entries import Entry
 from r2d2_jax.errors import UserError
 
 SPLIT_NAME = r"[A-Za-z]\w*"  # what TFDS allows
 SPLIT_ALIASES = {"val": "validation", "valid": "validation"}
 MIN_SHARDS, MAX_SHARDS = 8, 4096  # our decision, where nobody says how many
-_SHARD_ENTRIES = 10_000  # our decision: about 200 MB of images at 224 pixels
-_SHARD_BYTES = 256 * 2**20  # our decision, of an archive's bytes
-
-Outcome = tuple[Place, str, Annotation | UnusableRecord]  # where, which split ("" for none), what
 
 
 @dataclass(frozen=True)
@@ -52,12 +44,18 @@ class Corpus(abc.ABC):
         description: one sentence on what it is.
         homepage: where it comes from, or "".
         unit: what a piece's weight counts, for the progress bar.
+        needs: the flags that it cannot do without, of "images" and "annotations".
+        takes: those of them that may be given.
+        default_text_fields: the fields that hold an image's texts, where there are several to choose from.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     homepage: ClassVar[str] = ""
     unit: ClassVar[str] = " entries"
+    needs: ClassVar[tuple[str, ...]] = ("images", "annotations")
+    takes: ClassVar[tuple[str, ...]] = ()
+    default_text_fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, images: str = "", annotations: str = "", text_fields: Sequence[str] = ()) -> None:
         """Takes the places of the corpus.
@@ -65,14 +63,16 @@ class Corpus(abc.ABC):
         Args:
             images: folder of the images, or of the archives.
             annotations: file or folder of the annotations, where they are not in the archives.
-            text_fields: which fields hold an image's texts, in corpora that name several.
+            text_fields: which fields hold an image's texts, in corpora that name several; () for the usual ones.
 
         Raises:
-            UserError: what the corpus needs is not given or not there.
+            UserError: what the corpus needs is not given or not there, or it has no use for what is given.
         """
         self.images = _place(images)
         self.annotations = _place(annotations)
-        self.text_fields = tuple(text_fields)
+        if text_fields and not self.default_text_fields:
+            raise UserError(f"corpus {self.name} has no text fields to choose from; leave --text_fields out")
+        self.text_fields = tuple(text_fields) or self.default_text_fields
         self.check()
 
     @property
@@ -80,9 +80,14 @@ class Corpus(abc.ABC):
         """Names of the labels, by number; () for a corpus without labels."""
         return ()
 
-    @abc.abstractmethod
     def check(self) -> None:
         """Raises UserError unless all that the corpus needs is given and there."""
+        if any(getattr(self, flag) is None for flag in self.needs):
+            raise UserError(f"corpus {self.name} needs {' and '.join(f'--{flag}' for flag in self.needs)}; set "
+                            f"{'both' if len(self.needs) > 1 else 'it'}")
+        for flag in {"images", "annotations"} - {*self.needs, *self.takes}:
+            if getattr(self, flag) is not None:
+                raise UserError(f"corpus {self.name} has no use for --{flag}; leave it out")
 
     @abc.abstractmethod
     def inputs(self) -> list[Path]:
@@ -116,129 +121,16 @@ class Corpus(abc.ABC):
                 "text_fields": list(self.text_fields)}
 
 
-class AnnotatedCorpus(Corpus):
-    """A corpus with annotation files beside its images; annotations of one image become one example.
-
-    Attributes:
-        grouped: whether annotations of one image become one example with several captions; else each is an example.
-    """
-
-    grouped: ClassVar[bool] = True
-
-    @abc.abstractmethod
-    def outcomes(self) -> Iterable[Outcome]:
-        """Every annotation, or why it is none, in the order of the files."""
-
-    def image_store(self) -> ImageStore:
-        """Where the images are."""
-        assert self.images is not None
-        return ImageFolder(self.images)
-
-    def check(self) -> None:
-        """By default both the images and the annotations must be given."""
-        if self.images is None or self.annotations is None:
-            raise UserError(f"corpus {self.name} needs --images and --annotations; set both")
-        self.image_store()
-        for path in self.inputs():
-            if not path.is_file():
-                raise UserError(f"annotation file {path} does not exist; set --annotations to where the published "
-                                "files lie, under their published names")
-
-    def index(self, catalog: Catalog) -> None:
-        """Walks images and annotations."""
-        self.image_store().index(catalog)
-        for place, split, outcome in self.outcomes():
-            try:
-                if isinstance(outcome, UnusableRecord):
-                    raise outcome
-                _check_split(split)
-                catalog.add(place, split, outcome, grouped=self.grouped)
-            except UnusableRecord as reason:
-                catalog.skip(place, split, reason)
-
-    def shards(self, catalog: Catalog, count: int) -> dict[str, list[tuple[Piece, ...]]]:
-        """Equal runs of the catalog's entries."""
-        return {split: [(Piece(split, stop - start, start=start, stop=stop),)
-                        for start, stop in _equal_runs(entries, count or _automatic(entries, _SHARD_ENTRIES))]
-                for split, entries in catalog.sizes().items()}
-
-    def read(self, piece: Piece, catalog: Catalog) -> Iterator[Entry]:
-        """Reads the entries and their images."""
-        store = self.image_store()
-        for place, annotation in catalog.entries(piece.split, piece.start, piece.stop):
-            yield Entry(str(place), _example(store, annotation, catalog))
-
-
-class LineCorpus(AnnotatedCorpus):
-    """A corpus with one annotation a line."""
-
-    @abc.abstractmethod
-    def files(self) -> list[tuple[str, Path]]:
-        """Split ("" where the lines say it) and path of every annotation file, in order."""
-
-    @abc.abstractmethod
-    def parse(self, line: str) -> Annotation:
-        """Reads one line; raises UnusableRecord with the reason why it is no annotation."""
-
-    def inputs(self) -> list[Path]:
-        """The annotation files."""
-        return [path for _, path in self.files()]
-
-    def outcomes(self) -> Iterator[Outcome]:
-        """Every line's annotation."""
-        for split, path in self.files():
-            for place, outcome in parsed_lines(path, self.parse):
-                named = split if isinstance(outcome, UnusableRecord) else outcome.split or split
-                yield place, SPLIT_ALIASES.get(named, named), outcome
-
-
-class ArchiveCorpus(Corpus):
-    """A corpus whose archives hold images and captions together, one archive after the other."""
-
-    unit = "B"
-
-    @abc.abstractmethod
-    def archives(self) -> dict[str, list[Path]]:
-        """Split -> its archives, in order."""
-
-    def inputs(self) -> list[Path]:
-        """All archives."""
-        return list(itertools.chain.from_iterable(self.archives().values()))
-
-    def index(self, catalog: Catalog) -> None:
-        """Archives are read without a catalog."""
-
-    def shards(self, catalog: Catalog, count: int) -> dict[str, list[tuple[Piece, ...]]]:
-        """Runs of whole archives."""
-        planned = {}
-        for split, archives in self.archives().items():
-            pieces = [Piece(split, path.stat().st_size, archive=str(path)) for path in archives]
-            wanted = count or _automatic(sum(piece.weight for piece in pieces), _SHARD_BYTES)
-            planned[split] = [tuple(pieces[start:stop]) for start, stop in _equal_runs(len(pieces), wanted)]
-        return planned
-
-
 def _place(path: str) -> Path | None:
     return Path(path).expanduser() if path else None
 
 
-def _check_split(split: str) -> None:
-    if not re.fullmatch(SPLIT_NAME, split):
-        raise UnusableRecord(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
-
-
-def _automatic(size: int, wanted: int) -> int:
+def fitting_shards(size: int, wanted: int) -> int:
+    """How many shards of about the `wanted` size something makes, within the limits."""
     return min(MAX_SHARDS, max(MIN_SHARDS, -(-size // wanted)))
 
 
-def _equal_runs(size: int, count: int) -> list[tuple[int, int]]:
+def equal_runs(size: int, count: int) -> list[tuple[int, int]]:
+    """Start and end of runs that share `size` things out; none is empty."""
     count = min(size, count)
     return [(index * size // count, (index + 1) * size // count) for index in range(count)]
-
-
-def _example(store: ImageStore, annotation: Annotation, catalog: Catalog) -> Example | UnusableRecord:
-    try:
-        image = store.read(annotation.image, catalog)
-    except UnusableRecord as error:
-        return error
-    return Example(image, annotation.captions, annotation.image_id, annotation.label)

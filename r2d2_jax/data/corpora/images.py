@@ -3,8 +3,9 @@
 import abc
 import base64
 import binascii
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from r2d2_jax.data.corpora.catalog import Blob, Catalog
@@ -34,67 +35,101 @@ class ImageStore(abc.ABC):
 class ImageFolder(ImageStore):
     """Files below a folder; an image's name is its path in there."""
 
-    def __init__(self, root: Path) -> None:
-        """Checks that the folder is there; raises UserError otherwise."""
+    def __init__(self, root: Path, *, flat: bool = False, extensions: Sequence[str] = ()) -> None:
+        """Checks that the folder is there.
+
+        Args:
+            root: the folder.
+            flat: whether an image that is not at its path may lie in the folder itself.
+            extensions: what may have to be appended to a name, each with its dot.
+
+        Raises:
+            UserError: it is not.
+        """
         if not root.is_dir():
             raise UserError(f"image folder {root} does not exist; set --images to the folder with the images")
-        self._root = root
+        self._root, self._flat, self._endings = root, flat, ("", *extensions)
 
     def index(self, catalog: Catalog) -> None:
         """The names say where the images lie."""
 
     def read(self, name: str, catalog: Catalog) -> bytes:
         """Reads the file."""
-        path = self._root / name
-        try:
-            return path.read_bytes()
-        except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
-            reason = getattr(error, "strerror", None) or error
-            raise UnusableRecord(f"image {path} cannot be read: {reason}") from error
+        tried = self._places(name)
+        for path in tried:
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+                reason = getattr(error, "strerror", None) or error
+                raise UnusableRecord(f"image {path} cannot be read: {reason}") from error
+        raise UnusableRecord(f"image {' or '.join(map(str, tried))} cannot be read: No such file or directory")
+
+    def _places(self, name: str) -> list[Path]:
+        paths = [self._root / name] + [self._root / Path(name).name] * (self._flat and "/" in name)
+        return [Path(f"{path}{ending}") for path in paths for ending in self._endings]
 
 
 class Base64Table(ImageStore):
-    """Tables of two tab-separated columns, the image's name and its bytes in Base64 (either alphabet).
+    """Tables of two tab-separated columns, the image's id and its bytes in Base64 (either alphabet).
 
         1000002<tab>/9j/4AAQSkZJ...
+
+    An image's name is PREFIX/ID: the tables' prefixes keep equal ids of different tables apart.
     """
 
-    def __init__(self, tables: Sequence[Path]) -> None:
-        """Takes the tables' files."""
-        self._tables = tuple(tables)
+    def __init__(self, tables: Mapping[str, Path]) -> None:
+        """Takes prefix -> file of the tables."""
+        self._tables = dict(tables)
 
     def index(self, catalog: Catalog) -> None:
         """Notes the place of every image; lines that are none are skipped and counted."""
-        for table in self._tables:
-            position = 0
-            with open_annotations(table) as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        _index_line(catalog, Place(str(table), number), line, position)
-                    position += len(line)
+        for prefix, table in self._tables.items():
+            for place, position, line in _rows(table):
+                try:
+                    name, start, length = _cells(line)
+                    catalog.add_blob(f"{prefix}/{name}", Blob(place, position + start, length))
+                except UnusableRecord as reason:
+                    catalog.skip(place, prefix, reason)
+
+    def ids(self, prefix: str) -> Iterator[tuple[Place, str]]:
+        """The ids in a table, in its order."""
+        for place, _, line in _rows(self._tables[prefix]):
+            with contextlib.suppress(UnusableRecord):  # `index` has counted it
+                yield place, _cells(line)[0]
 
     def read(self, name: str, catalog: Catalog) -> bytes:
         """Reads and decodes the image's cell."""
+        prefix, _, image = name.partition("/")
         blob = catalog.blob(name)
         if blob is None:
-            raise UnusableRecord(f"no image {name} in {', '.join(map(str, self._tables))}")
+            raise UnusableRecord(f"no image {image} in {self._tables[prefix]}")
         with open(blob.place.file, "rb") as file:
             encoded = os.pread(file.fileno(), blob.length, blob.position)
         try:
             return base64.b64decode(encoded.translate(_URL_SAFE), validate=True)
         except binascii.Error as error:
-            raise UnusableRecord(f"broken Base64 of image {name} in {blob.place}: {error}") from error
+            raise UnusableRecord(f"broken Base64 of image {image} in {blob.place}: {error}") from error
 
 
-def _index_line(catalog: Catalog, place: Place, line: bytes, position: int) -> None:
+def _rows(table: Path) -> Iterator[tuple[Place, int, bytes]]:
+    """The lines that are not blank, with the number of bytes before them."""
+    position = 0
+    with open_annotations(table) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield Place(str(table), number), position, line
+            position += len(line)
+
+
+def _cells(line: bytes) -> tuple[str, int, int]:
+    """The image's id, and start and length of its Base64 within the line."""
     cells = line.rstrip(b"\r\n").split(b"\t")
+    if len(cells) != 2:
+        raise UnusableRecord(f"{len(cells)} tab-separated columns, expected 2: IMAGE<tab>BASE64")
     try:
-        if len(cells) != 2:
-            raise UnusableRecord(f"{len(cells)} tab-separated columns, expected 2: IMAGE<tab>BASE64")
-        try:
-            name = cells[0].decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UnusableRecord(f"invalid UTF-8 at byte {error.start} of the line") from error
-        catalog.add_blob(name, Blob(place, position + len(cells[0]) + 1, len(cells[1])))
-    except UnusableRecord as reason:
-        catalog.skip(place, "", reason)
+        name = cells[0].decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UnusableRecord(f"invalid UTF-8 at byte {error.start} of the line") from error
+    return name, len(cells[0]) + 1, len(cells[1])

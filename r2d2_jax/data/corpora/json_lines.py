@@ -10,8 +10,8 @@ any other word, and "image_id" may be left out: it is the image's path then.
 
 from pathlib import Path
 
-from r2d2_jax.data.corpora.corpus import LineCorpus
-from r2d2_jax.data.corpora.lines import as_text, json_object, text_of
+from r2d2_jax.data.corpora.annotated import LineCorpus
+from r2d2_jax.data.corpora.fields import json_object, text_of, texts_of
 from r2d2_jax.data.entries import Annotation, UnusableRecord
 
 EXPECTED = '{"image": "a.jpg", "captions": ["..."], "split": "train"}'
@@ -34,10 +34,7 @@ class JsonLines(LineCorpus):
             entry = json_object(line, "image", "captions", "split")
         except UnusableRecord as error:
             raise UnusableRecord(f"{error}; expected {EXPECTED}") from error
-        captions = entry["captions"]
-        if not isinstance(captions, list) or not captions:
-            raise UnusableRecord('"captions" is not a list with at least one text')
-        texts = tuple(as_text(caption, "a caption") for caption in captions)
+        captions = texts_of(entry, "captions")
         image = text_of(entry, "image")
         image_id = text_of(entry, "image_id") if "image_id" in entry else ""
-        return Annotation(image, texts, text_of(entry, "split"), image_id, unique=image)
+        return Annotation(image, captions, text_of(entry, "split"), image_id, unique=image)

@@ -1,8 +1,8 @@
 """Annotation files, one annotation at a time: lines of text, JSON lines, and JSON arrays."""
 
 import codecs
-import json
-import re
+import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import ijson
 
 from r2d2_jax.data.entries import Place, UnusableRecord
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, first_line
 
 Parsed = TypeVar("Parsed")
 
-_SURROGATE = re.compile("[\\ud800-\\udfff]")
+_READ_ERRORS = (OSError, EOFError, zlib.error)  # the last two: of a .gz that is cut short, or broken
 
 
 def lines(path: Path) -> Iterator[tuple[Place, str | UnusableRecord]]:
@@ -23,12 +23,16 @@ def lines(path: Path) -> Iterator[tuple[Place, str | UnusableRecord]]:
     Raises:
         UserError: the file cannot be opened.
     """
+    number = 0
     with open_annotations(path) as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            if raw.strip():
-                yield Place(str(path), number), _decoded(raw.rstrip(b"\r\n"))
+        try:
+            for number, raw in enumerate(file, start=1):
+                line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+                if line.strip():
+                    yield Place(str(path), number), _decoded(line.rstrip(b"\r\n"))
+        except _READ_ERRORS as error:
+            reason = f"cannot be read further ({first_line(error)}); this line and all after it are lost"
+            yield Place(str(path), number + 1), UnusableRecord(reason)
 
 
 def parsed_lines(path: Path, parse: Callable[[str], Parsed]) -> Iterator[tuple[Place, Parsed | UnusableRecord]]:
@@ -37,9 +41,12 @@ def parsed_lines(path: Path, parse: Callable[[str], Parsed]) -> Iterator[tuple[P
         yield place, line if isinstance(line, UnusableRecord) else _or_unusable(parse, line)
 
 
-def parsed_array(path: Path, parse: Callable[[Any], Parsed]) -> Iterator[tuple[Place, Parsed | UnusableRecord]]:
-    """The entries of a file that is one JSON array, which is never in memory as a whole.
+def parsed_array(
+    path: Path, parse: Callable[[Any], Parsed], where: str = "item"
+) -> Iterator[tuple[Place, Parsed | UnusableRecord]]:
+    """The entries of a JSON array, which is never in memory as a whole.
 
+    `where` it is in the file: "item" if the file is the array, "images.item" if it is under the key "images".
     Where the file breaks off or stops being JSON, the last outcome says so: what follows cannot be told apart.
 
     Raises:
@@ -47,84 +54,42 @@ def parsed_array(path: Path, parse: Callable[[Any], Parsed]) -> Iterator[tuple[P
     """
     number = 0
     with open_annotations(path) as file:
-        entries = ijson.items(file, "item", use_float=True)
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        entries = ijson.items(file, where, use_float=True)
         while True:
             number += 1
             try:
                 entry = next(entries)
             except StopIteration:
                 return
-            except (ijson.JSONError, UnicodeDecodeError) as error:
-                reason = f"invalid JSON ({str(error).strip().splitlines()[0]}); this entry and all after it are lost"
+            except (ijson.JSONError, UnicodeDecodeError, *_READ_ERRORS) as error:
+                reason = f"invalid JSON ({first_line(error)}); this entry and all after it are lost"
                 yield Place(str(path), number), UnusableRecord(reason)
                 return
             yield Place(str(path), number), _or_unusable(parse, entry)
 
 
+def begins_with(path: Path, mark: bytes) -> bool:
+    """Whether the first bytes of a file that are not blank are these."""
+    with open_annotations(path) as file:
+        try:
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(mark)
+        except _READ_ERRORS:
+            return False  # whoever reads the lines will say so
+
+
 def open_annotations(path: Path) -> Any:
-    """Opens a file for reading bytes.
+    """Opens a file for reading bytes; one whose name ends in .gz is decompressed.
 
     Raises:
         UserError: it is not there, or cannot be read.
     """
     try:
-        return path.open("rb")
+        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error.strerror}; set --annotations to where the "
                         "published files lie, under their published names") from error
-
-
-def json_object(line: str, *keys: str) -> dict[str, Any]:
-    """One JSON object that has all of `keys`.
-
-    Raises:
-        UnusableRecord: it is something else, or lacks one.
-    """
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise UnusableRecord(f"invalid JSON ({error})") from error
-    return with_keys(entry, *keys)
-
-
-def with_keys(entry: Any, *keys: str) -> dict[str, Any]:
-    """The entry itself, if it is an object with all of `keys`; raises UnusableRecord otherwise."""
-    if not isinstance(entry, dict):
-        raise UnusableRecord("not a JSON object")
-    absent = [f'"{key}"' for key in keys if key not in entry]
-    if absent:
-        raise UnusableRecord(f"no {', '.join(absent)}")
-    return entry
-
-
-def text_of(entry: dict[str, Any], key: str) -> str:
-    """A text that is not blank, without the blanks around it; raises UnusableRecord otherwise."""
-    return as_text(entry[key], f'"{key}"')
-
-
-def as_text(value: Any, what: str) -> str:
-    """The same of a value; `what` names it in the message. Numbers, as image ids often are, become text."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise UnusableRecord(f"{what} is not a text")
-    if not value.strip():
-        raise UnusableRecord(f"{what} is empty")
-    if not value.isascii() and _SURROGATE.search(value):  # JSON's \ud800 without its other half
-        raise UnusableRecord(f"{what} has half a surrogate pair")
-    return value.strip()
-
-
-def columns(line: str, count: int, form: str) -> list[str]:
-    """The tab-separated columns of a line.
-
-    Raises:
-        UnusableRecord: there are more or fewer than `count`; `form` shows what a line looks like.
-    """
-    cells = line.split("\t")
-    if len(cells) != count:
-        raise UnusableRecord(f"{len(cells)} tab-separated columns, expected {count}: {form}")
-    return cells
 
 
 def _decoded(raw: bytes) -> str | UnusableRecord:

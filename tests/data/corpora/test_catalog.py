@@ -76,6 +76,20 @@ def test_blobs(catalog: Catalog) -> None:
     assert catalog.blob("y") is None
 
 
+def test_images_that_no_annotation_names(catalog: Catalog) -> None:
+    for line, name in enumerate(["train/1", "train/2", "train/3", "test/1"], start=1):
+        catalog.add_blob(name, Blob(at(line), 0, 0))
+    catalog.add(at(1), "train", Annotation("train/2", ("一",)), grouped=True)
+    catalog.add(at(2), "test", Annotation("train/3", ("一",)), grouped=True)
+    assert [catalog.unnamed_blobs(split, f"{split}/") for split in ("train", "test", "other")] == [2, 1, 0]
+
+
+def test_remarks_are_kept_in_order(catalog: Catalog) -> None:
+    catalog.remark("b")
+    catalog.remark("a")
+    assert reopened(catalog).remarks() == ("b", "a")
+
+
 def test_skipped_lines_are_kept_in_order(catalog: Catalog) -> None:
     catalog.skip(at(2, "b.txt"), "", UnusableRecord("no split"))
     catalog.skip(at(1), "train", UnusableRecord("empty"))

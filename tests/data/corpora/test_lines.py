@@ -1,13 +1,16 @@
 """Annotation files are read one annotation at a time, and every bad one has its place and reason."""
 
+import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from r2d2_jax.data.corpora.lines import as_text, columns, json_object, lines, parsed_array, parsed_lines
+from r2d2_jax.data.corpora.fields import as_text, chosen_texts, columns, json_object
+from r2d2_jax.data.corpora.lines import begins_with, lines, parsed_array, parsed_lines
 from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.errors import UserError
 
@@ -68,6 +71,39 @@ def test_array_that_breaks_off(tmp_path: Path, text: str) -> None:
     assert first == (1, "1")
     assert second[0] == 2
     assert re.fullmatch(r"invalid JSON \(.*\); this entry and all after it are lost", second[1])
+
+
+@pytest.mark.parametrize("mark", ["", "\N{BYTE ORDER MARK}"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_marks_and_compression(tmp_path: Path, mark: str, compress: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / ("a.json" if compress is bytes else "a.json.gz")
+    path.write_bytes(compress(f"{mark} [1, 2]\n".encode()))
+    assert begins_with(path, b"[")
+    assert not begins_with(path, b"{")
+    assert numbered(parsed_array(path, lambda entry: entry)) == [(1, "1"), (2, "2")]
+    assert [line.strip() for _, line in numbered(lines(path))] == ["[1, 2]"]
+
+
+def test_part_of_an_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"other": [7], "images": [1, 2]}')
+    assert numbered(parsed_array(path, lambda entry: entry, "images.item")) == [(1, "1"), (2, "2")]
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b"a\nb\n" * 50)[:-12], b"not compressed"])
+def test_compressed_file_that_breaks_off(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(content)
+    assert not begins_with(path, b"[")
+    (*_, (_, last)) = numbered(lines(path))
+    assert re.fullmatch(r"cannot be read further \(.*\); this line and all after it are lost", last)
+
+
+def test_chosen_texts() -> None:
+    entry = {"Title": " 一 ", "content": ["二", "", "一"], "Query": None, "n": 7}
+    assert chosen_texts(entry, ["Query", "Content", "Title", "n", "absent"]) == ("二", "一", "7")
+    with pytest.raises(UnusableRecord, match="^no text in Query, absent; there is Title, content, Query, n$"):
+        chosen_texts(entry, ["Query", "absent"])
 
 
 def test_columns() -> None:
