@@ -2,5 +2,6 @@
 
 from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.corpora.json_lines import JsonLines
+from r2d2_jax.data.corpora.webdataset import WebDataset
 
-CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines,)}
+CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset)}
