@@ -30,6 +30,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
         "pillow>=10.4",
+        "pyarrow>=18",
         "rjieba>=0.2",
         "safetensors>=0.5",
         "tensorboardX>=2.6.2",

@@ -3,5 +3,7 @@
 from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.corpora.json_lines import JsonLines
 from r2d2_jax.data.corpora.webdataset import WebDataset
+from r2d2_jax.data.corpora.zero import Zero
+from r2d2_jax.data.corpora.zero_folder import ZeroFolder
 
-CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset)}
+CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, Zero, ZeroFolder)}
