@@ -1,9 +1,10 @@
 """The corpora that can be prepared, one small file each."""
 
+from r2d2_jax.data.corpora.chinese_clip import ChineseClip, Muge
 from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.corpora.json_lines import JsonLines
 from r2d2_jax.data.corpora.webdataset import WebDataset
 from r2d2_jax.data.corpora.zero import Zero
 from r2d2_jax.data.corpora.zero_folder import ZeroFolder
 
-CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, Zero, ZeroFolder)}
+CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Muge)}
