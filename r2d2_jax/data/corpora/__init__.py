@@ -6,5 +6,6 @@ from r2d2_jax.data.corpora.json_lines import JsonLines
 from r2d2_jax.data.corpora.webdataset import WebDataset
 from r2d2_jax.data.corpora.zero import Zero
 from r2d2_jax.data.corpora.zero_folder import ZeroFolder
+from r2d2_jax.data.corpora.zero_pairs import Icm, Icr, Iqm, Iqr
 
-CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Muge)}
+CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Icr, Iqr, Icm, Iqm, Muge)}
