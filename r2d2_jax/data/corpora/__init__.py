@@ -1,6 +1,7 @@
 """The corpora that can be prepared, one small file each."""
 
 from r2d2_jax.data.corpora.chinese_clip import ChineseClip, Muge
+from r2d2_jax.data.corpora.coco_cn import CocoCn
 from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.corpora.flickr30k_cn import Flickr30kCn
 from r2d2_jax.data.corpora.flickr30k_cna import Flickr30kCna
@@ -10,4 +11,4 @@ from r2d2_jax.data.corpora.zero import Zero
 from r2d2_jax.data.corpora.zero_folder import ZeroFolder
 from r2d2_jax.data.corpora.zero_pairs import Icm, Icr, Iqm, Iqr
 
-CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Icr, Iqr, Icm, Iqm, Muge, Flickr30kCn, Flickr30kCna)}
+CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Icr, Iqr, Icm, Iqm, Muge, Flickr30kCn, Flickr30kCna, CocoCn)}
