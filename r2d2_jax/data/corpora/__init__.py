@@ -2,6 +2,7 @@
 
 from r2d2_jax.data.corpora.aic_icc import AicIcc
 from r2d2_jax.data.corpora.chinese_clip import ChineseClip, Muge
+from r2d2_jax.data.corpora.classification import Classification
 from r2d2_jax.data.corpora.coco_cn import CocoCn
 from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.corpora.flickr30k_cn import Flickr30kCn
@@ -12,4 +13,4 @@ from r2d2_jax.data.corpora.zero import Zero
 from r2d2_jax.data.corpora.zero_folder import ZeroFolder
 from r2d2_jax.data.corpora.zero_pairs import Icm, Icr, Iqm, Iqr
 
-CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Icr, Iqr, Icm, Iqm, Muge, Flickr30kCn, Flickr30kCna, CocoCn, AicIcc)}
+CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Icr, Iqr, Icm, Iqm, Muge, Flickr30kCn, Flickr30kCna, CocoCn, AicIcc, Classification)}
