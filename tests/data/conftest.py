@@ -1,14 +1,18 @@
-"""The small vocabulary and datasets that the tests of the data path share."""
+"""The small vocabulary, the datasets and the launcher that the tests of the data path share."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from absl import flags
 from small_data import example
 
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.data.writer import write_dataset
 
+LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "prepare_data.py"
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"
 
@@ -41,6 +45,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(dataset: Path) -> RecordSource:
     """The training records of `dataset`."""
     return RecordSource(dataset, "train")
+
+
+@pytest.fixture(scope="session")
+def launcher() -> ModuleType:
+    """launch/prepare_data.py as a module, with its flags defined once."""
+    spec = importlib.util.spec_from_file_location("launch_prepare_data", LAUNCHER)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The launcher prints a table, or one message and exit status 2."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from small_data import encode
 
@@ -17,19 +15,6 @@ from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.writer import SplitSummary
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "prepare_data.py"
-
-
-@pytest.fixture(scope="module")
-def launcher() -> ModuleType:
-    """The launcher as a module, with its flags defined once."""
-    spec = importlib.util.spec_from_file_location("launch_prepare_data", LAUNCHER)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    return module
 
 
 @pytest.fixture

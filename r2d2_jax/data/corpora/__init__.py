@@ -13,4 +13,10 @@ from r2d2_jax.data.corpora.zero import Zero
 from r2d2_jax.data.corpora.zero_folder import ZeroFolder
 from r2d2_jax.data.corpora.zero_pairs import Icm, Icr, Iqm, Iqr
 
-CORPORA: dict[str, type[Corpus]] = {corpus.name: corpus for corpus in (JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Icr, Iqr, Icm, Iqm, Muge, Flickr30kCn, Flickr30kCna, CocoCn, AicIcc, Classification)}
+CORPORA: dict[str, type[Corpus]] = {
+    corpus.name: corpus
+    for corpus in (
+        JsonLines, WebDataset, ChineseClip, Zero, ZeroFolder, Icr, Iqr, Icm, Iqm, Muge, Flickr30kCn, Flickr30kCna,
+        CocoCn, AicIcc, Classification,
+    )
+}

@@ -10,7 +10,7 @@ _IMAGES = flags.DEFINE_string("images", "", "Folder of the images, or of the arc
 _ANNOTATIONS = flags.DEFINE_string(
     "annotations", "",
     'Folder of the published annotation files; for json_lines the file of lines like {"image": "a.jpg", "captions": '
-    '["..."], "split": "train"}.')
+    '["..."], "split": "train"}. docs/corpora.md says what each corpus needs.')
 _TEXT_FIELDS = flags.DEFINE_list("text_fields", [], "Fields that hold an image's texts, where a corpus names several.")
 
 
