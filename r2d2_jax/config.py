@@ -117,6 +117,10 @@ class DataConfig:
 
     directory: the prepared data set. validation_split, foil_split: "" for none; a foil record's captions are the true
         one and the foil.
+    corpora: prepared data sets that are trained on together, instead of `directory`'s training split; evaluation and
+        vocabulary stay with `directory`. An epoch has as many rows as all of them have records.
+    corpus_weights: the share of the rows that each of `corpora` gives, in any unit; a corpus with a larger share than
+        it has records is repeated. () is by size: every record once an epoch.
     vocabulary: a WordPiece vocabulary file, a folder or a hub name; "" means `directory`/vocab.txt.
     map_punctuation: map Chinese quotation marks, ellipsis and dash, which RoBERTa-wwm's vocabulary lacks, to ASCII; off
         they become [UNK], as in the published model.
@@ -128,6 +132,8 @@ class DataConfig:
     """
 
     directory: str
+    corpora: tuple[str, ...] = ()
+    corpus_weights: tuple[float, ...] = ()
     train_split: str = "train"
     validation_split: str = "validation"
     foil_split: str = ""
@@ -312,6 +318,8 @@ def _value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
         return float(value)
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
+        if parts[-1] is Ellipsis and isinstance(value, (list, tuple)):
+            parts = parts[:1] * len(value)
         if isinstance(value, (list, tuple)) and len(value) == len(parts):
             return tuple(_value(part, item, where, problems) for part, item in zip(parts, value, strict=True))
     elif type(value) is kind:
@@ -391,9 +399,24 @@ def _data_contradictions(data: DataConfig) -> Iterator[str]:
     for name in ("directory", "vocabulary"):
         if "://" in (path := getattr(data, name)):
             yield f"data.{name} is {path}, an address; expected a local or mounted path: mount it first"
+    yield from _corpora_contradictions(data)
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale is {data.crop_scale}; expected 0 < low <= high <= 1"
+
+
+def _corpora_contradictions(data: DataConfig) -> Iterator[str]:
+    for folder in dict.fromkeys(data.corpora):
+        if not folder:
+            yield "data.corpora has an empty name; expected folders of prepared datasets"
+        if "://" in folder:
+            yield f"data.corpora names {folder}, an address; expected a local or mounted path: mount it first"
+        if (times := data.corpora.count(folder)) > 1:
+            yield f"data.corpora names {folder} {times} times; expected it once: give it a larger weight"
+    if data.corpus_weights and len(data.corpus_weights) != len(data.corpora):
+        yield (f"data.corpus_weights has {len(data.corpus_weights)} number(s) for the {len(data.corpora)} folder(s) of "
+               "data.corpora; expected one for each, or none at all")
+    yield from _not_positive(("data.corpus_weights", weight) for weight in data.corpus_weights)
 
 
 def _mesh_contradictions(mesh: MeshConfig) -> Iterator[str]:

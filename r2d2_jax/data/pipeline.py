@@ -7,8 +7,9 @@ takes the p-th of the P equal parts of these. So the data position is the number
 
 import dataclasses
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -16,6 +17,8 @@ import numpy as np
 from absl import flags
 
 from r2d2_jax.config import DataConfig
+from r2d2_jax.data.broken import FIRST_NAMES, problem
+from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import Record, RecordSource, UnusableRecord
 from r2d2_jax.data.tokenizer import Tokenizer
 from r2d2_jax.data.transforms import evaluation_image, map_ahead, may_flip, train_image, verify_image
@@ -24,7 +27,6 @@ from r2d2_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 _MAX_BROKEN_RUN = 100  # our decision: so many unusable records one after the other are a broken dataset
-_FIRST_NAMES = 10  # how many unusable records a message lists
 
 
 def image_id_hash(image_id: str) -> np.ndarray:
@@ -33,7 +35,7 @@ def image_id_hash(image_id: str) -> np.ndarray:
 
 
 def train_batches(
-    source: RecordSource,
+    mixture: Mixture,
     tokenizer: Tokenizer,
     data: DataConfig,
     *,
@@ -47,7 +49,7 @@ def train_batches(
     """Endless batches of this process, from `first_step` on; every epoch is another permutation of the records.
 
     Args:
-        source: the training records.
+        mixture: the training records, of one corpus or several.
         tokenizer: gives `l`.
         data: augmentation and number of worker processes.
         image_size: side of the images in pixels.
@@ -69,9 +71,9 @@ def train_batches(
     if batch_size % process_count:
         raise UserError(f"train.batch_size {batch_size} is not a multiple of the {process_count} processes; each "
                         "process reads an equal part of every batch. Change train.batch_size")
-    make_row = _TrainRow(source, tokenizer, data, image_size)
-    order_seed, row_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
-    rows = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat().random_map(make_row, seed=row_seed)
+    make_row = _TrainRow(mixture, tokenizer, data, image_size)
+    order_seed, row_seed, *more = np.random.SeedSequence(seed).generate_state(1 + len(mixture.sources)).tolist()
+    rows = mixture.order((order_seed, *more)).random_map(make_row, seed=row_seed)
     parts = rows.batch(batch_size // process_count, batch_fn=_stack)
     dataset = parts[first_step * process_count + process_index :: process_count].to_iter_dataset(_read_options(data))
     if data.workers:
@@ -104,23 +106,25 @@ def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
 class _TrainRow:
     """Makes one row of a training batch from the number of a record and a random generator."""
 
-    source: RecordSource
+    mixture: Mixture
     tokenizer: Tokenizer
     data: DataConfig
     image_size: int
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """An unusable record gives its place to the one that follows it in the source."""
+    def __call__(self, number: int, rng: np.random.Generator) -> dict[str, Any]:
+        """An unusable record gives its place to the one that follows it in its corpus."""
         problems: list[str] = []
-        for candidate in range(index, index + min(len(self.source), _MAX_BROKEN_RUN)):
-            candidate %= len(self.source)
+        for candidate in itertools.islice(self.mixture.following(number), _MAX_BROKEN_RUN):
             try:
-                row = self._row(_usable_record(self.source, candidate), rng)
+                record = self.mixture[candidate]
+                if not record.captions:
+                    raise UnusableRecord("it has no caption")
+                row = self._row(_checked(record), rng)
                 return row | {"problems": np.str_("\n".join(problems))}
             except UnusableRecord as error:
-                problems.append(_problem(self.source.name(candidate), error))
+                problems.append(problem(self.mixture.name(candidate), error))
         raise UserError(f"{len(problems)} records one after the other are unusable; prepare the dataset again. The "
-                        "first:\n" + "\n".join(problems[:_FIRST_NAMES]))
+                        "first:\n" + "\n".join(problems[:FIRST_NAMES]))
 
     def _row(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         caption = record.captions[rng.integers(len(record.captions))]
@@ -131,11 +135,8 @@ class _TrainRow:
         return {"images": image, **self.tokenizer.columns(caption), "image_id": image_id_hash(record.image_id)}
 
 
-def _usable_record(source: RecordSource, index: int) -> Record:
-    """Reads a record and checks all of it but the image, which is checked by decoding it."""
-    record = source[index]
-    if not record.captions:
-        raise UnusableRecord("it has no caption")
+def _checked(record: Record) -> Record:
+    """Checks all of a record but the image, which is checked by decoding it, and that there is a caption at all."""
     if not all(caption.strip() for caption in record.captions):
         raise UnusableRecord("it has an empty caption")
     if not record.image_id:
@@ -143,96 +144,11 @@ def _usable_record(source: RecordSource, index: int) -> Record:
     return record
 
 
-def _problem(name: str, error: UnusableRecord) -> str:
-    return f"{name}: {error}".replace("\n", " ")
-
-
-class BrokenRecords:
-    """Counts the unusable records among those that all processes read, and stops the run when there are too many.
-
-    Attributes:
-        read: records read, usable or not.
-        broken: unusable ones among them; one that is met again in a later epoch counts again.
-        first: where the first ten lie and what is wrong with each.
-    """
-
-    def __init__(
-        self,
-        epoch_size: int,
-        max_broken_share: float,
-        told_by_all: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
-    ) -> None:
-        """Starts counting at zero.
-
-        Args:
-            epoch_size: number of records of the training split.
-            max_broken_share: the largest tolerated share of the records read, 0 to 1.
-            told_by_all: what every process counted, given what this one did; None where there is only one.
-        """
-        self.epoch_size = epoch_size
-        self.max_broken_share = max_broken_share
-        self._told_by_all = told_by_all
-        self.read, self.broken = 0, 0
-        self.first: list[str] = []
-        self._own = _nothing_counted()
-
-    def update(self, problems: np.ndarray) -> None:
-        """Counts one batch of this process and logs what is new; a process that is alone also judges.
-
-        Args:
-            problems: str [b'], of a batch of `train_batches`.
-
-        Raises:
-            UserError: as `share`.
-        """
-        new = [line for row in problems if row for line in str(row).split("\n")]
-        self._own["read"] += len(problems) + len(new)
-        self._own["broken"] += len(new)
-        for line in new:
-            logger.warning("unusable record, the next one takes its place: %s", line)
-        self._own["first"] += new[: _FIRST_NAMES - len(self._own["first"])]
-        if self._told_by_all is None:
-            self.share()
-
-    def share(self) -> None:
-        """Adds what every process has counted since the last time. All of them call this, and all judge alike.
-
-        Raises:
-            UserError: the share is exceeded. It is looked at once 1,000 records or a whole epoch were read, and before
-                that as soon as a whole epoch could not bring it back down (and more than 10 are broken); our decision.
-        """
-        for counted in [self._own] if self._told_by_all is None else self._told_by_all(self._own):
-            self.read += counted["read"]
-            self.broken += counted["broken"]
-            self.first += counted["first"][: _FIRST_NAMES - len(self.first)]
-        self._own = _nothing_counted()
-        self._check()
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain JSON values: all that was shared."""
-        return {"read": self.read, "broken": self.broken, "first": list(self.first)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` gave, on every process."""
-        self.read, self.broken, self.first = int(state["read"]), int(state["broken"]), list(state["first"])
-        self._own = _nothing_counted()
-
-    def _check(self) -> None:
-        share = self.max_broken_share
-        judged = self.read >= min(1000, self.epoch_size) and self.broken > share * self.read
-        hopeless = self.broken > max(10, share * max(self.read, self.epoch_size))
-        if judged or hopeless:
-            raise UserError(f"{self.broken} of the {self.read} training records read are unusable, more than "
-                            f"data.max_broken_share = {share:g} allows; mend them and prepare the dataset again, or "
-                            "raise data.max_broken_share. The first:\n" + "\n".join(self.first))
-
-
-def _nothing_counted() -> dict[str, Any]:
-    return {"read": 0, "broken": 0, "first": []}
-
-
 class EvaluationSplit:
     """All captions of a split, tokenised, and its images in batches; nothing usable is ever left out.
+
+    An image without any caption is a candidate that no query asks for, as the galleries of retrieval benchmarks have.
+    Captions are held as Python strings, for splits of tens of thousands; training records never are.
 
     Attributes:
         image_ids: identity of each image, in the order of `image_batches`.
@@ -252,7 +168,7 @@ class EvaluationSplit:
             max_images: use only so many usable records, from the first on; 0 uses all.
 
         Raises:
-            UserError: no record is usable.
+            UserError: no record is usable, or none has a caption.
         """
         self._source, self._image_size = source, image_size
         self._indices: list[int] = []
@@ -264,7 +180,7 @@ class EvaluationSplit:
             if max_images and len(self._indices) == max_images:
                 break
             if isinstance(outcome, UnusableRecord):
-                self.problems.append(_problem(source.name(index), outcome))
+                self.problems.append(problem(source.name(index), outcome))
                 continue
             image_id, captions = outcome
             caption_image.extend([len(self._indices)] * len(captions))
@@ -277,7 +193,7 @@ class EvaluationSplit:
 
     @property
     def num_images(self) -> int:
-        """Number of images; each has at least one caption."""
+        """Number of images, with or without captions."""
         return len(self._indices)
 
     def image_batches(self, batch_size: int, own: np.ndarray | None = None) -> Iterator[np.ndarray]:
@@ -302,17 +218,20 @@ class EvaluationSplit:
 
     def _inspect(self, index: int) -> tuple[str, tuple[str, ...]] | UnusableRecord:
         try:
-            record = _usable_record(self._source, index)
+            record = _checked(self._source[index])
             verify_image(record.image)
         except UnusableRecord as error:
             return error
         return record.image_id, record.captions
 
     def _report(self) -> None:
-        listed = "\n".join(self.problems[:_FIRST_NAMES])
+        listed = "\n".join(self.problems[:FIRST_NAMES])
         if not self._indices:
             raise UserError(f"none of the {len(self._source)} records of split {self._source.split!r} is usable; "
                             f"prepare the dataset again. The first:\n{listed}")
         if self.problems:
             logger.warning("%d of the %d records of split %r are unusable and left out. The first:\n%s",
                            len(self.problems), len(self._source), self._source.split, listed)
+        if not self.captions:
+            raise UserError(f"none of the {self.num_images} images of split {self._source.split!r} has a caption, so "
+                            "there is nothing to ask for; prepare the dataset again, or name another split")

@@ -3,17 +3,16 @@
 A prepared folder holds `NAME/1.0.0/` (a TFDS dataset in ArrayRecord shards) and usually `vocab.txt` beside it.
 """
 
-import bisect
-import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 from r2d2_jax.data.entries import UnusableRecord
+from r2d2_jax.data.shards import open_shard, read_shard
 from r2d2_jax.errors import UserError
 
 __all__ = ["Record", "RecordSource", "UnusableRecord", "dataset_folder"]
@@ -21,12 +20,16 @@ __all__ = ["Record", "RecordSource", "UnusableRecord", "dataset_folder"]
 
 @dataclass(frozen=True)
 class Record:
-    """One image-text pair of a prepared dataset; `name` says where it lies, like "train-00003-of-00008#17"."""
+    """One image-text pair of a prepared dataset; `name` says where it lies, like "train-00003-of-00008#17".
+
+    label: 0 or 1 for whether image and text match, or the number of a class; None where the dataset has no labels.
+    """
 
     image: bytes
     captions: tuple[str, ...]
     image_id: str
     name: str
+    label: int | None = None
 
 
 def dataset_folder(directory: str | os.PathLike[str]) -> Path:
@@ -50,13 +53,22 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
 
 
 class RecordSource:
-    """Random access to the records of one split; nothing but file names and lengths is held in memory.
+    """Random access to the records of one split; nothing is held but the names and lengths of its shards.
 
-    Shards are opened at the first read, in each process that reads; pickling hands over only the place of the dataset.
+    Shards are opened when they are read from (see `shards`); pickling hands over only the place of the dataset.
+
+    Attributes:
+        folder: the TFDS dataset. split: the split's name.
+        labelled: whether the records have a label.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
+    def __init__(self, directory: str | os.PathLike[str], split: str, *, corpus: str = "") -> None:
         """Checks that the split is there with all its shards.
+
+        Args:
+            directory: a prepared folder.
+            split: "train", "validation", ...
+            corpus: stands before the name of every record, where records of several datasets are read together.
 
         Raises:
             UserError: no dataset, no such split, another kind of dataset, or a missing shard.
@@ -68,13 +80,15 @@ class RecordSource:
         if split not in info.splits:
             raise UserError(f"{self.folder} has no split {split!r}; it has {', '.join(sorted(info.splits))}. Correct "
                             "the split's name in the data configuration")
-        self._shards = [Path(path) for path in info.splits[split].filepaths]
-        self._ends = list(itertools.accumulate(info.splits[split].shard_lengths))
-        self._opened: Any = None
+        self.labelled = "label" in info.features
+        self._prefix = f"{corpus}:{split}" if corpus else split
+        self._shards = [os.fspath(path) for path in info.splits[split].filepaths]
+        self._lengths = np.array(info.splits[split].shard_lengths, np.int64)
+        self._ends = np.cumsum(self._lengths)
         self._check_shards_exist()
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
         """Reads one record.
@@ -86,50 +100,58 @@ class RecordSource:
             UserError: its shard has gone or cannot be opened.
             UnusableRecord: the shard is sound but this record is not.
         """
-        index = int(index)
-        shard, name = self._locate(index)
+        shard, position = self._locate(int(index))
+        serialized = self._read(shard, position)
         try:
-            row = self._open()[index]
-            captions = tuple(caption.decode("utf-8") for caption in row["captions"])
-            return Record(row["image"], captions, row["image_id"].decode("utf-8"), name)
-        except Exception as error:
-            self._check_shard_opens(shard)
-            raise UnusableRecord(f"cannot be read from {shard}: {error}") from error
+            return self._parse(serialized, self._name(shard, position))
+        except UnusableRecord:
+            raise
+        except Exception as error:  # protobuf's own errors, text that is not UTF-8, several images
+            raise UnusableRecord(f"it is not what launch/prepare_data.py writes: {error}") from error
 
     def name(self, index: int) -> str:
         """Where a record lies, without reading it."""
-        return self._locate(int(index))[1]
+        return self._name(*self._locate(int(index)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
+    def _name(self, shard: int, position: int) -> str:
+        return f"{self._prefix}-{shard:05d}-of-{len(self._shards):05d}#{position}"
 
-    def _locate(self, index: int) -> tuple[Path, str]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The shard's number and the position in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of split {self.split!r}, which has {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        position = index - (self._ends[shard - 1] if shard else 0)
-        return self._shards[shard], f"{self.split}-{shard:05d}-of-{len(self._shards):05d}#{position}"
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - int(self._ends[shard] - self._lengths[shard])
 
-    def _open(self) -> Any:
-        if self._opened is None:
-            builder = tfds.builder_from_directory(self.folder)
-            self._opened = builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
-        return self._opened
+    def _read(self, shard: int, position: int) -> bytes:
+        path, length = self._shards[shard], int(self._lengths[shard])
+        try:
+            return read_shard(path, length, position)
+        except Exception as error:
+            self._check_shards_exist()
+            open_shard(path, length)  # it may be the shard that has gone bad, not this record alone
+            raise UnusableRecord(f"cannot be read from {path}: {error}") from error
+
+    def _parse(self, serialized: bytes, name: str) -> Record:
+        features = tf_example_pb2.Example.FromString(serialized).features.feature
+        wanted = ("image", "captions", "image_id", "label") if self.labelled else ("image", "captions", "image_id")
+        missing = [feature for feature in wanted if feature not in features]
+        if missing:
+            raise UnusableRecord(f"it has no feature {', '.join(missing)}")
+        image, captions, image_id = (list(features[feature].bytes_list.value) for feature in wanted[:3])
+        label = list(features["label"].int64_list.value) if self.labelled else [None]
+        for feature, values in (("image", image), ("image_id", image_id), ("label", label)):
+            if len(values) != 1:
+                raise UnusableRecord(f"it has {len(values)} values of {feature}; expected one")
+        texts = tuple(caption.decode("utf-8") for caption in captions)
+        return Record(image[0], texts, image_id[0].decode("utf-8"), name, label[0])
 
     def _check_shards_exist(self) -> None:
-        missing = [path for path in self._shards if not path.is_file()]
+        missing = [path for path in self._shards if not os.path.isfile(path)]
         if missing:
             raise UserError(f"shard {missing[0]} is missing ({len(missing)} of the {len(self._shards)} shards of split "
                             f"{self.split!r} are); copy it back, or prepare the dataset again with "
                             "launch/prepare_data.py")
-
-    def _check_shard_opens(self, shard: Path) -> None:
-        self._check_shards_exist()
-        try:
-            array_record_module.ArrayRecordReader(os.fspath(shard)).close()
-        except Exception as error:
-            raise UserError(f"shard {shard} cannot be opened ({error}); expected a complete ArrayRecord file. Copy it "
-                            "again, or prepare the dataset again with launch/prepare_data.py") from error
 
 
 def _check_features(folder: Path, info: tfds.core.DatasetInfo) -> None:

@@ -32,17 +32,23 @@ def recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
     Args:
         scores: [images, texts].
         caption_image: int [texts], the image of each text. An image may have several; one within the cut-off is a hit.
+            An image that has none is a candidate in t2i and asks for nothing in i2t.
 
     Returns:
         "i2t_r1" ... "t2i_r10"; "i2t_mean", "t2i_mean" over the cut-offs; "mean" over all six; "r10" over both
         directions.
     """
-    positive = np.arange(len(scores))[:, None] == caption_image[None, :]
-    result: dict[str, float] = {}
-    for direction, ranks in (("i2t", best_ranks(scores, positive)), ("t2i", best_ranks(scores.T, positive.T))):
-        at = {f"{direction}_r{cutoff}": 100 * float(np.mean(ranks < cutoff)) for cutoff in CUTOFFS}
-        result |= at | {f"{direction}_mean": float(np.mean(list(at.values())))}
+    asking = np.unique(caption_image)
+    result = _one_way("i2t", scores[asking], np.equal.outer(asking, caption_image))
+    result |= _one_way("t2i", scores.T, np.equal.outer(caption_image, np.arange(len(scores))))
     return result | _over_both(result)
+
+
+def _one_way(direction: str, scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    """Recall of the queries [q c] at each cut-off, and the mean of these."""
+    ranks = best_ranks(scores, positive)
+    at = {f"{direction}_r{cutoff}": 100 * float(np.mean(ranks < cutoff)) for cutoff in CUTOFFS}
+    return at | {f"{direction}_mean": float(np.mean(list(at.values())))}
 
 
 def _over_both(recall: dict[str, float]) -> dict[str, float]:
@@ -52,7 +58,7 @@ def _over_both(recall: dict[str, float]) -> dict[str, float]:
 
 def chance_recalls(caption_image: np.ndarray, num_images: int) -> dict[str, float]:
     """The expected `recalls`, in per cent, of a random order of the candidates."""
-    captions = np.bincount(caption_image, minlength=num_images)
+    captions = np.unique(caption_image, return_counts=True)[1]  # of each image that has any
     texts = len(caption_image)
     result: dict[str, float] = {}
     for direction, candidates, positives in (("i2t", texts, captions), ("t2i", num_images, np.ones(texts, int))):
@@ -107,19 +113,18 @@ def evaluate_retrieval(scorer: Scorer, params: Params, encoded: EncodedSplit, re
     """
     cosine = encoded.image_embed @ encoded.text_embed.T
     caption_image = encoded.caption_image
-    chance = chance_recalls(caption_image, len(cosine))
-    report = RetrievalReport(recalls(cosine, caption_image), None, chance)
+    report = RetrievalReport(recalls(cosine, caption_image), None, chance_recalls(caption_image, len(cosine)))
     if not rerank:
         return report
-    texts, images = top_candidates(cosine, rerank), top_candidates(cosine.T, rerank)
-    of_image = np.stack([np.repeat(np.arange(len(texts)), texts.shape[1]), texts.ravel()], axis=1)
+    asking = np.unique(caption_image)  # images without captions are candidates only
+    texts, images = top_candidates(cosine[asking], rerank), top_candidates(cosine.T, rerank)
+    of_image = np.stack([np.repeat(asking, texts.shape[1]), texts.ravel()], axis=1)
     of_text = np.stack([images.ravel(), np.repeat(np.arange(len(images)), images.shape[1])], axis=1)
     # Pairs that both directions ask for are scored once.
     pairs, places = np.unique(np.concatenate([of_image, of_text]), axis=0, return_inverse=True)
     probability = scorer.match(params, encoded, pairs)[places.ravel()]
-    i2t = reranked(cosine, texts, probability[: len(of_image)].reshape(texts.shape))
+    i2t = reranked(cosine[asking], texts, probability[: len(of_image)].reshape(texts.shape))
     t2i = reranked(cosine.T, images, probability[len(of_image) :].reshape(images.shape))
-    positive = recalls(i2t, caption_image), recalls(t2i.T, caption_image)
-    both = {name: value for name, value in positive[0].items() if name.startswith("i2t")}
-    both |= {name: value for name, value in positive[1].items() if name.startswith("t2i")}
-    return RetrievalReport(report.dual, both | _over_both(both), chance)
+    both = _one_way("i2t", i2t, np.equal.outer(asking, caption_image))
+    both |= _one_way("t2i", t2i, np.equal.outer(caption_image, np.arange(len(cosine))))
+    return RetrievalReport(report.dual, both | _over_both(both), report.chance)

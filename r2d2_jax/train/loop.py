@@ -13,7 +13,6 @@ import numpy as np
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config import Config
-from r2d2_jax.data.records import RecordSource
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
 from r2d2_jax.processes import check_shared
@@ -27,8 +26,10 @@ from r2d2_jax.train.start import (
     Position,
     check_newest_is_agreed,
     keep_vocabulary,
+    log_mixture,
     run_batches,
     run_evaluator,
+    run_mixture,
     run_recipe,
     run_tokenizer,
     start_or_go_on,
@@ -72,17 +73,18 @@ def pretrain(config: Config, workdir: Path) -> Outcome:
         mesh = make_mesh(config.mesh)
         check_batch_divides(config.train.batch_size, mesh)
         tokenizer = run_tokenizer(config)
-        source = RecordSource(config.data.directory, config.data.train_split)
-        recipe, total_steps = run_recipe(config, tokenizer, mesh, len(source))
+        mixture = run_mixture(config)
+        recipe, total_steps = run_recipe(config, tokenizer, mesh, len(mixture))
+        log_mixture(config, mixture, total_steps)
         evaluator = run_evaluator(config, recipe, tokenizer)
         check_shared(workdir)
         compared_by = config.evaluation.compared_by
         checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by)))
         check_newest_is_agreed(checkpoints)
-        state, position = start_or_go_on(config, recipe, checkpoints, source)
+        state, position = start_or_go_on(config, recipe, checkpoints, mixture)
         keep_vocabulary(tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
         run = _Run(config, recipe, evaluator, checkpoints, workdir, total_steps, stop)
-        return run.go(state, position, run_batches(config, tokenizer, source, position.step))
+        return run.go(state, position, run_batches(config, tokenizer, mixture, position.step))
 
 
 class _Run:

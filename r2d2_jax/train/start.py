@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config import Config
-from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, train_batches
+from r2d2_jax.data.broken import BrokenRecords
+from r2d2_jax.data.mixture import Mixture
+from r2d2_jax.data.pipeline import EvaluationSplit, train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.errors import UserError
@@ -30,9 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Position:
-    """Where a run is, beside its state; `evaluated` says whether the log has this step's evaluation."""
+    """Where a run is, beside its state.
+
+    records: how many training records each corpus has. evaluated: whether the log has this step's evaluation.
+    """
 
     step: int
+    records: tuple[int, ...]
     broken: BrokenRecords
     window: Window
     evaluated: bool = False
@@ -41,7 +47,7 @@ class Position:
         """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
         return {
             "pairs": self.step * batch_size,
-            "records": self.broken.epoch_size,
+            "records": list(self.records),
             "broken": self.broken.state(),
             "window": self.window.fetched(),
             "evaluated": self.evaluated,
@@ -84,6 +90,29 @@ def keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, going_on: bool) -> N
     if jax.process_index() == 0:
         with written_whole(path) as unfinished:
             write_vocabulary(tokenizer.vocabulary, unfinished)
+
+
+def run_mixture(config: Config) -> Mixture:
+    """The training records of the configured corpora.
+
+    Raises:
+        UserError: as `RecordSource`, of any of them, and as `Mixture`.
+    """
+    data = config.data
+    if not data.corpora:
+        return Mixture([RecordSource(data.directory, data.train_split)])
+    sources = [RecordSource(folder, data.train_split, corpus=folder) for folder in data.corpora]
+    return Mixture(sources, data.corpus_weights)
+
+
+def log_mixture(config: Config, mixture: Mixture, total_steps: int) -> None:
+    """Says how often the run will see the records of each of several corpora."""
+    epochs = total_steps * config.train.batch_size / len(mixture)
+    for folder, records, rows in zip(config.data.corpora, mixture.records, mixture.rows, strict=False):
+        logger.info(
+            "corpus %s: %d records, %.3g %% of the rows, each record seen %.3g times in the run",
+            folder, records, 100 * rows / len(mixture), rows * epochs / records,
+        )  # fmt: skip
 
 
 def run_recipe(config: Config, tokenizer: Tokenizer, mesh: Mesh, records: int) -> tuple[Recipe, int]:
@@ -132,7 +161,7 @@ def check_newest_is_agreed(checkpoints: Checkpoints) -> None:
 
 
 def start_or_go_on(
-    config: Config, recipe: Recipe, checkpoints: Checkpoints, source: RecordSource
+    config: Config, recipe: Recipe, checkpoints: Checkpoints, mixture: Mixture
 ) -> tuple[TrainState, Position]:
     """A fresh state with its initial weights, or the newest checkpoint's.
 
@@ -140,23 +169,25 @@ def start_or_go_on(
         UserError: initial weights or checkpoint do not fit the configuration, or the data has changed.
     """
     several = jax.process_count() > 1
-    broken = BrokenRecords(len(source), config.data.max_broken_share, told_by_all if several else None)
+    broken = BrokenRecords(len(mixture), config.data.max_broken_share, told_by_all if several else None)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(recipe, jax.random.key(config.train.seed))
         state, notes = with_initial_weights(state, recipe, config)
         for note in notes:
             logger.warning("initial weights: %s", note)
         logger.info("starting; %s", _sizes(recipe, state))
-        return state, Position(0, broken, Window())
+        return state, Position(0, mixture.records, broken, Window())
     state, progress = checkpoints.restore(abstract_state(recipe), config)
-    if progress["records"] != len(source):
+    if tuple(progress["records"]) != mixture.records:
+        folders = ", ".join(config.data.corpora) or config.data.directory
+        before, now = (" + ".join(map(str, counts)) for counts in (progress["records"], mixture.records))
         raise UserError(
-            f"the checkpoint was made with {progress['records']} training records, {config.data.directory} has "
-            f"{len(source)}; the data position would be lost: use the same data, or an empty --workdir"
+            f"the checkpoint was made with {before} training records, {folders} has {now}; the data position would be "
+            "lost: use the same data, or an empty --workdir"
         )
     broken.restore(progress["broken"])
     logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
-    return state, Position(int(state.step), broken, Window(progress["window"]), progress["evaluated"])
+    return state, Position(int(state.step), mixture.records, broken, Window(progress["window"]), progress["evaluated"])
 
 
 def _sizes(recipe: Recipe, state: TrainState) -> str:
@@ -167,11 +198,11 @@ def _sizes(recipe: Recipe, state: TrainState) -> str:
 
 
 def run_batches(
-    config: Config, tokenizer: Tokenizer, source: RecordSource, first_step: int
+    config: Config, tokenizer: Tokenizer, mixture: Mixture, first_step: int
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """The batches from a step on, without end; see `train_batches`."""
     return train_batches(
-        source,
+        mixture,
         tokenizer,
         config.data,
         image_size=config.model.image.image_size,

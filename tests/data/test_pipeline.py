@@ -18,7 +18,8 @@ from small_data import encode, example
 from r2d2_jax.config import DataConfig
 from r2d2_jax.data import pipeline
 from r2d2_jax.data.entries import Example
-from r2d2_jax.data.pipeline import BrokenRecords, EvaluationSplit, image_id_hash, train_batches
+from r2d2_jax.data.mixture import Mixture
+from r2d2_jax.data.pipeline import EvaluationSplit, image_id_hash, train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer
 from r2d2_jax.data.writer import write_dataset
@@ -32,7 +33,7 @@ def batches(
 ) -> list[Batch]:
     data = DataConfig(directory="", workers=workers)
     arguments = {"image_size": 16, "batch_size": 4, "seed": 1, "first_step": 0} | settings
-    stream = train_batches(source, tokenizer, data, **arguments)
+    stream = train_batches(Mixture([source]), tokenizer, data, **arguments)
     taken = [{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(stream, count)]
     stream.close()
     return taken
@@ -168,10 +169,11 @@ def test_program_that_never_closes_the_stream_ends(dataset: Path, vocabulary: Pa
     script.write_text(f"""
 if __name__ == "__main__":
     from r2d2_jax.config import DataConfig
+    from r2d2_jax.data.mixture import Mixture
     from r2d2_jax.data.pipeline import train_batches
     from r2d2_jax.data.records import RecordSource
     from r2d2_jax.data.tokenizer import load_tokenizer
-    stream = train_batches(RecordSource({str(dataset)!r}, "train"), load_tokenizer({str(vocabulary)!r}, 8),
+    stream = train_batches(Mixture([RecordSource({str(dataset)!r}, "train")]), load_tokenizer({str(vocabulary)!r}, 8),
                            DataConfig(directory="", workers=1), image_size=16, batch_size=2, seed=0, first_step=0)
     print(next(stream)["images"].shape)
 """)
@@ -179,59 +181,6 @@ if __name__ == "__main__":
     done = subprocess.run([sys.executable, script], cwd=root, env={"PYTHONPATH": str(root), "PATH": ""}, timeout=60,
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "(2, 16, 16, 3)"), done.stderr
-
-
-def test_broken_share_is_judged_after_an_epoch() -> None:
-    counter = BrokenRecords(epoch_size=50, max_broken_share=0.1)
-    counter.update(np.array(["", "r#1: bad", "", ""]))
-    assert (counter.read, counter.broken, counter.first) == (5, 1, ["r#1: bad"])
-    counter.update(np.array([""] * 45))
-    counter.update(np.array(["r#2: bad\nr#3: worse", *[""] * 3]))
-    with pytest.raises(UserError, match=r"7 of the 61 training records read are unusable, more than "
-                                        r"data.max_broken_share = 0.1 allows; (.|\n)*r#1: bad\nr#2: bad\nr#3: worse"):
-        counter.update(np.array(["r#4: bad\nr#5: bad\nr#6: bad\nr#7: bad"]))
-
-
-def test_broken_share_that_cannot_recover_stops_at_once() -> None:
-    counter = BrokenRecords(epoch_size=500, max_broken_share=0.01)
-    counter.update(np.array(["r#0: bad"] * 10))
-    with pytest.raises(UserError, match="11 of the 22 training records"):
-        counter.update(np.array(["r#1: bad"]))
-
-
-def test_a_tolerable_share_stays_tolerable_over_many_epochs() -> None:
-    counter = BrokenRecords(epoch_size=100, max_broken_share=0.05)
-    for _ in range(100):
-        counter.update(np.array(["r#0: bad", *[""] * 49]))
-    assert counter.broken == 100
-    assert len(counter.first) == 10
-
-
-def test_counts_survive_a_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
-    counter = BrokenRecords(epoch_size=10_000, max_broken_share=0.5)
-    with caplog.at_level(logging.WARNING):
-        counter.update(np.array(["r#1: bad", ""]))
-    assert "unusable record, the next one takes its place: r#1: bad" in caplog.text
-    restored = BrokenRecords(epoch_size=10_000, max_broken_share=0.5)
-    restored.restore(counter.state())
-    assert restored.state() == {"read": 3, "broken": 1, "first": ["r#1: bad"]}
-
-
-def test_processes_judge_what_all_of_them_counted() -> None:
-    """Each alone has 6 broken records, too few to stop; together they have 12, and both say so."""
-    told: list[dict[str, Any]] = []
-    counters = [BrokenRecords(1000, 0.005, told_by_all=lambda own: told) for _ in range(2)]
-    for number, counter in enumerate(counters):
-        counter.update(np.array([f"r#{number}: bad"] * 6))
-        told.append(dict(counter._own))
-        assert counter.broken == 0
-    for counter in counters:
-        with pytest.raises(UserError, match=r"12 of the 24 training records(.|\n)*r#0: bad\n(.|\n)*r#1: bad"):
-            counter.share()
-    restored = BrokenRecords(1000, 0.5, told_by_all=lambda own: [own, own])
-    restored.restore(counters[1].state())
-    restored.share()
-    assert (restored.read, restored.broken, len(restored.first)) == (24, 12, 10)
 
 
 def test_evaluation_split_has_everything(dataset: Path, tokenizer: Tokenizer) -> None:
@@ -281,7 +230,8 @@ def test_evaluation_leaves_out_only_what_is_broken(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         split = EvaluationSplit(spoiled, tokenizer, 16)
-    assert split.image_ids == ["image0", "image3", "image5", "image6"]
-    assert len(split.problems) == 4
-    assert "4 of the 8 records of split 'train' are unusable and left out" in caplog.text
+    assert split.image_ids == ["image0", "image2", "image3", "image5", "image6"]
+    assert split.caption_image.tolist() == [0, 0, 2, 2, 3, 3, 4, 4]  # image2 has no caption: a candidate only
+    assert len(split.problems) == 3
+    assert "3 of the 8 records of split 'train' are unusable and left out" in caplog.text
     assert "train-00000-of-00001#7: it has no image_id" in caplog.text

@@ -55,10 +55,11 @@ def test_no_tensorflow_or_torch_is_imported(dataset: Path, vocabulary: Path) -> 
     program = f"""
 import sys
 from r2d2_jax.config import DataConfig
+from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.pipeline import train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import load_tokenizer
-stream = train_batches(RecordSource({str(dataset)!r}, "train"), load_tokenizer({str(vocabulary)!r}, 8),
+stream = train_batches(Mixture([RecordSource({str(dataset)!r}, "train")]), load_tokenizer({str(vocabulary)!r}, 8),
                        DataConfig(directory=""), image_size=16, batch_size=2, seed=0, first_step=0)
 assert len(next(stream)["images"]) == 2
 print(sorted({{"tensorflow", "torch", "r2d2_jax"}} & set(sys.modules)))
