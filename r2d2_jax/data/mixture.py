@@ -3,7 +3,6 @@
 import bisect
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -11,6 +10,10 @@ import grain
 
 from r2d2_jax.data.records import Record, RecordSource
 from r2d2_jax.errors import UserError
+
+# Rows of the stream: more than any run has, and exact in the floating-point numbers in which Grain counts batches. Its
+# own endless repetition overflows there when a process has one row of every batch.
+_STREAM_ROWS = 2**52
 
 
 class Mixture:
@@ -81,7 +84,7 @@ class Mixture:
             seeds: of the permutations of each corpus, 0 to 2**32 - 1.
         """
         orders = [
-            grain.MapDataset.range(start, start + count).shuffle(seed=seed).repeat()
+            grain.MapDataset.range(start, start + count).shuffle(seed=seed).repeat(_STREAM_ROWS // count)
             for start, count, seed in zip(self._starts, self.records, seeds, strict=False)
         ]
         if len(orders) == 1:
@@ -117,7 +120,7 @@ class EvenlySpread(grain.transforms.DatasetSelectionMap):
         self._rows = tuple(rows)
 
     def __len__(self) -> int:
-        return sys.maxsize
+        return _STREAM_ROWS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         left, here = sum(self._rows), index
