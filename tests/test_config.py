@@ -101,8 +101,15 @@ def test_ints_are_accepted_for_floats_and_lists_for_tuples() -> None:
     assert config.data.crop_scale == (1.0, 1.0)
 
 
+def test_corpora_of_any_number() -> None:
+    assert (read(values()).data.corpora, read(values()).data.corpus_weights) == ((), ())
+    data = read(changed(data__corpora=["a", "b", "c"], data__corpus_weights=[1, 2.5, 3])).data
+    assert (data.corpora, data.corpus_weights) == (("a", "b", "c"), (1.0, 2.5, 3.0))
+
+
 def test_round_trip_through_json() -> None:
-    config = read(changed(data__foil_split="swapped", model__temperature_range=[0.01, 0.4], loss__fgd=False))
+    config = read(changed(data__foil_split="swapped", data__corpora=["a", "b"], data__corpus_weights=[1, 2],
+                          model__temperature_range=[0.01, 0.4], loss__fgd=False))
     plain = config.to_dict()
     assert plain["model"]["temperature_range"] == [0.01, 0.4]
     assert read(json.loads(json.dumps(plain))) == config
@@ -132,6 +139,10 @@ def test_round_trip_through_json() -> None:
         (changed(data__crop_scale=[0.5, 0.6, 0.7]),
          "data.crop_scale is [0.5, 0.6, 0.7] of type list; expected tuple[float, float]"),
         (changed(data__crop_scale=(0.5, "x")), "data.crop_scale is 'x' of type str; expected float"),
+        (changed(data__corpora="a"), "data.corpora is 'a' of type str; expected tuple[str, ...]"),
+        (changed(data__corpora=("a", 1)), "data.corpora is 1 of type int; expected str"),
+        (changed(data__corpora=("a", "b"), data__corpus_weights=(1.0, "2")),
+         "data.corpus_weights is '2' of type str; expected float"),
         (changed(mesh=2), "mesh is 2; expected a block of keys"),
     ],
 )
@@ -223,6 +234,21 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"data__vocabulary": "https://x.org/vocab.txt"},
          "data.vocabulary is https://x.org/vocab.txt, an address; expected a local or mounted path: mount it first"),
         ({"data__directory": ""}, "data.directory is empty; expected the folder of a prepared dataset"),
+        ({"data__corpora": ("a", "https://b")},
+         "data.corpora names https://b, an address; expected a local or mounted path: mount it first"),
+        ({"data__corpora": ("a", "b", "a")},
+         "data.corpora names a 2 times; expected it once: give it a larger weight"),
+        ({"data__corpora": ("a", "")}, "data.corpora has an empty name; expected folders of prepared datasets"),
+        ({"data__corpora": ("a", "b"), "data__corpus_weights": (1.0,)},
+         "data.corpus_weights has 1 number(s) for the 2 folder(s) of data.corpora; expected one for each, or none at "
+         "all"),
+        ({"data__corpus_weights": (1.0,)},
+         "data.corpus_weights has 1 number(s) for the 0 folder(s) of data.corpora; expected one for each, or none at "
+         "all"),
+        ({"data__corpora": ("a", "b"), "data__corpus_weights": (1.0, 0.0)},
+         "data.corpus_weights is 0.0; expected a positive number"),
+        ({"data__corpora": ("a", "b"), "data__corpus_weights": (float("inf"), 1.0)},
+         "data.corpus_weights is inf; expected a positive number"),
         ({"data__max_broken_share": -1.0}, "data.max_broken_share is -1.0; expected a number from 0 to 1"),
         ({"loss__match_class_weights": (-1.0, 2.0)}, "loss.match_class_weights is -1.0; expected 0 or more"),
         ({"loss__soft_target_ramp_epochs": -1.0}, "loss.soft_target_ramp_epochs is -1.0; expected 0 or more"),

@@ -1,6 +1,7 @@
 """Records that nothing can be learned from: how they are named, counted, and when there are too many of them."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +71,10 @@ class BrokenRecords:
         """Adds what every process has counted since the last time. All of them call this, and all judge alike.
 
         Raises:
-            UserError: the share is exceeded. It is looked at once 1,000 records or a whole epoch were read, and before
-                that as soon as a whole epoch could not bring it back down (and more than 10 are broken); our decision.
+            UserError: the share is exceeded, by more than chance brings into the part of an epoch that was read last
+                (three standard deviations). It is looked at once 1,000 records or a whole epoch were read, and before
+                that as soon as the rest of the epoch could not bring it back down (and more than 10 are broken); our
+                decision.
         """
         for counted in [self._own] if self._told_by_all is None else self._told_by_all(self._own):
             self.read += counted["read"]
@@ -90,9 +93,10 @@ class BrokenRecords:
         self._own = _nothing_counted()
 
     def _check(self) -> None:
-        share = self.max_broken_share
-        judged = self.read >= min(1000, self.epoch_size) and self.broken > share * self.read
-        hopeless = self.broken > max(10, share * max(self.read, self.epoch_size))
+        share, epoch = self.max_broken_share, self.epoch_size
+        by_chance = 3 * math.sqrt(share * (self.read % epoch))
+        judged = self.read >= min(1000, epoch) and self.broken > share * self.read + by_chance
+        hopeless = self.broken > max(10, share * epoch * math.ceil(self.read / epoch))
         if judged or hopeless:
             raise UserError(f"{self.broken} of the {self.read} training records read are unusable, more than "
                             f"data.max_broken_share = {share:g} allows; mend them and prepare the dataset again, or "

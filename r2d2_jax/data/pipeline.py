@@ -175,7 +175,7 @@ class EvaluationSplit:
         self.image_ids: list[str] = []
         self.captions: list[str] = []
         self.problems: list[str] = []
-        caption_image: list[int] = []
+        owners: list[int] = []
         for index, outcome in enumerate(map_ahead(self._inspect, range(len(source)))):
             if max_images and len(self._indices) == max_images:
                 break
@@ -183,12 +183,12 @@ class EvaluationSplit:
                 self.problems.append(problem(source.name(index), outcome))
                 continue
             image_id, captions = outcome
-            caption_image.extend([len(self._indices)] * len(captions))
+            owners.extend([len(self._indices)] * len(captions))
             self.captions.extend(captions)
             self._indices.append(index)
             self.image_ids.append(image_id)
+        self.caption_image = np.array(owners, np.int32)
         self._report()
-        self.caption_image = np.array(caption_image, np.int32)
         self.input_ids, self.attention_mask = tokenizer(self.captions)
 
     @property
@@ -235,3 +235,6 @@ class EvaluationSplit:
         if not self.captions:
             raise UserError(f"none of the {self.num_images} images of split {self._source.split!r} has a caption, so "
                             "there is nothing to ask for; prepare the dataset again, or name another split")
+        if silent := self.num_images - len(np.unique(self.caption_image)):
+            logger.info("%d of the %d images of split %r have no caption; text is compared with them all the same",
+                        silent, self.num_images, self._source.split)

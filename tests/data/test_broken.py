@@ -16,9 +16,33 @@ def test_broken_share_is_judged_after_an_epoch() -> None:
     assert (counter.read, counter.broken, counter.first) == (5, 1, ["r#1: bad"])
     counter.update(np.array([""] * 45))
     counter.update(np.array(["r#2: bad\nr#3: worse", *[""] * 3]))
-    with pytest.raises(UserError, match=r"7 of the 61 training records read are unusable, more than "
+    with pytest.raises(UserError, match=r"10 of the 64 training records read are unusable, more than "
                                         r"data.max_broken_share = 0.1 allows; (.|\n)*r#1: bad\nr#2: bad\nr#3: worse"):
-        counter.update(np.array(["r#4: bad\nr#5: bad\nr#6: bad\nr#7: bad"]))
+        counter.update(np.array(["\n".join(["r#4: bad"] * 7)]))
+
+
+def read_all(share: float, max_broken_share: float, seed: int, epochs: int = 3) -> int:
+    """Reads 5,000 records of which a share is broken, each epoch in another order; returns how many were read."""
+    counter = BrokenRecords(5000, max_broken_share)
+    lines = np.array(["r: bad"] * round(5000 * share) + [""] * round(5000 * (1 - share)))
+    rng = np.random.default_rng(seed)
+    for batch in np.concatenate([rng.permutation(lines) for _ in range(epochs)]).reshape(-1, 50):
+        counter.update(batch)
+    return counter.read
+
+
+@pytest.mark.parametrize("share", [0.005, 0.009, 0.01])
+def test_a_share_within_the_limit_never_stops_by_chance(share: float) -> None:
+    """Though in some part of some epoch there are always more than in the whole."""
+    for seed in range(30):
+        assert read_all(share, 0.01, seed) == 15_000 + 3 * round(5000 * share)
+
+
+@pytest.mark.parametrize("share", [0.011, 0.02, 0.5])
+def test_a_share_above_the_limit_stops_within_an_epoch(share: float) -> None:
+    for seed in range(10):
+        with pytest.raises(UserError, match="more than data.max_broken_share = 0.01 allows"):
+            read_all(share, 0.01, seed, epochs=1)
 
 
 def test_broken_share_that_cannot_recover_stops_at_once() -> None:

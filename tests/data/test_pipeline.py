@@ -22,6 +22,7 @@ from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.pipeline import EvaluationSplit, image_id_hash, train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer
+from r2d2_jax.data.transforms import evaluation_image
 from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 
@@ -204,6 +205,23 @@ def test_evaluation_images_are_padded_not_dropped(dataset: Path, tokenizer: Toke
     assert (by_two[-1][1] == 0).all()
 
 
+@pytest.mark.parametrize("images", [1, 3, 4, 5, 7, 8, 9])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_no_evaluation_image_is_dropped(images: int, processes: int, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """In batches of four, of which each process makes its own rows; together they have every image once."""
+    write_dataset(tmp_path, {"test": map(example, range(images))}, shards=2)
+    source = RecordSource(tmp_path, "test")
+    split = EvaluationSplit(source, tokenizer, 16)
+    own = [np.arange(4) // (4 // processes) == process for process in range(processes)]
+    parts = [np.concatenate(list(split.image_batches(4, rows))) for rows in own]
+    whole = np.sum(parts, axis=0)
+    assert len(whole) == -(-images // 4) * 4
+    for index in range(images):
+        np.testing.assert_array_equal(whole[index], evaluation_image(source[index].image, 16))
+    assert (whole[images:] == 0).all()
+    assert (len(split.captions), split.num_images) == (2 * images, images)
+
+
 def test_evaluation_decodes_only_the_rows_asked_for(
     dataset: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,3 +253,19 @@ def test_evaluation_leaves_out_only_what_is_broken(
     assert len(split.problems) == 3
     assert "3 of the 8 records of split 'train' are unusable and left out" in caplog.text
     assert "train-00000-of-00001#7: it has no image_id" in caplog.text
+
+
+def test_images_without_captions_stay_in_the_gallery(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = [Example(encode(seed=number), (), f"silent{number}") for number in range(2)]
+    write_dataset(tmp_path, {"test": [silent[0], example(1), silent[1], example(2, "红球")], "gallery": silent})
+    with caplog.at_level(logging.INFO):
+        split = EvaluationSplit(RecordSource(tmp_path, "test"), tokenizer, 16)
+    assert split.image_ids == ["silent0", "image1", "silent1", "image2"]
+    assert (split.num_images, split.captions) == (4, ["1只狗", "红球", "红球"])
+    assert split.caption_image.tolist() == [1, 1, 3]
+    assert split.problems == []
+    assert "2 of the 4 images of split 'test' have no caption; text is compared with them all the same" in caplog.text
+    with pytest.raises(UserError, match="none of the 2 images of split 'gallery' has a caption, so there is nothing"):
+        EvaluationSplit(RecordSource(tmp_path, "gallery"), tokenizer, 16)

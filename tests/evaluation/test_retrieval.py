@@ -21,19 +21,25 @@ from r2d2_jax.evaluation.scorer import EncodedSplit
 
 
 def naive_recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
-    """A query is a hit at k if fewer than k wrong candidates score as high as its best right one."""
+    """A query is a hit at k if fewer than k wrong candidates score as high as its best right one.
+
+    An image that no caption belongs to asks for nothing, but is a candidate.
+    """
     result: dict[str, float] = {}
     for way, rows in (("i2t", scores), ("t2i", scores.T)):
         for cutoff in CUTOFFS:
-            hits = 0
+            hits, queries = 0, 0
             for query, row in enumerate(rows):
+                if way == "i2t" and query not in caption_image:
+                    continue
+                queries += 1
                 right = [
                     (caption_image[c] == query if way == "i2t" else caption_image[query] == c) for c in range(len(row))
                 ]
                 best = max(score for score, good in zip(row, right, strict=True) if good)
                 before = sum(score >= best and not good for score, good in zip(row, right, strict=True))
                 hits += before < cutoff
-            result[f"{way}_r{cutoff}"] = 100 * hits / len(rows)
+            result[f"{way}_r{cutoff}"] = 100 * hits / queries
         result[f"{way}_mean"] = sum(result[f"{way}_r{cutoff}"] for cutoff in CUTOFFS) / 3
     result["mean"] = (result["i2t_mean"] + result["t2i_mean"]) / 2
     result["r10"] = (result["i2t_r10"] + result["t2i_r10"]) / 2
@@ -48,6 +54,28 @@ def test_recalls_equal_the_naive_count(seed: int, decimals: int) -> None:
     caption_image = rng.permutation(np.concatenate([np.arange(15), rng.integers(0, 15, 25)]))
     scores = np.round(rng.normal(size=(15, 40)), decimals)
     assert recalls(scores, caption_image) == pytest.approx(naive_recalls(scores, caption_image))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_recalls_of_a_gallery_with_images_that_nobody_asks_for(seed: int) -> None:
+    """20 images, of which 5 to 15 have captions; the rest make text to image harder and image to text no easier."""
+    rng = np.random.default_rng(seed)
+    caption_image = rng.choice(20, 5 + 3 * seed, replace=False)[rng.integers(0, 5 + 3 * seed, 30)]
+    assert len(np.unique(caption_image)) < 20
+    scores = np.round(rng.normal(size=(20, 30)), 1)
+    found = recalls(scores, caption_image)
+    assert found == pytest.approx(naive_recalls(scores, caption_image))
+    asking, without = np.unique(caption_image, return_inverse=True)
+    alone = recalls(scores[asking], without)
+    assert all(found[f"i2t_r{cutoff}"] == alone[f"i2t_r{cutoff}"] for cutoff in CUTOFFS)
+    assert all(found[f"t2i_r{cutoff}"] <= alone[f"t2i_r{cutoff}"] for cutoff in CUTOFFS)
+
+
+def test_a_gallery_by_hand() -> None:
+    """Image 1 has no caption and scores highest for both texts: each is found at the second place, not the first."""
+    scores = np.array([[0.8, 0.1], [0.9, 0.9], [0.1, 0.7]])
+    found = recalls(scores, np.array([0, 2]))
+    assert (found["i2t_r1"], found["t2i_r1"], found["t2i_r5"]) == (100.0, 0.0, 100.0)
 
 
 def test_perfect_and_worst() -> None:
@@ -74,7 +102,8 @@ def closed_form(caption_image: np.ndarray, images: int) -> dict[str, float]:
     """1 - C(c - p, k) / C(c, k) for each query with p right ones among c candidates."""
     texts = len(caption_image)
     result: dict[str, float] = {}
-    for way, queries in (("i2t", [(texts, int((caption_image == i).sum())) for i in range(images)]),
+    asking = sorted(set(caption_image.tolist()))
+    for way, queries in (("i2t", [(texts, int((caption_image == i).sum())) for i in asking]),
                          ("t2i", [(images, 1)] * texts)):  # fmt: skip
         for k in CUTOFFS:
             chances = [1 - math.comb(c - p, min(k, c)) / math.comb(c, min(k, c)) for c, p in queries]
@@ -83,8 +112,11 @@ def closed_form(caption_image: np.ndarray, images: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("images, captions", [(1, 1), (3, 2), (8, 5), (30, 1), (200, 5)])
-def test_chance_equals_the_closed_form(images: int, captions: int) -> None:
+@pytest.mark.parametrize("gallery", [0, 7])
+def test_chance_equals_the_closed_form(images: int, captions: int, gallery: int) -> None:
+    """`gallery` images more have no caption."""
     caption_image = np.repeat(np.arange(images), captions)
+    images += gallery
     found = chance_recalls(caption_image, images)
     for name, value in closed_form(caption_image, images).items():
         assert found[name] == pytest.approx(value, abs=1e-9), name
@@ -93,10 +125,11 @@ def test_chance_equals_the_closed_form(images: int, captions: int) -> None:
 
 
 def test_chance_equals_a_simulation() -> None:
+    """With 5 of 30 images in the gallery alone."""
     rng = np.random.default_rng(0)
     caption_image = np.concatenate([np.arange(25), rng.integers(0, 25, 20)])
-    drawn = [recalls(rng.random((25, 45)), caption_image) for _ in range(400)]
-    for name, value in chance_recalls(caption_image, 25).items():
+    drawn = [recalls(rng.random((30, 45)), caption_image) for _ in range(400)]
+    for name, value in chance_recalls(caption_image, 30).items():
         assert np.mean([draw[name] for draw in drawn]) == pytest.approx(value, abs=1.0), name
 
 
@@ -127,27 +160,34 @@ class FakeScorer:
         return self.table[pairs[:, 0], pairs[:, 1]]
 
 
-def split_of(seed: int, images: int = 12, texts: int = 30) -> tuple[EncodedSplit, np.ndarray]:
+def split_of(seed: int, images: int = 12, texts: int = 30, gallery: int = 0) -> tuple[EncodedSplit, np.ndarray]:
+    """Images and texts at random and their match probabilities; `gallery` more images, in any place, have no text."""
     rng = np.random.default_rng(seed)
     embeds = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in
-              (rng.normal(size=(images, 4)), rng.normal(size=(texts, 4)))]  # fmt: skip
-    caption_image = rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, texts - images)]))
+              (rng.normal(size=(images + gallery, 4)), rng.normal(size=(texts, 4)))]  # fmt: skip
+    place = rng.permutation(images + gallery)[:images]
+    caption_image = place[rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, texts - images)]))]
     nothing = np.zeros((0, 0))
-    return EncodedSplit(nothing, embeds[0], nothing, embeds[1], nothing, caption_image), rng.random((images, texts))
+    split = EncodedSplit(nothing, embeds[0], nothing, embeds[1], nothing, caption_image)
+    return split, rng.random((images + gallery, texts))
 
 
 @pytest.mark.parametrize("rerank", [1, 4, 12, 30, 99])
-def test_both_directions_rerank_their_own_candidates(rerank: int) -> None:
-    encoded, table = split_of(rerank)
+@pytest.mark.parametrize("gallery", [0, 6])
+def test_both_directions_rerank_their_own_candidates(rerank: int, gallery: int) -> None:
+    encoded, table = split_of(rerank, gallery=gallery)
     scorer: Any = FakeScorer(table)
     report = evaluate_retrieval(scorer, {}, encoded, rerank)
     cosine = encoded.image_embed @ encoded.text_embed.T
     assert report.dual == pytest.approx(naive_recalls(cosine, encoded.caption_image))
+    assert report.chance == chance_recalls(encoded.caption_image, 12 + gallery)
     expected: dict[str, float] = {}
     wanted = set()
     for way, scores in (("i2t", cosine), ("t2i", cosine.T)):
         result = np.full(scores.shape, -100.0)
         for query, candidate in itertools.product(*map(range, scores.shape)):
+            if way == "i2t" and query not in encoded.caption_image:
+                continue
             if (scores[query] > scores[query, candidate]).sum() < rerank:
                 pair = (query, candidate) if way == "i2t" else (candidate, query)
                 wanted.add(pair)

@@ -1,14 +1,19 @@
 """The compiled forwards against the plain model; the filling of the last batch changes nothing."""
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import random_state, small_config, small_recipe, write_small_dataset
+from small_data import example
+from small_model import random_state, small_config, small_recipe, write_small_dataset, write_vocabulary
 
 from r2d2_jax.data.pipeline import EvaluationSplit
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import load_tokenizer
+from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer, _fetched
 from r2d2_jax.losses.matching import match_probability
@@ -56,6 +61,23 @@ def test_every_row_equals_the_plain_model(
     np.testing.assert_allclose(encoded.text_tokens, text.tokens, **CLOSE)
     np.testing.assert_array_equal(encoded.attention_mask, split.attention_mask)
     np.testing.assert_array_equal(encoded.caption_image, split.caption_image)
+
+
+@pytest.mark.parametrize("images", [1, 7, 8, 9])
+def test_no_image_or_caption_is_dropped(
+    images: int, recipe: Recipe, params, encoded: EncodedSplit, tmp_path: Path
+) -> None:
+    """In batches of eight. Every other image has no caption, and still gets its embedding."""
+    examples = [example(100 + number) for number in range(images)]
+    silent = [dataclasses.replace(one, captions=()) if number % 2 else one for number, one in enumerate(examples)]
+    write_dataset(tmp_path, {"test": silent})
+    split = EvaluationSplit(RecordSource(tmp_path, "test"), load_tokenizer(str(write_vocabulary(tmp_path)), 10), 16)
+    found = Scorer(recipe.model, recipe.mesh, 8).encode(params, split, keep_tokens=True)
+    assert found.caption_image.tolist() == [image for image in range(0, images, 2) for _ in range(2)]
+    assert len(found.text_embed) == len(found.text_tokens) == len(split.captions) == 2 * -(-images // 2)
+    np.testing.assert_allclose(found.image_embed, encoded.image_embed[:images], **CLOSE)
+    text = recipe.model.apply({"params": params}, split.input_ids, split.attention_mask, method="encode_text")
+    np.testing.assert_allclose(found.text_embed, text.embed, **CLOSE)
 
 
 def test_match_of_any_pairs(recipe: Recipe, params, encoded: EncodedSplit) -> None:
