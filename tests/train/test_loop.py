@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from small_data import encode, example
 from small_model import (
     CHEAPEST,
@@ -42,6 +41,8 @@ from r2d2_jax.train.loop import Outcome, pretrain
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.state import sharded_init_state
+
+pytestmark = pytest.mark.usefixtures("compile_each_run_once")
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16  # 4 epochs of 32 records in batches of 8
@@ -70,24 +71,6 @@ def before_batch(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) ->
         return original(batches, progress)
 
     monkeypatch.setattr(loop, "next_batch", next_batch)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_each_run_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs of one configuration share their executables, over processes too."""
-    settings: dict[str, Any] = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,103 @@
+"""Runs on several corpora: what they say, that they go on exactly though the data has moved, and what is refused."""
+
+import logging
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_data import serialized, write_raw
+from small_model import CHEAPEST, assert_bitwise_equal, log_lines, saved_state, small_config
+
+from r2d2_jax.errors import UserError
+from r2d2_jax.train import loop
+from r2d2_jax.train.loop import Outcome, pretrain
+
+pytestmark = pytest.mark.usefixtures("compile_each_run_once")
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two corpora of 20 and 12 records, the second with a broken one."""
+    folder = tmp_path_factory.mktemp("corpora")
+    write_raw(folder / "large", {"train": [map(serialized, range(20))]})
+    broken = [serialized(4, image=b"nothing"), *map(serialized, range(11))]
+    write_raw(folder / "small", {"train": [broken[3:], broken[:3]]})
+    return folder
+
+
+def run(prepared: Path, corpora: Path, workdir: Path, *changes: Mapping[str, Any]) -> Outcome:
+    """Two epochs of 32 rows in batches of 8, 24 of them from the large corpus; evaluated on `prepared`."""
+    data = {
+        "directory": str(prepared),
+        "corpora": (str(corpora / "large"), str(corpora / "small")),
+        "corpus_weights": (3.0, 1.0),
+        "max_broken_share": 0.2,
+    }
+    train = {"epochs": 2.0, "log_every": 4, "evaluate_every": 4}
+    return pretrain(small_config(CHEAPEST, {"data": data, "train": train}, *changes), workdir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert run(prepared, corpora, workdir).finished
+    return workdir
+
+
+def test_how_often_each_corpus_is_seen_is_said(
+    prepared: Path, corpora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(prepared, corpora, tmp_path, {"train": {"epochs": 1.5}})
+    assert f"corpus {corpora}/large: 20 records, 75 % of the rows, each record seen 1.8 times in the run" in caplog.text
+    assert f"corpus {corpora}/small: 12 records, 25 % of the rows, each record seen 1 times in the run" in caplog.text
+    assert f"next one takes its place: {corpora}/small:train-00001-of-00002#0: not an image: 7 bytes" in caplog.text
+
+
+def test_a_stopped_run_goes_on_exactly_though_its_corpora_moved(
+    prepared: Path, corpora: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken records and epochs included."""
+    calls = iter(range(100))
+    original = loop.next_batch
+
+    def next_batch(batches: Any, progress: Any) -> Any:
+        if next(calls) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return original(batches, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "next_batch", next_batch)
+        assert run(prepared, corpora, tmp_path / "run").step == 5
+    shutil.copytree(corpora, tmp_path / "moved")
+    assert run(prepared, tmp_path / "moved", tmp_path / "run").finished
+    assert_bitwise_equal(saved_state(tmp_path / "run"), saved_state(undisturbed))
+    assert log_lines(tmp_path / "run") == log_lines(undisturbed)
+    training = [line for line in log_lines(undisturbed) if "loss" in line]
+    assert [line["epoch"] for line in training] == [1.0, 2.0]
+    assert training[-1]["broken_records"] > 0
+
+
+def test_another_mixture_is_refused(prepared: Path, corpora: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Only looked at, so the undisturbed run can be used itself."""
+    with pytest.raises(UserError, match=r"data.corpus_weights: \[3.0, 1.0\] in the checkpoint, \[1.0, 1.0\] now"):
+        run(prepared, corpora, undisturbed, {"data": {"corpus_weights": (1.0, 1.0)}})
+    shutil.copytree(corpora / "large", tmp_path / "large")
+    write_raw(tmp_path / "small", {"train": [map(serialized, range(11))]})
+    with pytest.raises(UserError) as refused:
+        run(prepared, tmp_path, undisturbed)
+    assert str(refused.value) == (
+        f"the checkpoint was made with 20 + 12 training records, {tmp_path}/large, {tmp_path}/small has 20 + 11; the "
+        "data position would be lost: use the same data, or an empty --workdir"
+    )
+    swapped = (str(corpora / "small"), str(corpora / "large"))
+    with pytest.raises(UserError, match=r"made with 20 \+ 12 training records, .* has 12 \+ 20; the data position"):
+        run(prepared, corpora, undisturbed, {"data": {"corpora": swapped}})
+
+
+def test_a_corpus_that_is_not_there(prepared: Path, corpora: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"data folder {tmp_path}/large does not exist"):
+        run(prepared, tmp_path, tmp_path / "run")
