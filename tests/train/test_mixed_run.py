@@ -51,9 +51,9 @@ def test_how_often_each_corpus_is_seen_is_said(
     prepared: Path, corpora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        run(prepared, corpora, tmp_path, {"train": {"epochs": 1.5}})
-    assert f"corpus {corpora}/large: 20 records, 75 % of the rows, each record seen 1.8 times in the run" in caplog.text
-    assert f"corpus {corpora}/small: 12 records, 25 % of the rows, each record seen 1 times in the run" in caplog.text
+        run(prepared, corpora, tmp_path)
+    assert f"corpus {corpora}/large: 20 records, 75 % of the rows, each record seen 2.4 times in the run" in caplog.text
+    assert f"corpus {corpora}/small: 12 records, 25 % of the rows, each record seen 1.33 times in" in caplog.text
     assert f"next one takes its place: {corpora}/small:train-00001-of-00002#0: not an image: 7 bytes" in caplog.text
 
 
