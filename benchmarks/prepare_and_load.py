@@ -34,13 +34,14 @@ MEMORY_LIMIT = 1.05
 _LOAD = """
 import resource, sys
 from r2d2_jax.config import DataConfig
+from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.pipeline import train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import load_tokenizer
 folder, steps = sys.argv[1], int(sys.argv[2])
-source = RecordSource(folder, "train")
-stream = train_batches(source, load_tokenizer(folder, 16), DataConfig(folder, workers=2), image_size=32, batch_size=100,
-                       seed=0, first_step=0)
+mixture = Mixture([RecordSource(folder, "train")])
+stream = train_batches(mixture, load_tokenizer(folder, 16), DataConfig(folder, workers=2), image_size=32,
+                       batch_size=100, seed=0, first_step=0)
 for _ in range(steps):
     next(stream)
 stream.close()

@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-import grain
-
 from r2d2_jax.data.records import Record, RecordSource
+from r2d2_jax.data.shards import MAX_OPEN_SHARDS
+from r2d2_jax.data.shuffle import CorpusOrder
 from r2d2_jax.errors import UserError
 
-# Rows of the stream: more than any run has, and exact in the floating-point numbers in which Grain counts batches. Its
-# own endless repetition overflows there when a process has one row of every batch.
+# Rows of the stream: more than any run has, and exact in the floating-point numbers in which Grain counts batches.
 _STREAM_ROWS = 2**52
 
 
@@ -21,8 +20,9 @@ class Mixture:
 
     An epoch has as many rows as there are records in all corpora together (our decision). Of these, corpus c gives
     `rows[c]`, as its weight says; within an epoch they are spread evenly, so every batch has nearly the shares of the
-    whole. Each corpus goes through permutation after permutation of its own records: one that gives more rows than it
-    has records is repeated within the epoch, one that gives fewer goes on in the next where it stopped.
+    whole. Each corpus goes through permutation after permutation of its own records (see `CorpusOrder`): one that
+    gives more rows than it has records is repeated within the epoch, one that gives fewer goes on in the next where it
+    stopped.
 
     Attributes:
         sources: the corpora.
@@ -77,19 +77,13 @@ class Mixture:
         count = self.records[corpus]
         return (self._starts[corpus] + (index + ahead) % count for ahead in range(count))
 
-    def order(self, seeds: Sequence[int]) -> grain.MapDataset:
-        """The numbers of the records in the order of a run, without end; any place of it is found at once.
+    def order(self, seeds: Sequence[int]) -> "MixtureOrder":
+        """The order in which a run reads the records.
 
         Args:
             seeds: of the permutations of each corpus, 0 to 2**32 - 1.
         """
-        orders = [
-            grain.MapDataset.range(start, start + count).shuffle(seed=seed).repeat(_STREAM_ROWS // count)
-            for start, count, seed in zip(self._starts, self.records, seeds, strict=False)
-        ]
-        if len(orders) == 1:
-            return orders[0]
-        return grain.MapDataset.select_from_datasets(orders, EvenlySpread(self.rows))
+        return MixtureOrder(self, seeds)
 
     def _locate(self, number: int) -> tuple[int, int]:
         """The corpus's number and the record's within it."""
@@ -108,27 +102,40 @@ def _rows(records: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(rows)
 
 
-class EvenlySpread(grain.transforms.DatasetSelectionMap):
-    """Which corpus gives row i of the stream, and which of its own rows that is.
+class MixtureOrder:
+    """Which record comes in row i of a run without end, by its number; any row is found at once, on any process."""
 
-    Of any len = sum(rows) rows from a multiple of it on, corpus c gives exactly rows[c]. The first corpus takes a row
-    of the stream wherever ceil(i * rows[0] / len) grows, the second does the same with those that are left, and so on;
-    the rule of Grain's `MapDataset.mix`, which rounds its proportions to whole per cents of the smallest.
-    """
-
-    def __init__(self, rows: Sequence[int]) -> None:
-        self._rows = tuple(rows)
+    def __init__(self, mixture: Mixture, seeds: Sequence[int]) -> None:
+        """Takes the seed of each corpus's own order; see `CorpusOrder`."""
+        # Where one window ends and the next begins, the shards of both fit among those that may be open.
+        window_shards = max(1, MAX_OPEN_SHARDS // (2 * len(mixture.sources)))
+        self._orders = [
+            CorpusOrder(source.shard_lengths.tolist(), seed, window_shards, _STREAM_ROWS)
+            for source, seed in zip(mixture.sources, seeds, strict=True)
+        ]
+        self._starts = [*itertools.accumulate(mixture.records, initial=0)]
+        self._rows = mixture.rows
 
     def __len__(self) -> int:
         return _STREAM_ROWS
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        left, here = sum(self._rows), index
-        after = here + 1
-        for corpus, rows in enumerate(self._rows):
-            # How many of the first `here` and `after` rows are left to the corpora that follow.
-            passed, passed_after = (count * (left - rows) // left for count in (here, after))
-            if passed == passed_after:
-                return corpus, here - passed
-            left, here, after = left - rows, passed, passed_after
-        raise IndexError(index)
+    def __getitem__(self, row: int) -> int:
+        corpus, own = evenly_spread(row, self._rows)
+        return self._starts[corpus] + self._orders[corpus][own]
+
+
+def evenly_spread(row: int, rows: Sequence[int]) -> tuple[int, int]:
+    """Which corpus gives a row of the stream, and which of that corpus's own rows it is.
+
+    Of any sum(rows) rows from a multiple of it on, corpus c gives exactly rows[c]. The first corpus takes a row of the
+    stream wherever ceil(row * rows[0] / sum(rows)) grows, the second does the same with those that are left, and so
+    on; the rule of Grain's `MapDataset.mix`, which rounds its proportions to whole per cents of the smallest.
+    """
+    corpus, left, here, after = 0, sum(rows), row, row + 1
+    while True:
+        # How many of the first `here` and `after` rows are left to the corpora that follow.
+        passed, passed_after = (count * (left - rows[corpus]) // left for count in (here, after))
+        if passed == passed_after:
+            return corpus, here - passed
+        left, here, after = left - rows[corpus], passed, passed_after
+        corpus += 1

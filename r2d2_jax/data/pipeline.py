@@ -73,7 +73,8 @@ def train_batches(
                         "process reads an equal part of every batch. Change train.batch_size")
     make_row = _TrainRow(mixture, tokenizer, data, image_size)
     order_seed, row_seed, *more = np.random.SeedSequence(seed).generate_state(1 + len(mixture.sources)).tolist()
-    rows = mixture.order((order_seed, *more)).random_map(make_row, seed=row_seed)
+    order = mixture.order((order_seed, *more))
+    rows = grain.MapDataset.source(order).random_map(make_row, seed=row_seed)
     parts = rows.batch(batch_size // process_count, batch_fn=_stack)
     dataset = parts[first_step * process_count + process_index :: process_count].to_iter_dataset(_read_options(data))
     if data.workers:

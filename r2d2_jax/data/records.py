@@ -60,6 +60,7 @@ class RecordSource:
     Attributes:
         folder: the TFDS dataset. split: the split's name.
         labelled: whether the records have a label.
+        shard_lengths: number of records in each shard, int64.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str, *, corpus: str = "") -> None:
@@ -83,8 +84,8 @@ class RecordSource:
         self.labelled = "label" in info.features
         self._prefix = f"{corpus}:{split}" if corpus else split
         self._shards = [os.fspath(path) for path in info.splits[split].filepaths]
-        self._lengths = np.array(info.splits[split].shard_lengths, np.int64)
-        self._ends = np.cumsum(self._lengths)
+        self.shard_lengths = np.array(info.splits[split].shard_lengths, np.int64)
+        self._ends = np.cumsum(self.shard_lengths)
         self._check_shards_exist()
 
     def __len__(self) -> int:
@@ -121,10 +122,10 @@ class RecordSource:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of split {self.split!r}, which has {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - int(self._ends[shard] - self._lengths[shard])
+        return shard, index - int(self._ends[shard] - self.shard_lengths[shard])
 
     def _read(self, shard: int, position: int) -> bytes:
-        path, length = self._shards[shard], int(self._lengths[shard])
+        path, length = self._shards[shard], int(self.shard_lengths[shard])
         try:
             return read_shard(path, length, position)
         except Exception as error:

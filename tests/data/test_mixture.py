@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 import pytest
 from raw_data import serialized, write_raw
 
 from r2d2_jax.config import DataConfig
-from r2d2_jax.data.mixture import EvenlySpread, Mixture
+from r2d2_jax.data import shards
+from r2d2_jax.data.mixture import Mixture, evenly_spread
 from r2d2_jax.data.pipeline import image_id_hash, train_batches
 from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.shards import MAX_OPEN_SHARDS
+from r2d2_jax.data.shuffle import CorpusOrder
 from r2d2_jax.data.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError
 
@@ -32,7 +34,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[RecordSource]:
 
 def taken(mixture: Mixture, count: int, start: int = 0) -> list[int]:
     """The numbers of so many records of the stream."""
-    order = mixture.order((11, 22, 33))
+    order = mixture.order((11, 22, 33)[: len(mixture.sources)])
     return [order[place] for place in range(start, start + count)]
 
 
@@ -92,10 +94,10 @@ MIXTURES = [(7, 13, 4), (1, 1), (1, 999), (999, 1), (5, 5, 5, 1), (1,), (250, 23
 @pytest.mark.parametrize("rows", MIXTURES)
 def test_rows_are_spread_evenly(rows: tuple[int, ...]) -> None:
     """Every corpus's own rows come in order; the count up to any place is near the share, and exact after an epoch."""
-    spread, total = EvenlySpread(rows), sum(rows)
+    total = sum(rows)
     given = [0] * len(rows)
     for place in range(3 * total):
-        corpus, own = spread[place]
+        corpus, own = evenly_spread(place, rows)
         assert own == given[corpus]
         given[corpus] += 1
         ideal = np.array(rows) * (place + 1) / total
@@ -106,17 +108,29 @@ def test_rows_are_spread_evenly(rows: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("rows", MIXTURES)
 def test_far_places_are_those_of_the_first_epoch(rows: tuple[int, ...]) -> None:
-    spread, total = EvenlySpread(rows), sum(rows)
+    total = sum(rows)
     for place in (10**9, 10**9 + 1, 10**9 + 17, 2 * 10**12 + 3):
         epoch, within = divmod(place, total)
-        corpus, own = spread[within]
-        assert spread[place] == (corpus, epoch * rows[corpus] + own)
+        corpus, own = evenly_spread(within, rows)
+        assert evenly_spread(place, rows) == (corpus, epoch * rows[corpus] + own)
 
 
 def test_a_far_place_of_the_stream(sources: list[RecordSource]) -> None:
     """Around element 10**9: the next 24 from the start of an epoch on are every record once."""
     start = 10**9 - 10**9 % 24
     assert sorted(taken(Mixture(sources), 24, start)) == list(range(24))
+
+
+def test_a_run_opens_each_shard_once_an_epoch(tmp_path: Path) -> None:
+    """Two corpora of 200 and 150 shards, where 128 may be open: no shard is opened twice for its ten records."""
+    for name, copies in (("first", 200), ("second", 150)):
+        write_raw(tmp_path / name, {"train": [map(serialized, range(10))]}, copies=copies)
+    mixture = Mixture([RecordSource(tmp_path / name, "train") for name in ("first", "second")])
+    before = shards._opened.cache_info().misses
+    for number in taken(mixture, len(mixture)):
+        assert mixture[number].image
+    assert shards._opened.cache_info().misses - before == 350
+    assert shards._opened.cache_info().currsize <= MAX_OPEN_SHARDS
 
 
 # --- what a batch has of it -----------------------------------------------------------------------------------------
@@ -157,9 +171,9 @@ def test_equal_names_in_two_corpora_are_two_images(sources: list[RecordSource], 
 
 
 def test_a_mixture_of_one_is_that_corpus(sources: list[RecordSource], tokenizer: Tokenizer) -> None:
-    """Its order is Grain's shuffle, and its images have the names that they have alone."""
+    """Its order is the corpus's own, and its images have the names that they have alone."""
     alone = Mixture(sources[:1], (5.0,))
-    assert taken(alone, 7) == list(grain.MapDataset.range(7).shuffle(seed=11))
+    assert taken(alone, 21) == [CorpusOrder([7], 11, 1, 100)[row] for row in range(21)]
     batches = stream(alone, tokenizer, 7, batch_size=1)
     ids = [tuple(batch["image_id"][0].tolist()) for batch in batches]
     assert sorted(ids) == sorted(tuple(image_id_hash(f"image{number}").tolist()) for number in range(7))
