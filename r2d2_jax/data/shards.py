@@ -8,8 +8,8 @@ from array_record.python import array_record_module
 from r2d2_jax.errors import UserError
 
 # Our decision: far below the 256 or 1,024 open files that systems commonly allow a process, for all datasets together.
-# An open shard costs 8 bytes a record and about 10 kB. Opening one reads its index: about 40 microseconds for every
-# 1,000 records in it, which every read of a corpus of many more shards pays.
+# An open shard costs 8 bytes a record and about 10 kB. Opening one reads its index, about 40 microseconds for every
+# 1,000 records in it; so runs go through a corpus in windows of shards (see `mixture`).
 MAX_OPEN_SHARDS = 128
 # No reading ahead and no threads: each read is of one record. The index stays in memory while the shard is open,
 # because ArrayRecord's "offloaded" index is unpacked as a whole at every single read.

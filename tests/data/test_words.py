@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from r2d2_jax.config import DataConfig
+from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.pipeline import train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
@@ -109,7 +110,7 @@ def test_batches_with_words_are_the_same_from_any_process(words: Path, source: R
     taken = []
     for numbered, workers in ((True, 0), (True, 2), (False, 0)):
         tokenizer = load_tokenizer(str(words), 8, number_words=numbered)
-        stream = train_batches(source, tokenizer, DataConfig("", workers=workers), **settings)
+        stream = train_batches(Mixture([source]), tokenizer, DataConfig("", workers=workers), **settings)
         taken.append([{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(stream, 5)])
         stream.close()
     here, spawned, without = taken
