@@ -55,7 +55,7 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
 class RecordSource:
     """Random access to the records of one split; nothing is held but the names and lengths of its shards.
 
-    Shards are opened when they are read from (see `shards`); pickling hands over only the place of the dataset.
+    It holds no open file (see `shards`), so it can be pickled, and read from in several threads and processes.
 
     Attributes:
         folder: the TFDS dataset. split: the split's name.
