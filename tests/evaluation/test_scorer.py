@@ -76,7 +76,8 @@ def test_no_image_or_caption_is_dropped(
     assert found.caption_image.tolist() == [image for image in range(0, images, 2) for _ in range(2)]
     assert len(found.text_embed) == len(found.text_tokens) == len(split.captions) == 2 * -(-images // 2)
     np.testing.assert_allclose(found.image_embed, encoded.image_embed[:images], **CLOSE)
-    text = recipe.model.apply({"params": params}, split.input_ids, split.attention_mask, method="encode_text")
+    rows = map(jnp.asarray, (split.input_ids, split.attention_mask))
+    text = recipe.model.apply({"params": params}, *rows, method="encode_text")
     np.testing.assert_allclose(found.text_embed, text.embed, **CLOSE)
 
 
