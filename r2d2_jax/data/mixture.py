@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+import grain
+
 from r2d2_jax.data.records import Record, RecordSource
 from r2d2_jax.data.shards import MAX_OPEN_SHARDS
 from r2d2_jax.data.shuffle import CorpusOrder
@@ -109,10 +111,7 @@ class MixtureOrder:
         """Takes the seed of each corpus's own order; see `CorpusOrder`."""
         # Where one window ends and the next begins, the shards of both fit among those that may be open.
         window_shards = max(1, MAX_OPEN_SHARDS // (2 * len(mixture.sources)))
-        self._orders = [
-            CorpusOrder(source.shard_lengths.tolist(), seed, window_shards, _STREAM_ROWS)
-            for source, seed in zip(mixture.sources, seeds, strict=True)
-        ]
+        self._orders = [_order(*corpus, window_shards) for corpus in zip(mixture.sources, seeds, strict=True)]
         self._starts = [*itertools.accumulate(mixture.records, initial=0)]
         self._rows = mixture.rows
 
@@ -122,6 +121,13 @@ class MixtureOrder:
     def __getitem__(self, row: int) -> int:
         corpus, own = evenly_spread(row, self._rows)
         return self._starts[corpus] + self._orders[corpus][own]
+
+
+def _order(source: RecordSource, seed: int, window_shards: int) -> grain.MapDataset | CorpusOrder:
+    """The order of one corpus: permuted as a whole if all of its shards can be open, else window by window."""
+    if len(source.shard_lengths) <= window_shards:
+        return grain.MapDataset.range(len(source)).shuffle(seed=seed)  # another permutation beyond every end
+    return CorpusOrder(source.shard_lengths.tolist(), seed, window_shards, _STREAM_ROWS)
 
 
 def evenly_spread(row: int, rows: Sequence[int]) -> tuple[int, int]:

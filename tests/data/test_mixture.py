@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 import pytest
 from raw_data import serialized, write_raw
@@ -16,7 +17,6 @@ from r2d2_jax.data.mixture import Mixture, evenly_spread
 from r2d2_jax.data.pipeline import image_id_hash, train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.shards import MAX_OPEN_SHARDS
-from r2d2_jax.data.shuffle import CorpusOrder
 from r2d2_jax.data.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError
 
@@ -127,7 +127,9 @@ def test_a_run_opens_each_shard_once_an_epoch(tmp_path: Path) -> None:
         write_raw(tmp_path / name, {"train": [map(serialized, range(10))]}, copies=copies)
     mixture = Mixture([RecordSource(tmp_path / name, "train") for name in ("first", "second")])
     before = shards._opened.cache_info().misses
-    for number in taken(mixture, len(mixture)):
+    numbers = taken(mixture, len(mixture))
+    assert sorted(numbers) == list(range(3500))
+    for number in numbers:
         assert mixture[number].image
     assert shards._opened.cache_info().misses - before == 350
     assert shards._opened.cache_info().currsize <= MAX_OPEN_SHARDS
@@ -171,9 +173,9 @@ def test_equal_names_in_two_corpora_are_two_images(sources: list[RecordSource], 
 
 
 def test_a_mixture_of_one_is_that_corpus(sources: list[RecordSource], tokenizer: Tokenizer) -> None:
-    """Its order is the corpus's own, and its images have the names that they have alone."""
+    """Its order is Grain's shuffle, and its images have the names that they have alone."""
     alone = Mixture(sources[:1], (5.0,))
-    assert taken(alone, 21) == [CorpusOrder([7], 11, 1, 100)[row] for row in range(21)]
+    assert taken(alone, 21) == list(grain.MapDataset.range(7).shuffle(seed=11).repeat(3))
     batches = stream(alone, tokenizer, 7, batch_size=1)
     ids = [tuple(batch["image_id"][0].tolist()) for batch in batches]
     assert sorted(ids) == sorted(tuple(image_id_hash(f"image{number}").tolist()) for number in range(7))
