@@ -2,19 +2,15 @@
 
 import contextlib
 import logging
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import tqdm
-
+from r2d2_jax.data.entry_progress import EntryProgress
 from r2d2_jax.data.shard_tasks import News
 from r2d2_jax.errors import UserError, bulleted
 
 logger = logging.getLogger(__name__)
 
 _FIRST_NAMES = 10  # how many skipped entries a message lists
-_LOG_SECONDS = 10.0  # between progress lines where there is no terminal
 _JUDGED_FROM = 1000  # entries; our decision: where their number is not known beforehand, fewer say nothing of the share
 
 
@@ -22,7 +18,7 @@ class Watch:
     """Counts what all processes report; shows a bar on a terminal, a line every ten seconds elsewhere.
 
     Attributes:
-        entries: entries read so far, usable or not. skipped: those left out among them and among the annotations.
+        skipped: entries left out, among those read and among the annotations.
         first: the first ten of these, each with its place and reason.
     """
 
@@ -38,27 +34,26 @@ class Watch:
             skipped: annotations that were left out before the entries are read; they count as entries.
             first: the first ten of these.
         """
-        self._unit, self._max_broken_share, self._total = unit, max_broken_share, total
-        self.entries, self.skipped, self.first = skipped, skipped, list(first)
-        self._weight = self._resumed = 0
-        self._bar = tqdm.tqdm(disable=True)
+        self._max_broken_share, self._total = max_broken_share, total
+        self._progress = EntryProgress(unit, skipped)
+        self.skipped, self.first = skipped, list(first)
         for line in first:
             logger.warning("skipped %s", line)
         self.judge()
 
+    @property
+    def entries(self) -> int:
+        """Entries read so far, usable or not."""
+        return self._progress.entries
+
     def resume(self, weight: int, entries: int, skipped: Sequence[str]) -> None:
         """Counts a shard that an earlier, interrupted preparation finished."""
-        self._resumed += weight
-        self._count(News(weight, entries, list(skipped)))
+        self._progress.resume(weight, entries)
+        self._skip(skipped)
 
-    @contextlib.contextmanager
-    def showing(self, weight: int) -> Iterator[None]:
+    def showing(self, weight: int) -> contextlib.AbstractContextManager[None]:
         """Shows the progress meanwhile; `weight` is that of all shards."""
-        self._all, self._start, self._next_line = weight, time.monotonic(), time.monotonic() + _LOG_SECONDS
-        self._entries_before = self.entries
-        with tqdm.tqdm(total=weight, initial=self._weight, unit=self._unit, unit_scale=self._unit == "B",
-                       disable=not sys.stderr.isatty()) as self._bar:
-            yield
+        return self._progress.showing(weight)
 
     def take(self, news: News) -> None:
         """Counts and shows.
@@ -68,9 +63,8 @@ class Watch:
         """
         for line in news.skipped[: _FIRST_NAMES - len(self.first)]:
             logger.warning("skipped %s", line)
-        self._count(news)
-        self._bar.update(news.weight)
-        self._line_in_time()
+        self._skip(news.skipped)
+        self._progress.advance(news.weight, news.entries)
         self.judge()
 
     def judge(self, *, finished: bool = False) -> None:
@@ -93,19 +87,6 @@ class Watch:
                             f"--max_broken_share={self._max_broken_share:g} allows; mend them or raise the share. The "
                             f"first:\n{bulleted(self.first)}")
 
-    def _count(self, news: News) -> None:
-        self._weight += news.weight
-        self.entries += news.entries
-        self.skipped += len(news.skipped)
-        self.first += news.skipped[: _FIRST_NAMES - len(self.first)]
-
-    def _line_in_time(self) -> None:
-        now = time.monotonic()
-        if self._bar.disable and now >= self._next_line:
-            self._next_line = now + _LOG_SECONDS
-            seconds = now - self._start
-            here = self._weight - self._resumed
-            left = f"{(self._all - self._weight) * seconds / here:,.0f} s left" if here else "time left unknown"
-            rate = (self.entries - self._entries_before) / seconds
-            print(f"{self.entries:,} entries, {self._weight / self._all:.1%}, {rate:,.0f} entries/s, {left}",
-                  file=sys.stderr)
+    def _skip(self, skipped: Sequence[str]) -> None:
+        self.skipped += len(skipped)
+        self.first += skipped[: _FIRST_NAMES - len(self.first)]

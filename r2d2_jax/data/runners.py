@@ -1,6 +1,7 @@
-"""Who writes the shards of a preparation: this process, or several."""
+"""Who does the parts of a long work on a corpus, such as the shards of a preparation: this process, or several."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,8 +16,10 @@ from r2d2_jax.data.shard_tasks import Job, ShardTask, write_shard
 from r2d2_jax.errors import UserError
 
 _POLL_SECONDS = 0.1
-_tell: Callable[[Any], None]  # of a worker process; set when it starts
-_job: Job
+Tell = Callable[[Any], Any]
+
+_work: Callable[[Any, Tell], None]  # of a worker process; set when it starts, as is _tell
+_tell: Tell
 
 
 def in_processes(count: int) -> Callable[[Job, Sequence[ShardTask], Watch], None]:
@@ -26,35 +29,59 @@ def in_processes(count: int) -> Callable[[Job, Sequence[ShardTask], Watch], None
         UserError: (by the runner) whatever a shard raises, too many unusable entries, or a process that was killed.
             Finished shards are kept.
     """
-    if count < 1:
-        raise UserError(f"--processes is {count}; expected 1 or more")
+    check_processes(count)
 
     def run(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
-        if count == 1:
-            for task in tasks:
-                write_shard(job, task, watch.take)
-        elif tasks:
-            _run_in_pool(job, tasks, watch, min(count, len(tasks)))
+        try:
+            run_tasks(functools.partial(write_shard, job), tasks, watch.take, count)
+        except BrokenProcessPool as error:
+            raise UserError("a process that writes shards was killed, perhaps for want of memory; lower --processes "
+                            "and start again: finished shards are kept") from error
 
     return run
 
 
-def _run_in_pool(job: Job, tasks: Sequence[ShardTask], watch: Watch, count: int) -> None:
+def check_processes(count: int) -> None:
+    """Raises UserError unless `count` can be a number of processes."""
+    if count < 1:
+        raise UserError(f"--processes is {count}; expected 1 or more")
+
+
+def run_tasks(work: Callable[[Any, Tell], None], tasks: Sequence[Any], take: Tell, count: int) -> None:
+    """Does every task once, in `count` processes; with one, in this one.
+
+    Args:
+        work: called with a task and a function to which it tells its news; it can be pickled, as can tasks and news.
+        tasks: in the order in which they are begun.
+        take: is given all news here, in this process; those of one task in their order.
+        count: number of processes.
+
+    Raises:
+        BrokenProcessPool: a process was killed.
+        Exception: whatever `work` or `take` raises; all processes have ended then.
+    """
+    if count == 1:
+        for task in tasks:
+            work(task, take)
+    elif tasks:
+        _run_in_pool(work, tasks, take, min(count, len(tasks)))
+
+
+def _run_in_pool(work: Callable[[Any, Tell], None], tasks: Sequence[Any], take: Tell, count: int) -> None:
     context = multiprocessing.get_context("spawn")
     news = context.SimpleQueue()
     others = set(multiprocessing.active_children())
-    pool = concurrent.futures.ProcessPoolExecutor(count, context, _start_worker, (job, news))
+    pool = concurrent.futures.ProcessPoolExecutor(count, context, _start_worker, (work, news))
     try:
-        pending = {pool.submit(_write, task) for task in tasks}
+        pending = {pool.submit(_do, task) for task in tasks}
         while pending:
             done, pending = concurrent.futures.wait(pending, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
             while not news.empty():
-                watch.take(news.get())
+                take(news.get())
             for future in done:
                 future.result()
-    except BrokenProcessPool as error:
-        raise UserError("a process that writes shards was killed, perhaps for want of memory; lower --processes and "
-                        "start again: finished shards are kept") from error
+    except BrokenProcessPool:
+        raise
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
@@ -62,13 +89,13 @@ def _run_in_pool(job: Job, tasks: Sequence[ShardTask], watch: Watch, count: int)
     finally:
         pool.shutdown(cancel_futures=True)
     while not news.empty():
-        watch.take(news.get())
+        take(news.get())
 
 
-def _start_worker(job: Job, news: Any) -> None:
-    global _job, _tell
+def _start_worker(work: Callable[[Any, Tell], None], news: Any) -> None:
+    global _work, _tell
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process sees to it
-    _job, _tell = job, news.put
+    _work, _tell = work, news.put
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
@@ -80,5 +107,5 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _write(task: ShardTask) -> None:
-    write_shard(_job, task, _tell)
+def _do(task: Any) -> None:
+    _work(task, _tell)
