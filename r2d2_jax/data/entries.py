@@ -7,6 +7,10 @@ class UnusableRecord(Exception):
     """A single line, image or record that nothing can be learned from; the message is the reason, not the place."""
 
 
+class MissingImage(UnusableRecord):
+    """There is no image of the name that an annotation gives, or it cannot be read from the disk."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where something is: a file and the line in it, from 1 (in a JSON array the entry, in a folder the file)."""

@@ -115,7 +115,7 @@ def prepare(
     folder = root / f"{corpus.name}.unfinished"
     _enter(folder, corpus.identity() | {"shards": settings.shards, "short_side": settings.short_side,
                                         "jpeg_quality": settings.jpeg_quality})
-    catalog = _catalog(corpus, folder / "catalog.sqlite")
+    catalog = build_catalog(corpus, folder / "catalog.sqlite")
     job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
     tasks = _tasks(corpus, catalog, settings.shards)
     _write_missing(job, tasks, _watch(corpus, catalog, settings), run or in_processes(1))
@@ -148,7 +148,12 @@ def _enter(folder: Path, identity: dict[str, Any]) -> None:
         unfinished.write_text(json.dumps(identity, ensure_ascii=False), encoding="utf-8")
 
 
-def _catalog(corpus: Corpus, path: Path) -> Catalog:
+def build_catalog(corpus: Corpus, path: Path) -> Catalog:
+    """Walks a corpus's annotations into a catalog at `path`, or opens the one that is there.
+
+    Raises:
+        UserError: an annotation file is missing, or the catalog cannot be written.
+    """
     if not path.is_file():
         with written_whole(path) as unfinished:
             catalog = Catalog(unfinished, create=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from r2d2_jax.data.corpora.catalog import Blob, Catalog
 from r2d2_jax.data.corpora.lines import open_annotations
-from r2d2_jax.data.entries import Place, UnusableRecord
+from r2d2_jax.data.entries import MissingImage, Place, UnusableRecord
 from r2d2_jax.errors import UserError
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -28,7 +28,8 @@ class ImageStore(abc.ABC):
         """The encoded image.
 
         Raises:
-            UnusableRecord: there is none of that name, or it cannot be read.
+            MissingImage: there is none of that name, or it cannot be read.
+            UnusableRecord: what is there is no image.
         """
 
 
@@ -63,8 +64,8 @@ class ImageFolder(ImageStore):
                 continue
             except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
                 reason = getattr(error, "strerror", None) or error
-                raise UnusableRecord(f"image {path} cannot be read: {reason}") from error
-        raise UnusableRecord(f"image {' or '.join(map(str, tried))} cannot be read: No such file or directory")
+                raise MissingImage(f"image {path} cannot be read: {reason}") from error
+        raise MissingImage(f"image {' or '.join(map(str, tried))} cannot be read: No such file or directory")
 
     def _places(self, name: str) -> list[Path]:
         paths = [self._root / name] + [self._root / Path(name).name] * (self._flat and "/" in name)
@@ -104,7 +105,7 @@ class Base64Table(ImageStore):
         prefix, _, image = name.partition("/")
         blob = catalog.blob(name)
         if blob is None:
-            raise UnusableRecord(f"no image {image} in {self._tables[prefix]}")
+            raise MissingImage(f"no image {image} in {self._tables[prefix]}")
         with open(blob.place.file, "rb") as file:
             encoded = os.pread(file.fileno(), blob.length, blob.position)
         try:
