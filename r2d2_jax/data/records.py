@@ -63,13 +63,16 @@ class RecordSource:
         shard_lengths: number of records in each shard, int64.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], split: str, *, corpus: str = "") -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], split: str, *, corpus: str = "", complete: bool = True
+    ) -> None:
         """Checks that the split is there with all its shards.
 
         Args:
             directory: a prepared folder.
             split: "train", "validation", ...
             corpus: stands before the name of every record, where records of several datasets are read together.
+            complete: whether a missing shard is an error now; else it is one when it is first read from.
 
         Raises:
             UserError: no dataset, no such split, another kind of dataset, or a missing shard.
@@ -86,7 +89,9 @@ class RecordSource:
         self._shards = [os.fspath(path) for path in info.splits[split].filepaths]
         self.shard_lengths = np.array(info.splits[split].shard_lengths, np.int64)
         self._ends = np.cumsum(self.shard_lengths)
-        self._check_shards_exist()
+        self._complete = complete
+        if complete:
+            self._check_shards_exist()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -129,7 +134,8 @@ class RecordSource:
         try:
             return read_shard(path, length, position)
         except Exception as error:
-            self._check_shards_exist()
+            if self._complete:
+                self._check_shards_exist()
             open_shard(path, length)  # it may be the shard that has gone bad, not this record alone
             raise UnusableRecord(f"cannot be read from {path}: {error}") from error
 
