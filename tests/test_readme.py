@@ -38,10 +38,10 @@ def test_every_ablation_that_is_named_exists() -> None:
 
 
 def test_flags_in_commands_exist() -> None:
-    for program in ("main", "prepare_data", "convert", "match"):
+    shared = (ROOT / "r2d2_jax" / "data" / "corpora" / "flags.py").read_text(encoding="utf-8")
+    for program in ("main", "prepare_data", "check_data", "convert", "match"):
         source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")
-        if program == "prepare_data":
-            source += (ROOT / "r2d2_jax" / "data" / "corpora" / "flags.py").read_text(encoding="utf-8")
+        source += shared if "corpora.flags" in source else ""
         commands = re.findall(rf"launch/{program}\.py ([^\n`&]*)", README)
         flags = {flag.split(".")[0] for command in commands for flag in re.findall(r"--([\w.-]+)", command)}
         assert flags

@@ -1,0 +1,161 @@
+"""The unit of work of a check: one part of a corpus, whose figures and sightings any process writes at any time."""
+
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r2d2_jax.data.checks.captions import CaptionFigures, CaptionMeter
+from r2d2_jax.data.checks.figures import Figures, Named, Spread
+from r2d2_jax.data.checks.images import ImageFigures, broken_kind
+from r2d2_jax.data.checks.repeats import Sightings, hash_of
+from r2d2_jax.data.checks.sources import DamagedShard, Part, Source
+from r2d2_jax.data.entries import Entry, Example, MissingImage, UnusableRecord
+from r2d2_jax.data.shard_tasks import News
+from r2d2_jax.data.tokenizer import Tokenizer
+from r2d2_jax.errors import UserError, first_line
+
+MISSING, TRUNCATED, UNDECODABLE = "missing", "truncated", "undecodable"
+EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD = "empty_caption", "no_image_id", "unreadable", "damaged_shard"
+UNUSABLE_KINDS = (MISSING, TRUNCATED, UNDECODABLE, EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD)
+SIGHTINGS = ("captions", "bytes", "identities")
+
+_TELL_SECONDS = 0.2
+_BATCH = 512  # captions that are tokenised together
+
+
+@dataclass
+class SplitFigures(Figures):
+    """Figures of a split, or of a part of it; all but the first two are of usable entries.
+
+    unusable: entries of each of UNUSABLE_KINDS, with their places and reasons. damaged_shards: records lost in each.
+    captioned: how many have a caption. captions_of_image: number of captions of each. labels: number of each class.
+    """
+
+    entries: int = 0
+    unusable: Named = field(default_factory=Named)
+    damaged_shards: Counter[str] = field(default_factory=Counter)
+    captioned: int = 0
+    captions_of_image: Spread = field(default_factory=Spread)
+    labels: Counter[int] = field(default_factory=Counter)
+    images: ImageFigures = field(default_factory=ImageFigures)
+    captions: CaptionFigures = field(default_factory=CaptionFigures)
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """What all parts of a check have in common.
+
+    source: what is checked. splits: its splits, by number. folder: where figures and sightings go.
+    tokenizer: None leaves tokens unmeasured.
+    """
+
+    source: Source
+    splits: tuple[str, ...]
+    folder: Path
+    tokenizer: Tokenizer | None
+
+    def figures_path(self, part: Part) -> Path:
+        """The file of a part's figures."""
+        return self.folder / f"{part.number:07d}.figures"
+
+    def sightings_path(self, part: Part, kind: str) -> Path:
+        """The file of a part's sightings of one of SIGHTINGS."""
+        return self.folder / f"{part.number:07d}.{kind}"
+
+    def figures(self, part: Part) -> SplitFigures:
+        """What `check_part` found in a part."""
+        figures: SplitFigures = pickle.loads(self.figures_path(part).read_bytes())
+        return figures
+
+
+def check_part(job: CheckJob, part: Part, tell: Callable[[News], Any]) -> None:
+    """Writes the figures and the sightings of a part.
+
+    Args:
+        job: what all parts share.
+        part: the part.
+        tell: is given the news about five times a second.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    check = _PartCheck(job.tokenizer)
+    news, told = News(), time.monotonic()
+    for number, entry in enumerate(job.source.read(part)):
+        check.take(number, entry)
+        news.weight += entry.weight
+        news.entries += 1
+        if time.monotonic() > told + _TELL_SECONDS:
+            tell(news)
+            news, told = News(), time.monotonic()
+    check.measure_captions()
+    try:
+        for kind, sightings in check.sightings.items():
+            sightings.write(job.sightings_path(part, kind), split=job.splits.index(part.split), task=part.number)
+        job.figures_path(part).write_bytes(pickle.dumps(check.figures))
+    except OSError as error:
+        raise UserError(f"cannot write to {job.folder}: {first_line(error)}; name a folder with more room by --work"
+                        ) from error
+    tell(news)
+
+
+class _PartCheck:
+    """Figures and sightings while a part is read."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.figures = SplitFigures()
+        self.sightings = {kind: Sightings() for kind in SIGHTINGS}
+        self._meter = CaptionMeter(tokenizer)
+        self._captions: list[str] = []
+
+    def take(self, number: int, entry: Entry) -> None:
+        self.figures.entries += 1
+        if isinstance(entry.outcome, Example):
+            kind, reason = self._take_example(number, entry.outcome)
+        else:
+            kind, reason = _kind(entry.outcome), str(entry.outcome)
+            if isinstance(entry.outcome, DamagedShard):
+                self.figures.damaged_shards[entry.outcome.shard] += 1
+        if kind:
+            self.figures.unusable.add(kind, f"{entry.place}: {reason}".replace("\n", " "))
+
+    def measure_captions(self) -> None:
+        self._meter.measure(self._captions, self.figures.captions)
+        self._captions.clear()
+
+    def _take_example(self, number: int, example: Example) -> tuple[str, str]:
+        """Counts an example, or says which kind of unusable it is, and why."""
+        if not all(caption.strip() for caption in example.captions):
+            return EMPTY_CAPTION, "it has an empty caption"
+        if not example.image_id:
+            return NO_IMAGE_ID, "it has no image_id"
+        try:
+            self.figures.images.add(example.image)
+        except UnusableRecord as error:
+            return broken_kind(error), f"image {example.image_id}: {error}"
+        self._see(number, example)
+        self.figures.captioned += bool(example.captions)
+        self.figures.captions_of_image.add(len(example.captions))
+        if example.label is not None:
+            self.figures.labels[example.label] += 1
+        self._captions += example.captions
+        if len(self._captions) >= _BATCH:
+            self.measure_captions()
+        return "", ""
+
+    def _see(self, number: int, example: Example) -> None:
+        image = hash_of(example.image_id.encode())
+        self.sightings["identities"].add(image, image, number)
+        self.sightings["bytes"].add(hash_of(example.image), image, number)
+        for caption in example.captions:
+            self.sightings["captions"].add(hash_of(caption.encode()), image, number)
+
+
+def _kind(reason: UnusableRecord) -> str:
+    if isinstance(reason, MissingImage):
+        return MISSING
+    return DAMAGED_SHARD if isinstance(reason, DamagedShard) else UNREADABLE

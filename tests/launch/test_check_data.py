@@ -1,0 +1,64 @@
+"""launch/check_data.py: its exit status is the verdict."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_data import encode, example
+
+from r2d2_jax.data.writer import write_dataset
+
+PROGRAM = Path(__file__).parents[2] / "launch" / "check_data.py"
+
+
+def check_data(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of four images, one of them in train and test, and a sound dataset."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "images").mkdir()
+    for number in range(4):
+        (folder / "images" / f"{number}.jpg").write_bytes(encode(seed=number % 3))
+    lines = [{"image": f"{n}.jpg", "captions": ["一只狗"], "split": "test" if n == 3 else "train"} for n in range(4)]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_dataset(folder / "data", {"train": map(example, range(4))})
+    return folder
+
+
+def test_a_dataset_to_train_on(folder: Path) -> None:
+    done = check_data(f"--data={folder / 'data'}", f"--json={folder / 'check.json'}", "--processes=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"dataset {folder / 'data'}\n\n")
+    document = json.loads((folder / "check.json").read_text(encoding="utf-8"))
+    assert (document["status"], document["errors"], document["splits"]["train"]["usable"]) == (0, [], 4)
+
+
+def test_a_corpus_with_an_error(folder: Path) -> None:
+    done = check_data(f"--images={folder / 'images'}", f"--annotations={folder / 'captions.jsonl'}", "--processes=1",
+                      f"--json={folder / 'corpus.json'}")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("corpus json_lines\n\n")
+    assert "\nerror: test: 1 images are also in train by their bytes, 0 by their image_id: " in done.stdout
+    assert json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["status"] == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--data=nowhere"], "error: data folder nowhere does not exist; expected NAME/1.0.0/dataset_info.json in it."),
+    (["--data=nowhere", "--images=photos"],
+     "error: --data and --images are both given; expected a prepared dataset or a corpus, not both"),
+    ([], "error: corpus json_lines needs --images and --annotations; set both"),
+    (["nowhere"], "error: unknown argument 'nowhere'; every setting is a flag, like --data=FOLDER"),
+    (["--data={data}", "--vocabulary=absent.txt"], "error: vocabulary absent.txt does not exist; expected a WordPiece"),
+    (["--data={data}", "--processes=0"], "error: --processes is 0; expected 1 or more"),
+])
+def test_bad_input(folder: Path, arguments: list[str], message: str) -> None:
+    done = check_data(*(argument.format(data=folder / "data") for argument in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(message)
