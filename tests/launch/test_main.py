@@ -47,7 +47,7 @@ REFUSED = {
     ),
     "no data": (
         ["--config={folder}/no_data.py"],
-        ["data folder {folder}/no does not exist; expected image_text/1.0.0/dataset_info.json in it. Make it with"],
+        ["data folder {folder}/no does not exist; expected NAME/1.0.0/dataset_info.json in it. Make it with"],
     ),
     "no vocabulary": (
         ["--config=configs/demo.py", "--config.data.directory={folder}/no"],
