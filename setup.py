@@ -42,6 +42,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]>=0.7"],
         "tpu": ["jax[tpu]>=0.7"],
+        "beam": ["apache-beam>=2.77"],
         "convert": ["torch>=2.6"],
         "onnx": ["torch>=2.9", *ONNX],
         "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "torch==2.13.0", *ONNX],

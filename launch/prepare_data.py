@@ -2,6 +2,8 @@
 
     python launch/prepare_data.py --images=photos --annotations=captions.jsonl --vocabulary=vocab.txt --output=data/mine
     python launch/prepare_data.py --corpus=muge --annotations=MUGE --output=data/muge --processes=8
+    python launch/prepare_data.py --corpus=muge --annotations=/mnt/MUGE --output=/mnt/muge \\
+        --beam_options="--runner=FlinkRunner --flink_master=HOST:8081 --parallelism=64"
     python launch/prepare_data.py --demo --output=data/demo
 
 Without --corpus the annotations are JSON lines. The same command again goes on where it was stopped.
@@ -13,8 +15,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from r2d2_jax.data.beam_runner import in_beam
 from r2d2_jax.data.corpora.flags import corpus_from_flags
-from r2d2_jax.data.preparation import Preparation, Settings, prepare
+from r2d2_jax.data.preparation import Preparation, Runner, Settings, prepare
 from r2d2_jax.data.runners import in_processes
 from r2d2_jax.data.synthetic import write_demonstration
 from r2d2_jax.errors import UserError
@@ -23,6 +26,10 @@ _OUTPUT = flags.DEFINE_string("output", "", "Folder to hold the dataset.")
 _VOCABULARY = flags.DEFINE_string("vocabulary", "", "A WordPiece vocab.txt to copy beside the dataset.")
 _SHARDS = flags.DEFINE_integer("shards", 0, "Number of files a split; 0 chooses a fitting number, at least 8.")
 _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read and write.")
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "",
+    'Read and write on the workers of an Apache Beam pipeline with these options, such as "--runner=FlinkRunner '
+    '--parallelism=64"; every path is absolute then and means the same everywhere. Without it, --processes do it here.')
 _SHORT_SIDE = flags.DEFINE_integer(
     "short_side", 0, "Shrink images with a longer short side to so many pixels; 0 keeps the bytes as they are.")
 _JPEG_QUALITY = flags.DEFINE_integer("jpeg_quality", 90, "Quality of images that are shrunk, 1 to 95.")
@@ -53,8 +60,16 @@ def _prepare() -> Preparation:
         short_side=_SHORT_SIDE.value,
         jpeg_quality=_JPEG_QUALITY.value,
     )
-    runner = in_processes(_PROCESSES.value)
-    return prepare(corpus_from_flags(), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=runner)
+    return prepare(corpus_from_flags(), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner())
+
+
+def _runner() -> Runner:
+    if not _BEAM_OPTIONS.value:
+        return in_processes(_PROCESSES.value)
+    if not flags.FLAGS["processes"].using_default_value:
+        raise UserError("--processes and --beam_options are both set; with Beam its own options say how many workers "
+                        "there are. Set one of the two")
+    return in_beam(_BEAM_OPTIONS.value)
 
 
 if __name__ == "__main__":

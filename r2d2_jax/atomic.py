@@ -4,6 +4,8 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from r2d2_jax.errors import UserError, first_line
 
 # What writers raise when the disk refuses: the operating system's own error, or a library's wrapping of it.
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, ValueError)
+_UMASK = threading.Lock()  # it is the process's, and only read by setting it
 
 
 @contextlib.contextmanager
@@ -22,7 +25,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
+    # A name of its own for every writer: those on machines that share the folder may have the same process id.
+    unfinished = path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
@@ -40,8 +44,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def _readable(path: Path) -> None:
     """Gives files the usual permissions: safetensors makes such as only their owner may read."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     for file in (path, *path.rglob("*")):
         if file.is_file():
             file.chmod(0o666 & ~mask)

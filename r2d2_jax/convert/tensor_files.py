@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.convert.extras import TORCH, require
 from r2d2_jax.convert.torchscript import is_torchscript, read_torchscript
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.extras import TORCH, require
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)

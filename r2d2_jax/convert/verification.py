@@ -11,10 +11,10 @@ import numpy as np
 
 from r2d2_jax.config import ModelConfig
 from r2d2_jax.convert.conversion import Form, is_published
-from r2d2_jax.convert.extras import ONNX, TORCH, require
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters
 from r2d2_jax.convert.transformers_folder import is_transformers
+from r2d2_jax.extras import ONNX, TORCH, require
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.models.store import Model, load_model

@@ -1,7 +1,6 @@
 """A preparation gives the same bytes whatever the number of processes, and goes on where it was killed."""
 
 import io
-import json
 import multiprocessing
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from small_corpus import files, written_corpus
 from small_data import encode
 
 from r2d2_jax.data import entry_progress, shard_tasks
@@ -33,22 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def corpus(tmp_path: Path) -> JsonLines:
     """Forty images, two captions each; number 7 is broken."""
     return written_corpus(tmp_path, 40, broken={7})
-
-
-def written_corpus(folder: Path, images: int, broken: set[int] | None = None) -> JsonLines:
-    (folder / "images").mkdir()
-    lines = []
-    for number in range(images):
-        image = encode(seed=number)
-        (folder / "images" / f"{number}.jpg").write_bytes(image[:200] if number in (broken or ()) else image)
-        split = "train" if number % 4 else "val"
-        lines.append(json.dumps({"image": f"{number}.jpg", "captions": [f"{number}", "狗"], "split": split}))
-    (folder / "captions.jsonl").write_text("\n".join(lines))
-    return JsonLines(str(folder / "images"), str(folder / "captions.jsonl"))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def settings(**changes: Any) -> Settings:

@@ -1,17 +1,17 @@
-"""What only some conversions need, and what is said where it is not installed."""
+"""What only some tasks need, and what is said where it is not installed."""
 
 import importlib
 
 from r2d2_jax.errors import UserError
 
-TORCH, ONNX = ("torch",), ("torch", "onnx", "onnxscript", "onnxruntime")
+TORCH, ONNX, BEAM = ("torch",), ("torch", "onnx", "onnxscript", "onnxruntime"), ("apache_beam",)
 
 
 def require(modules: tuple[str, ...], what: str, extra: str) -> None:
     """Checks that modules can be imported.
 
     Args:
-        modules: TORCH or ONNX.
+        modules: TORCH, ONNX or BEAM.
         what: what needs them, for the message.
         extra: the extra of this package that installs them.
 
