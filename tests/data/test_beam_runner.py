@@ -155,7 +155,7 @@ def test_too_much_broken_stops_a_pipeline_that_runs(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(beam_runner, "write_shard", until_stopped_after_ten)
     corpus = written_corpus(tmp_path, 400, broken=set(range(400)))
     with pytest.raises(UserError, match="entries are unusable so far"):
-        prepare(corpus, str(tmp_path / "out"), settings(shards=40), run=in_beam(SAME_PROCESS))
+        prepare(corpus, str(tmp_path / "out"), settings(shards=40, max_broken_share=0.01), run=in_beam(SAME_PROCESS))
     assert len(written) <= 10
 
 
