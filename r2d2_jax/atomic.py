@@ -37,9 +37,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         advice = "free some space or choose another folder" if full else "check the folder and the room on its disk"
         raise UserError(f"cannot write {path}: {first_line(error)}; nothing was left there; {advice}") from error
     finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed either
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            unfinished.unlink(missing_ok=True)
 
 
 def _readable(path: Path) -> None:
