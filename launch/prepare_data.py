@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from r2d2_jax.data.beam_runner import in_beam
+from r2d2_jax.data.corpora import Corpus
 from r2d2_jax.data.corpora.flags import corpus_from_flags
 from r2d2_jax.data.preparation import Preparation, Runner, Settings, prepare
 from r2d2_jax.data.runners import in_processes
@@ -60,16 +61,17 @@ def _prepare() -> Preparation:
         short_side=_SHORT_SIDE.value,
         jpeg_quality=_JPEG_QUALITY.value,
     )
-    return prepare(corpus_from_flags(), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner())
+    corpus = corpus_from_flags()
+    return prepare(corpus, _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner(corpus))
 
 
-def _runner() -> Runner:
+def _runner(corpus: Corpus) -> Runner:
     if not _BEAM_OPTIONS.value:
         return in_processes(_PROCESSES.value)
     if not flags.FLAGS["processes"].using_default_value:
         raise UserError("--processes and --beam_options are both set; with Beam its own options say how many workers "
                         "there are. Set one of the two")
-    return in_beam(_BEAM_OPTIONS.value)
+    return in_beam(_BEAM_OPTIONS.value, corpus, _OUTPUT.value)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from small_corpus import files, written_corpus
 from r2d2_jax.data import beam_runner
 from r2d2_jax.data.beam_runner import in_beam
 from r2d2_jax.data.corpora.json_lines import JsonLines
-from r2d2_jax.data.preparation import Settings, prepare
+from r2d2_jax.data.preparation import Preparation, Settings, prepare
 from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.runners import in_processes
 from r2d2_jax.data.shard_tasks import Job, ShardTask, shard_report, write_shard
@@ -55,6 +55,10 @@ def settings(**changes: Any) -> Settings:
     return Settings(**dict(shards=4, max_broken_share=0.1) | changes)
 
 
+def prepare_in_beam(corpus: JsonLines, output: Path, options: str = SAME_PROCESS, **changes: Any) -> Preparation:
+    return prepare(corpus, str(output), settings(**changes), run=in_beam(options, corpus, str(output)))
+
+
 def command(folder: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "launch" / "prepare_data.py"), f"--images={folder / 'images'}",
             f"--annotations={folder / 'captions.jsonl'}", f"--output={folder / 'out'}", "--shards=4", *more]
@@ -65,7 +69,7 @@ def command(folder: Path, *more: str) -> list[str]:
 def test_the_same_bytes_as_in_processes(
     corpus: JsonLines, tmp_path: Path, undisturbed: dict[str, bytes], options: str
 ) -> None:
-    preparation = prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(options))
+    preparation = prepare_in_beam(corpus, tmp_path / "out", options)
     assert files(tmp_path / "out") == undisturbed
     assert preparation.skipped == {"validation": 0, "train": 1}
 
@@ -95,7 +99,7 @@ def test_finished_shards_are_not_written_again(
         write_shard(job, task, tell)
 
     monkeypatch.setattr(beam_runner, "write_shard", counted)
-    preparation = prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(SAME_PROCESS))
+    preparation = prepare_in_beam(corpus, tmp_path / "out")
     assert len(written) == len(set(written)) == 4
     assert preparation.skipped == {"validation": 0, "train": 1}
     assert files(tmp_path / "out") == undisturbed
@@ -112,7 +116,7 @@ def test_nothing_to_do_starts_no_pipeline(
     with pytest.raises(KeyboardInterrupt):
         prepare(corpus, str(tmp_path / "out"), settings(), run=all_of_them)
     monkeypatch.setattr(beam_runner, "_run_pipeline", None)
-    prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(SAME_PROCESS))
+    prepare_in_beam(corpus, tmp_path / "out")
     assert files(tmp_path / "out") == undisturbed
 
 
@@ -134,7 +138,7 @@ def test_one_shard_written_by_two_at_once(corpus: JsonLines, tmp_path: Path, und
 def test_too_much_broken(tmp_path: Path, options: str, caplog: pytest.LogCaptureFixture) -> None:
     corpus = written_corpus(tmp_path, 40, broken=set(range(0, 40, 2)))
     with pytest.raises(UserError, match=r"of the 40 entries are unusable so far, more than --max_broken_share=0.1"):
-        prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(options))
+        prepare_in_beam(corpus, tmp_path / "out", options)
     assert not (tmp_path / "out" / "json_lines").exists()
     assert "Traceback" not in caplog.text
 
@@ -155,7 +159,7 @@ def test_too_much_broken_stops_a_pipeline_that_runs(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(beam_runner, "write_shard", until_stopped_after_ten)
     corpus = written_corpus(tmp_path, 400, broken=set(range(400)))
     with pytest.raises(UserError, match="entries are unusable so far"):
-        prepare(corpus, str(tmp_path / "out"), settings(shards=40, max_broken_share=0.01), run=in_beam(SAME_PROCESS))
+        prepare_in_beam(corpus, tmp_path / "out", shards=40, max_broken_share=0.01)
     assert len(written) <= 10
 
 
@@ -171,7 +175,7 @@ def test_what_a_shard_raises_is_one_message(corpus: JsonLines, tmp_path: Path, o
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "json_lines").exists()
     (tmp_path / "out" / "json_lines.unfinished" / "train-00001").rmdir()
-    prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(SAME_PROCESS))
+    prepare_in_beam(corpus, tmp_path / "out")
 
 
 @with_beam
@@ -186,7 +190,7 @@ def test_what_a_shard_raises_leaves_the_rest_out(
 
     monkeypatch.setattr(beam_runner, "write_shard", refuse)
     with pytest.raises(UserError, match="^the disk is full$"):
-        prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(SAME_PROCESS))
+        prepare_in_beam(corpus, tmp_path / "out")
     assert len(asked) == 1
 
 
@@ -198,7 +202,7 @@ def test_a_pipeline_that_fails(corpus: JsonLines, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(beam_runner, "write_shard", fail)
     with pytest.raises(UserError, match="^the Beam pipeline failed: .*no memory left.*; mend that and start again: "
                                         "finished shards are kept$"):
-        prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(SAME_PROCESS))
+        prepare_in_beam(corpus, tmp_path / "out")
 
 
 @with_beam
@@ -215,7 +219,7 @@ def test_reports_that_arrive_late_are_waited_for(
 
     monkeypatch.setattr(beam_runner, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(beam_runner, "shard_report", seen_late)
-    preparation = prepare(corpus, str(tmp_path / "out"), settings(), run=in_beam(SAME_PROCESS))
+    preparation = prepare_in_beam(corpus, tmp_path / "out")
     assert preparation.skipped == {"validation": 0, "train": 1}
     assert files(tmp_path / "out") == undisturbed
 
@@ -228,15 +232,17 @@ def test_reports_that_arrive_late_are_waited_for(
     ("--direct_num_workers=x", r"argument --direct_num_workers: invalid int value: 'x'$"),
     ("--runner='FnApiRunner", r"No closing quotation"),
 ])
-def test_options_that_beam_does_not_know(options: str, message: str) -> None:
+def test_options_that_beam_does_not_know(corpus: JsonLines, options: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        in_beam(options)
+        in_beam(options, corpus, "/out")
 
 
 @with_beam
-def test_options_that_only_a_cluster_knows_are_handed_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_options_that_only_a_cluster_knows_are_handed_on(
+    corpus: JsonLines, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        in_beam("--runner=FlinkRunner --flink_master=localhost:8081 --parallelism=64")
+        in_beam("--runner=FlinkRunner --flink_master=localhost:8081 --parallelism=64", corpus, "/out")
     assert "parallelism" not in caplog.text
 
 
@@ -244,10 +250,12 @@ def test_options_that_only_a_cluster_knows_are_handed_on(caplog: pytest.LogCaptu
 def test_paths_are_absolute(corpus: JsonLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     message = "is not an absolute path; with --beam_options give --output, --images and --annotations as absolute paths"
-    with pytest.raises(UserError, match=f"^out/json_lines.unfinished {message}"):
-        prepare(corpus, "out", settings(), run=in_beam(SAME_PROCESS))
+    with pytest.raises(UserError, match=f"^out {message}"):
+        in_beam(SAME_PROCESS, corpus, "out")
     with pytest.raises(UserError, match=f"^images {message}"):
-        prepare(JsonLines("images", "captions.jsonl"), str(tmp_path / "o"), settings(), run=in_beam(SAME_PROCESS))
+        in_beam(SAME_PROCESS, JsonLines("images", "captions.jsonl"), str(tmp_path / "out"))
+    with pytest.raises(UserError, match=f"^captions.jsonl {message}"):
+        in_beam(SAME_PROCESS, JsonLines(str(tmp_path / "images"), "captions.jsonl"), str(tmp_path / "out"))
 
 
 @with_beam
@@ -258,8 +266,8 @@ def test_processes_and_beam_options(corpus: JsonLines, tmp_path: Path) -> None:
     assert done.stderr.startswith("error: --processes and --beam_options are both set; with Beam its own options say")
 
 
-def test_beam_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beam_is_not_installed(corpus: JsonLines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=re.escape("--beam_options needs apache_beam, which is not installed: "
                                                   "pip install -e '.[beam]'")):
-        in_beam(SAME_PROCESS)
+        in_beam(SAME_PROCESS, corpus, "/out")
