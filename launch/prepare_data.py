@@ -10,6 +10,7 @@ Without --corpus the annotations are JSON lines. The same command again goes on 
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.")
 
 def main(arguments: Sequence[str]) -> None:
     """Checks the flags, prepares, and prints what was written."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if len(arguments) > 1:
             raise UserError(f"unknown argument {arguments[1]!r}; every setting is a flag, like --output=FOLDER")
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on: finished shards are kept", file=sys.stderr)
+        sys.exit(130)
 
 
 def _prepare() -> Preparation:

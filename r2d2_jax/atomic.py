@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from safetensors import SafetensorError
 from r2d2_jax.errors import UserError, first_line
 
 # What writers raise when the disk refuses: the operating system's own error, or a library's wrapping of it.
-WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, ValueError)
+WRITE_ERRORS = (OSError, SafetensorError, sqlite3.OperationalError, RuntimeError, ValueError)
 _UMASK = threading.Lock()  # it is the process's, and only read by setting it
 
 
@@ -30,10 +32,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        _readable(unfinished)
+        _settle(unfinished)
         os.replace(unfinished, path)
     except WRITE_ERRORS as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        full = getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|disk is full", str(error))
         advice = "free some space or choose another folder" if full else "check the folder and the room on its disk"
         raise UserError(f"cannot write {path}: {first_line(error)}; nothing was left there; {advice}") from error
     finally:
@@ -43,11 +45,16 @@ def written_whole(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
-def _readable(path: Path) -> None:
-    """Gives files the usual permissions: safetensors makes such as only their owner may read."""
+def _settle(path: Path) -> None:
+    """Sees files onto the disk, and gives them the usual permissions: safetensors lets only their owner read them.
+
+    Without the first, a machine that goes down may keep the name that is given next, and lose what it names.
+    """
     with _UMASK:
         mask = os.umask(0)
         os.umask(mask)
     for file in (path, *path.rglob("*")):
         if file.is_file():
             file.chmod(0o666 & ~mask)
+            with file.open("rb") as written:
+                os.fsync(written.fileno())

@@ -1,6 +1,9 @@
 """A small corpus to prepare, and what lies in a folder afterwards."""
 
 import json
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from small_data import encode
@@ -24,3 +27,12 @@ def written_corpus(folder: Path, images: int, broken: set[int] | None = None) ->
 def files(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path in there."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
+    """Waits, at most a minute, and no longer than the process lives."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)

@@ -21,7 +21,7 @@ from typing import Any
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.corpora import Corpus
 from r2d2_jax.data.preparation_progress import Watch
-from r2d2_jax.data.shard_tasks import Job, News, ShardTask, shard_report, write_shard
+from r2d2_jax.data.shard_tasks import Job, ShardTask, shard_report, write_shard
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.extras import BEAM, require
 
@@ -159,7 +159,7 @@ def _take_finished(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> list[S
         if report is None:
             pending.append(task)
         else:
-            watch.take(News(task.weight, report.written.records + len(report.skipped), list(report.skipped)))
+            watch.take(report.news(task))
     return pending
 
 

@@ -6,8 +6,8 @@ processes.
 """
 
 import itertools
-import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,12 @@ from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.runners import in_processes
-from r2d2_jax.data.shard_tasks import Job, ShardReport, ShardTask, shard_report
+from r2d2_jax.data.shard_tasks import FIRST_NAMES, Job, ShardReport, ShardTask, shard_report
 from r2d2_jax.data.tokenizer import load_tokenizer
-from r2d2_jax.data.writer import VERSION, SplitSummary, check_absent, publish_dataset
+from r2d2_jax.data.unfinished import unfinished_work
+from r2d2_jax.data.writer import SplitSummary, dataset_path, publish_dataset
 from r2d2_jax.errors import UserError, bulleted
 
-FIRST_NAMES = 10  # how many skipped entries a message lists
 SKIPPED_FILE = "skipped.txt"
 
 Runner = Callable[[Job, Sequence[ShardTask], Watch], None]
@@ -111,20 +111,16 @@ def prepare(
     settings = settings or Settings()
     root = Path(output).expanduser()
     _check_vocabulary(vocabulary)
-    check_absent(root, corpus.name)
     folder = root / f"{corpus.name}.unfinished"
-    _enter(folder, corpus.identity() | {"shards": settings.shards, "short_side": settings.short_side,
-                                        "jpeg_quality": settings.jpeg_quality})
-    catalog = build_catalog(corpus, folder / "catalog.sqlite")
-    job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
-    tasks = _tasks(corpus, catalog, settings.shards)
-    _write_missing(job, tasks, _watch(corpus, catalog, settings), run or in_processes(1))
-    if vocabulary:
-        with written_whole(root / "vocab.txt") as unfinished:
-            shutil.copyfile(Path(vocabulary).expanduser(), unfinished)
-    preparation = _publish(root, job, tasks, catalog)
-    shutil.rmtree(folder)
-    return preparation
+    identity = corpus.identity() | {"shards": settings.shards, "short_side": settings.short_side,
+                                    "jpeg_quality": settings.jpeg_quality}
+    with unfinished_work(folder, dataset_path(root, corpus.name), identity):
+        catalog = build_catalog(corpus, folder / "catalog.sqlite")
+        job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
+        tasks = _tasks(corpus, catalog, settings.shards)
+        _write_missing(job, tasks, _watch(corpus, catalog, settings), run or in_processes(1))
+        _copy_vocabulary(vocabulary, root)
+        return _publish(root, job, tasks, catalog)
 
 
 def _check_vocabulary(vocabulary: str) -> None:
@@ -134,18 +130,10 @@ def _check_vocabulary(vocabulary: str) -> None:
             raise UserError(f"--vocabulary={vocabulary} is not a file; expected a vocab.txt to copy beside the dataset")
 
 
-def _enter(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder of unfinished work, or sees that what lies there belongs to the same preparation."""
-    path = folder / "preparation.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = [f"{key}: {before.get(key)!r}, now {identity[key]!r}"
-                     for key in identity if before.get(key) != identity[key]]
-        if differing:
-            raise UserError(f"{folder} was left over by a preparation with other settings or files; delete it, or go "
-                            f"back to them:\n{bulleted(differing)}")
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(identity, ensure_ascii=False), encoding="utf-8")
+def _copy_vocabulary(vocabulary: str, root: Path) -> None:
+    if vocabulary:
+        with written_whole(root / "vocab.txt") as unfinished:
+            shutil.copyfile(Path(vocabulary).expanduser(), unfinished)
 
 
 def build_catalog(corpus: Corpus, path: Path) -> Catalog:
@@ -159,7 +147,12 @@ def build_catalog(corpus: Corpus, path: Path) -> Catalog:
             catalog = Catalog(unfinished, create=True)
             corpus.index(catalog)
             catalog.close()
-    return Catalog(path)
+    catalog = Catalog(path)
+    try:
+        catalog.sizes()
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"catalog {path} is damaged ({error}); delete it and start again") from error
+    return catalog
 
 
 def _tasks(corpus: Corpus, catalog: Catalog, shards: int) -> list[ShardTask]:
@@ -185,7 +178,7 @@ def _write_missing(job: Job, tasks: list[ShardTask], watch: Watch, run: Runner) 
         if report is None:
             missing.append(task)
         else:
-            watch.resume(task.weight, report.written.records + len(report.skipped), report.skipped)
+            watch.resume(report.news(task))
     with watch.showing(sum(task.weight for task in tasks)):
         run(job, missing, watch)
     watch.judge(finished=True)
@@ -204,7 +197,8 @@ def _publish(root: Path, job: Job, tasks: list[ShardTask], catalog: Catalog) -> 
     summaries = publish_dataset(root, corpus.name, shards, files=[job.folder / SKIPPED_FILE] if first else [],
                                 class_names=corpus.class_names, description=corpus.description,
                                 homepage=corpus.homepage)
-    return Preparation(tuple(summaries), skipped, first, root / corpus.name / VERSION / SKIPPED_FILE, catalog.remarks())
+    skipped_file = dataset_path(root, corpus.name) / SKIPPED_FILE
+    return Preparation(tuple(summaries), skipped, first, skipped_file, catalog.remarks())
 
 
 def _report(job: Job, task: ShardTask) -> ShardReport:

@@ -2,16 +2,16 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Sequence
 
 from r2d2_jax.data.entry_progress import EntryProgress
-from r2d2_jax.data.shard_tasks import News
+from r2d2_jax.data.shard_tasks import FIRST_NAMES, News
 from r2d2_jax.errors import UserError, bulleted
 
 logger = logging.getLogger(__name__)
 
-_FIRST_NAMES = 10  # how many skipped entries a message lists
-_JUDGED_FROM = 1000  # entries; our decision: where their number is not known beforehand, fewer say nothing of the share
+_JUDGED_FROM = 1000  # entries; our decision: where their number is not known, as many unusable ones are always borne
 
 
 class Watch:
@@ -46,10 +46,10 @@ class Watch:
         """Entries read so far, usable or not."""
         return self._progress.entries
 
-    def resume(self, weight: int, entries: int, skipped: Sequence[str]) -> None:
+    def resume(self, news: News) -> None:
         """Counts a shard that an earlier, interrupted preparation finished."""
-        self._progress.resume(weight, entries)
-        self._skip(skipped)
+        self._progress.resume(news.weight, news.entries)
+        self._skip(news)
 
     def showing(self, weight: int) -> contextlib.AbstractContextManager[None]:
         """Shows the progress meanwhile; `weight` is that of all shards."""
@@ -61,9 +61,8 @@ class Watch:
         Raises:
             UserError: as `judge`.
         """
-        for line in news.skipped[: _FIRST_NAMES - len(self.first)]:
+        for line in self._skip(news):
             logger.warning("skipped %s", line)
-        self._skip(news.skipped)
         self._progress.advance(news.weight, news.entries)
         self.judge()
 
@@ -75,18 +74,22 @@ class Watch:
 
         Raises:
             UserError: more than the tolerated share was left out; raised as soon as that is certain, or, where the
-                number of entries is not known, probable.
+                number of entries is not known, once it is more than chance brings (three standard deviations).
         """
         total = self._total
-        if total is None and not finished and self.entries < _JUDGED_FROM:
-            return
         whole = self.entries if total is None else total
-        if self.skipped > self._max_broken_share * whole:
+        allowed = self._max_broken_share * whole
+        if total is None and not finished:
+            allowed = max(allowed + 3 * math.sqrt(allowed), self._max_broken_share * _JUDGED_FROM)
+        if self.skipped > allowed:
             read = " read" if total is None else ""
             raise UserError(f"{self.skipped:,} of the {whole:,} entries{read} are unusable so far, more than "
                             f"--max_broken_share={self._max_broken_share:g} allows; mend them or raise the share. The "
                             f"first:\n{bulleted(self.first)}")
 
-    def _skip(self, skipped: Sequence[str]) -> None:
-        self.skipped += len(skipped)
-        self.first += skipped[: _FIRST_NAMES - len(self.first)]
+    def _skip(self, news: News) -> list[str]:
+        """Returns those that are among the first ten of all."""
+        named = news.first[: FIRST_NAMES - len(self.first)]
+        self.skipped += news.skipped
+        self.first += named
+        return named

@@ -16,6 +16,7 @@ from r2d2_jax.data.entries import Entry, Example, UnusableRecord
 from r2d2_jax.data.transforms import verify_image
 from r2d2_jax.data.writer import ShardSummary, ShardWriter, dataset_features
 
+FIRST_NAMES = 10  # how many skipped entries a message lists
 _TELL_SECONDS = 0.2
 
 
@@ -57,20 +58,36 @@ class ShardTask:
 class ShardReport:
     """What came of a shard; lies as JSON beside it and says that it is finished.
 
-    written: what it holds. skipped: every entry left out, with its place and reason.
+    written: what it holds. size: of its file, in bytes. skipped: every entry left out, with its place and reason.
     """
 
     written: ShardSummary
+    size: int
     skipped: tuple[str, ...]
+
+    def news(self, task: "ShardTask") -> "News":
+        """The same as news of the whole shard."""
+        return News(task.weight, self.written.records + len(self.skipped), len(self.skipped),
+                    list(self.skipped[:FIRST_NAMES]))
 
 
 @dataclass
 class News:
-    """How far some process has come since its last news: weight and entries read, and the entries left out."""
+    """How far some process has come since its last news.
+
+    weight, entries: how much was read. skipped: how many of the entries were left out. first: at most ten of these, for
+    what a process that is killed was about to say must fit into the pipe between it and the one that listens.
+    """
 
     weight: int = 0
     entries: int = 0
-    skipped: list[str] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    first: list[str] = dataclasses.field(default_factory=list)
+
+    def skip(self, entry: str) -> None:
+        """Counts an entry left out."""
+        self.skipped += 1
+        self.first += [entry] if len(self.first) < FIRST_NAMES else []
 
 
 def write_shard(job: Job, task: ShardTask, tell: Callable[[News], Any]) -> None:
@@ -96,17 +113,19 @@ def write_shard(job: Job, task: ShardTask, tell: Callable[[News], Any]) -> None:
             raise
         summary = writer.finish()
     with written_whole(_report_path(path)) as unfinished:
-        unfinished.write_text(json.dumps(dataclasses.asdict(ShardReport(summary, tuple(skipped))), ensure_ascii=False),
-                              encoding="utf-8")
+        report = ShardReport(summary, path.stat().st_size, tuple(skipped))
+        unfinished.write_text(json.dumps(dataclasses.asdict(report), ensure_ascii=False), encoding="utf-8")
 
 
 def shard_report(job: Job, task: ShardTask) -> ShardReport | None:
-    """What came of a shard; None if it is not finished."""
-    path = _report_path(task.path(job))
-    if not path.is_file():
+    """What came of a shard; None if it is not finished, or not whole any more."""
+    path = task.path(job)
+    try:
+        fields = json.loads(_report_path(path).read_text(encoding="utf-8"))
+        report = ShardReport(ShardSummary(**fields["written"]), fields["size"], tuple(fields["skipped"]))
+        return report if path.stat().st_size == report.size else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return ShardReport(ShardSummary(**report["written"]), tuple(report["skipped"]))
 
 
 def _report_path(shard: Path) -> Path:
@@ -124,8 +143,8 @@ def _usable(job: Job, task: ShardTask, skipped: list[str], tell: Callable[[News]
             if isinstance(outcome, Example):
                 yield outcome
             else:
-                news.skipped.append(f"{entry.place}: {outcome}")
-                skipped.append(news.skipped[-1])
+                skipped.append(f"{entry.place}: {outcome}")
+                news.skip(skipped[-1])
             if time.monotonic() > told + _TELL_SECONDS:
                 tell(news)
                 news, told = News(), time.monotonic()

@@ -183,18 +183,27 @@ def publish_dataset(
         if not items:
             raise UserError(f"split {split!r} has no usable record; no dataset was made. Leave the split out, or mend "
                             "its annotations")
-    check_absent(directory, name)
+    check_absent(dataset_path(directory, name))
     about = dict(features=dataset_features(class_names), description=description, homepage=homepage or None)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, which there is none of
-        _Dataset(name, os.fspath(Path(directory).expanduser()), kept, files, **about).download_and_prepare()
+        builder = _Dataset(name, os.fspath(Path(directory).expanduser()), kept, files, **about)
+        try:
+            builder.download_and_prepare()
+        except OSError as error:
+            raise UserError(f"cannot write {builder.data_path}: {error.strerror or error}; free some space or choose "
+                            "another folder, and start again: finished shards are kept") from error
     return [_summary(split, [summary for _, summary in items]) for split, items in kept.items()]
 
 
-def check_absent(directory: str | os.PathLike[str], name: str) -> None:
-    """Raises UserError if `directory` has a dataset of this name already."""
-    target = Path(directory).expanduser() / name / VERSION
-    if target.exists():
-        raise UserError(f"{target} holds a dataset already; choose another output folder, or delete that one first")
+def dataset_path(directory: str | os.PathLike[str], name: str) -> Path:
+    """Where in `directory` the dataset of this name lies, or will lie."""
+    return Path(directory).expanduser() / name / VERSION
+
+
+def check_absent(dataset: Path) -> None:
+    """Raises UserError if there is a dataset already."""
+    if dataset.exists():
+        raise UserError(f"{dataset} holds a dataset already; choose another output folder, or delete that one first")
 
 
 def _summary(split: str, shards: Sequence[ShardSummary]) -> SplitSummary:
@@ -236,7 +245,7 @@ def write_dataset(
     for split in examples:
         if not re.fullmatch(SPLIT_NAME, split):
             raise UserError(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
-    check_absent(directory, "image_text")
+    check_absent(dataset_path(directory, "image_text"))
     root = Path(directory).expanduser()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root) as work:

@@ -43,7 +43,7 @@ FREE_KEYS = (
 )
 
 # What a run did when there was no key for it yet: a checkpoint of that time goes on with a configuration that says so.
-BEFORE_THE_KEY = {"data.map_punctuation": True, "loss.whole_word_masking": False}
+BEFORE_THE_KEY = {"data.corpus_weights": [], "data.map_punctuation": True, "loss.whole_word_masking": False}
 
 
 class Checkpoints:

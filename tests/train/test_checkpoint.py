@@ -15,7 +15,7 @@ from small_model import assert_bitwise_equal, named_leaves, small_config
 
 from r2d2_jax.config import TrainConfig
 from r2d2_jax.errors import UserError
-from r2d2_jax.train.checkpoint import Checkpoints, load_state
+from r2d2_jax.train.checkpoint import BEFORE_THE_KEY, Checkpoints, load_state
 from r2d2_jax.train.queue import empty_queue, enqueue
 from r2d2_jax.train.state import TrainState
 
@@ -179,9 +179,11 @@ def test_another_configuration_is_refused_with_every_key(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_older_than_a_key_goes_on_with_what_was_done_then(tmp_path: Path) -> None:
-    """Tokens were masked, and punctuation mapped, when there were no keys for it."""
+    """Tokens were masked, punctuation mapped, and one corpus read, when there were no keys for it."""
     before = CONFIG.to_dict()
-    del before["loss"]["whole_word_masking"], before["data"]["map_punctuation"]
+    for key in BEFORE_THE_KEY:
+        part, name = key.split(".")
+        del before[part][name]
     checkpoints = Checkpoints(tmp_path, CONFIG.train)
     checkpoints.save(state_of(3), SimpleNamespace(to_dict=lambda: before), {})  # type: ignore[arg-type]
     checkpoints.wait()

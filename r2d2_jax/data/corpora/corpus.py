@@ -122,7 +122,7 @@ class Corpus(abc.ABC):
 
 
 def _place(path: str) -> Path | None:
-    return Path(path).expanduser() if path else None
+    return Path(path).expanduser().absolute() if path else None
 
 
 def fitting_shards(size: int, wanted: int) -> int:
