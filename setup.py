@@ -18,6 +18,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "beartype>=0.19",
+        "cykooz-resizer>=4.0; platform_machine != 'aarch64'",  # not published ready-made for it; Pillow takes its place
         "flax>=0.10.4",
         "grain>=0.2.12",
         "array_record>=0.8",
@@ -27,12 +28,14 @@ setup(
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
         "numpy>=2.0",
+        "opencv-python-headless>=4.10",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
         "pillow>=10.4",
         "pyarrow>=18",
         "rjieba>=0.2",
         "safetensors>=0.5",
+        "simplejpeg>=1.8",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
         "tokenizers>=0.21",

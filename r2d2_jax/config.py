@@ -124,8 +124,10 @@ class DataConfig:
     vocabulary: a WordPiece vocabulary file, a folder or a hub name; "" means `directory`/vocab.txt.
     map_punctuation: map Chinese quotation marks, ellipsis and dash, which RoBERTa-wwm's vocabulary lacks, to ASCII; off
         they become [UNK], as in the published model.
+    augmentation: "crop_and_flip", or "random_augment": two random operations after these, as the published fine-tuning.
     crop_scale: range of the area share of the random resized crop. flip: mirror with probability 0.5.
-    flip_exempt_directions: never mirror under a caption that says 左 or 右.
+    flip_exempt_directions: never mirror under a caption that says 左 or 右; no other operation swaps the two.
+    augmentation_magnitude: of "random_augment", 0 to 10; 5 in the published code.
     workers: processes that decode; 0 decodes in the training process.
     max_broken_share: training stops when a larger share of the records read was unusable.
     validation_images: how many images of the validation split are used; 0 means all.
@@ -139,12 +141,19 @@ class DataConfig:
     foil_split: str = ""
     vocabulary: str = ""
     map_punctuation: bool = True
+    augmentation: str = "crop_and_flip"
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = True
     flip_exempt_directions: bool = True
+    augmentation_magnitude: float = 5.0
     workers: int = 0
     max_broken_share: float = 0.01
     validation_images: int = 0
+
+    @property
+    def magnitude(self) -> float | None:
+        """The magnitude of the random operations; None if there are none."""
+        return self.augmentation_magnitude if self.augmentation == "random_augment" else None
 
 
 @dataclass(frozen=True)
@@ -400,6 +409,10 @@ def _data_contradictions(data: DataConfig) -> Iterator[str]:
         if "://" in (path := getattr(data, name)):
             yield f"data.{name} is {path}, an address; expected a local or mounted path: mount it first"
     yield from _corpora_contradictions(data)
+    if data.augmentation not in ("crop_and_flip", "random_augment"):
+        yield f"data.augmentation is {data.augmentation!r}; expected 'crop_and_flip' or 'random_augment'"
+    if not 0 <= data.augmentation_magnitude <= 10:
+        yield f"data.augmentation_magnitude is {data.augmentation_magnitude}; expected a number from 0 to 10"
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale is {data.crop_scale}; expected 0 < low <= high <= 1"

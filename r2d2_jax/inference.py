@@ -12,8 +12,9 @@ from PIL import Image
 
 from r2d2_jax.arrays import Encoded
 from r2d2_jax.convert.conversion import STUDENT, open_model
+from r2d2_jax.data.records import UnusableRecord
 from r2d2_jax.data.tokenizer import Tokenizer, tokenizer_of
-from r2d2_jax.data.transforms import UnusableRecord, evaluation_image, square_image
+from r2d2_jax.data.transforms import evaluation_image, square_image
 from r2d2_jax.errors import UserError
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import normalise_images

@@ -1,21 +1,44 @@
-"""Shrinking an image once, before it is stored."""
+"""Shrinking an image once, when a dataset is prepared, so that every epoch reads and decodes less."""
 
 import io
 
+import numpy as np
 from PIL import Image
 
-from r2d2_jax.data.transforms import _opened, _upright_rgb, _upright_size
+from r2d2_jax.data.decoding import opened, upright_pixels, upright_size
+from r2d2_jax.data.resizing import cropped_and_resized
+from r2d2_jax.data.transforms import reduction_for, verify_image
 
 
 def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
-    """Shrinks an image to a short side of so many pixels, as JPEG; one that is small enough stays as it is."""
-    with _opened(encoded) as image:
-        width, height = _upright_size(image)
-        scale = short_side / min(width, height)
-        image = _upright_rgb(image)
-    if scale >= 1:
-        return encoded
+    """Makes a smaller JPEG of an image whose short side is longer than `short_side`; others stay as they are.
+
+    The smaller image keeps the aspect ratio to the next pixel; it is upright, RGB, with chroma at half resolution
+    (4:2:0, as most photographs of the web have it already; our decision), and without metadata.
+
+    Args:
+        encoded: a JPEG, PNG, ... file's bytes.
+        short_side: the short side to make, in pixels.
+        quality: of the JPEG, 1 to 95.
+
+    Returns:
+        The JPEG's bytes, the same for the same arguments; or `encoded` itself.
+
+    Raises:
+        UnusableRecord: see `opened`; the image is decoded in any case.
+    """
+    with opened(encoded) as image:
+        width, height = upright_size(image)
+        shorter = min(width, height)
+        if shorter > short_side:
+            pixels = upright_pixels(encoded, image, reduction_for(shorter, short_side))
+            size = (round(width * short_side / shorter), round(height * short_side / shorter))
+            return _jpeg(cropped_and_resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), size), quality)
+    verify_image(encoded)
+    return encoded
+
+
+def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
     file = io.BytesIO()
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=quality)
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
     return file.getvalue()

@@ -131,7 +131,12 @@ class _TrainRow:
         caption = record.captions[rng.integers(len(record.captions))]
         flip = self.data.flip and (may_flip(caption) or not self.data.flip_exempt_directions)
         image = train_image(
-            record.image, rng, image_size=self.image_size, crop_scale=self.data.crop_scale, flip=flip
+            record.image,
+            rng,
+            image_size=self.image_size,
+            crop_scale=self.data.crop_scale,
+            flip=flip,
+            magnitude=self.data.magnitude,
         )
         return {"images": image, **self.tokenizer.columns(caption), "image_id": image_id_hash(record.image_id)}
 

@@ -2,24 +2,25 @@
 
 import collections
 import concurrent.futures
-import contextlib
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from r2d2_jax.data.records import UnusableRecord
+from r2d2_jax.data.decoding import opened, upright_pixels, upright_rgb, upright_size
+from r2d2_jax.data.random_augment import random_augment
+from r2d2_jax.data.resizing import cropped_and_resized
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # of the published code's RandomResizedCrop
 _CROP_ATTEMPTS = 10  # the same
-_DRAFT_MARGIN = 2  # our decision: JPEGs are decoded at reduced size only while a crop keeps twice the pixels it needs
+_REDUCTION_MARGIN = 2  # our decision: a JPEG decoded at reduced size keeps at least twice the pixels that are needed
 _DIRECTIONS = "左右"
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -31,35 +32,37 @@ def train_image(
     image_size: int,
     crop_scale: tuple[float, float],
     flip: bool,
+    magnitude: float | None = None,
 ) -> np.ndarray:
-    """Random resized crop, then a horizontal mirror with probability 0.5.
+    """Random resized crop, then a horizontal mirror with probability 0.5, then perhaps `random_augment`.
+
+    The crop is resized as Pillow's bicubic filter does, with antialiasing; no value differs by more than 2 of 255.
 
     Args:
         encoded: a JPEG, PNG, ... file's bytes.
-        rng: draws the crop and the mirror, in this order.
+        rng: draws the crop (see `draw_crop`), the mirror if there may be one, and the operations, in this order.
         image_size: side of the result in pixels.
         crop_scale: range of the crop's share of the image's area, in (0, 1].
         flip: whether the image may be mirrored.
+        magnitude: of `random_augment`, 0 to 10; None leaves it out.
 
     Returns:
         uint8 [image_size image_size 3].
 
     Raises:
-        UnusableRecord: the bytes are not a complete image.
+        UnusableRecord: see `opened`.
     """
-    with _opened(encoded) as image:
-        width, height = _upright_size(image)
-        box = draw_crop((width, height), rng, crop_scale)
-        _decode_smaller(image, min(box[2] - box[0], box[3] - box[1]), image_size)
-        image = _upright_rgb(image)
-        stretch = (image.width / width, image.height / height) * 2
-        left, top, right, bottom = (edge * factor for edge, factor in zip(box, stretch, strict=True))
-        box_here = (left, top, min(right, image.width), min(bottom, image.height))
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box_here)
-    pixels = np.asarray(image)
+    with opened(encoded) as image:
+        width, height = upright_size(image)
+        left, top, right, bottom = draw_crop((width, height), rng, crop_scale)
+        reduction = reduction_for(min(right - left, bottom - top), image_size)
+        pixels = upright_pixels(encoded, image, reduction)
+    across, down = pixels.shape[1] / width, pixels.shape[0] / height
+    box = (left * across, top * down, right * across, bottom * down)
+    pixels = cropped_and_resized(pixels, box, (image_size, image_size))
     if flip and rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+        pixels = cv2.flip(pixels, 1)
+    return pixels if magnitude is None else random_augment(pixels, rng, magnitude)
 
 
 def evaluation_image(encoded: bytes, image_size: int) -> np.ndarray:
@@ -69,24 +72,24 @@ def evaluation_image(encoded: bytes, image_size: int) -> np.ndarray:
         uint8 [image_size image_size 3].
 
     Raises:
-        UnusableRecord: the bytes are not a complete image.
+        UnusableRecord: see `opened`.
     """
-    with _opened(encoded) as image:
+    with opened(encoded) as image:
         return square_image(image, image_size)
 
 
 def square_image(image: Image.Image, image_size: int) -> np.ndarray:
     """The same of an image that is open; returns uint8 [image_size image_size 3]."""
-    return np.asarray(_upright_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return np.asarray(upright_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def verify_image(encoded: bytes) -> None:
     """Decodes the whole image to see that nothing is missing (a JPEG at an eighth of its size, which reads all of it).
 
     Raises:
-        UnusableRecord: the bytes are not a complete image.
+        UnusableRecord: see `opened`.
     """
-    with _opened(encoded) as image:
+    with opened(encoded) as image:
         image.draft(None, (1, 1))
         image.load()
 
@@ -94,6 +97,12 @@ def verify_image(encoded: bytes) -> None:
 def may_flip(caption: str) -> bool:
     """Whether a mirrored image still agrees with its caption: not if the caption says left or right (左, 右)."""
     return not any(direction in caption for direction in _DIRECTIONS)
+
+
+def reduction_for(side: int, resized_side: int) -> int:
+    """The largest of 1, 2, 4 and 8 that a JPEG may be reduced by when `side` pixels become `resized_side`."""
+    return max(reduction for reduction in (1, 2, 4, 8) if reduction == 1
+               or side >= reduction * resized_side * _REDUCTION_MARGIN)
 
 
 def draw_crop(
@@ -137,41 +146,3 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _opened(encoded: bytes) -> Iterator[Image.Image]:
-    """Opens an image and turns whatever its decoder raises into one kind of exception."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            yield image
-    except Image.UnidentifiedImageError as error:
-        # Pillow's own message names a memory address, which would differ from run to run.
-        raise UnusableRecord(f"not an image: {len(encoded)} bytes in no known format") from error
-    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
-        raise UnusableRecord(f"the image cannot be decoded: {error}") from error
-
-
-def _decode_smaller(image: Image.Image, crop_side: int, image_size: int) -> None:
-    """Lets the JPEG decoder leave out detail that the crop's resize would only throw away; others are left alone."""
-    reduction = crop_side // (image_size * _DRAFT_MARGIN)
-    if reduction > 1:
-        image.draft("RGB", (image.width // reduction, image.height // reduction))
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    # Orientations 5 to 8 of the EXIF standard lie on their side.
-    lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if lies else (image.width, image.height)
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns the image as its EXIF tag says and makes it RGB; what is transparent becomes white (our decision)."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which a plain conversion would cut off instead of scaling
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

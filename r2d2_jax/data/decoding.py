@@ -1,0 +1,97 @@
+"""From encoded bytes to upright RGB pixels; whatever is no complete image, or too large a one, is an UnusableRecord."""
+
+import contextlib
+import io
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
+
+from r2d2_jax.data.entries import UnusableRecord
+
+MAX_PIXELS = 2**26  # our decision: 8192 x 8192, 256 MiB when decoded; a few kilobytes can claim far more
+_ORIENTATION = ExifTags.Base.Orientation
+_opening = threading.Lock()
+
+
+@contextlib.contextmanager
+def opened(encoded: bytes) -> Iterator[Image.Image]:
+    """Reads an image's header, and turns whatever its decoder raises later into one kind of exception.
+
+    Raises:
+        UnusableRecord: the bytes are no image, not a complete one, or one of more than `MAX_PIXELS` pixels; the last is
+            told by the header, before anything is decoded.
+    """
+    try:
+        with _header(encoded) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnusableRecord(f"the image has {image.width} x {image.height} pixels, above the limit of "
+                                     f"{MAX_PIXELS:,}")
+            yield image
+    except UnusableRecord:
+        raise
+    except Image.UnidentifiedImageError as error:
+        # Pillow's own message names a memory address, which would differ from run to run.
+        raise UnusableRecord(f"not an image: {len(encoded)} bytes in no known format") from error
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
+        raise UnusableRecord(f"the image cannot be decoded: {error}") from error
+
+
+def _header(encoded: bytes) -> Image.Image:
+    # Pillow's own limit would warn, or refuse without naming the size. It is a global, which others may rely on.
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(encoded))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels once the image is turned as its EXIF tag says."""
+    lies = _orientation(image) in (5, 6, 7, 8)  # of the EXIF standard: on their side
+    return (image.height, image.width) if lies else (image.width, image.height)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turns the image as its EXIF tag says and makes it RGB; what is transparent becomes white (our decision)."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which a plain conversion would cut off instead of scaling
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def upright_pixels(encoded: bytes, image: Image.Image, reduction: int = 1) -> np.ndarray:
+    """The pixels of an image that is open.
+
+    Args:
+        encoded: the bytes that `image` was opened from.
+        image: used up by this.
+        reduction: 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size; other formats are not reduced.
+
+    Returns:
+        uint8 [height width 3], upright; sizes that cannot be divided are rounded up.
+    """
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1:
+        with contextlib.suppress(ValueError):  # Pillow knows better what is wrong, or whether it can be borne
+            return _jpeg_pixels(encoded, image, reduction)
+    if reduction > 1:
+        image.draft("RGB", (image.width // reduction, image.height // reduction))
+    return np.asarray(upright_rgb(image))
+
+
+def _jpeg_pixels(encoded: bytes, image: Image.Image, reduction: int) -> np.ndarray:
+    # The same library and the same pixels as Pillow's, without its detour over four bytes a pixel.
+    return simplejpeg.decode_jpeg(
+        encoded, min_height=image.height // reduction, min_width=image.width // reduction, min_factor=reduction
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(_ORIENTATION, 1)

@@ -1,0 +1,52 @@
+"""Bicubic resizing as Pillow does it, with antialiasing, several times as fast."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+try:
+    import cykooz_resizer
+except ImportError:  # Linux on ARM, for which it is not published ready-made (see setup.py)
+    cykooz_resizer = None
+
+Box = tuple[float, float, float, float]
+_FRACTIONS = 256  # of a pixel, in which boxes are given: sums of such numbers are exact
+
+
+def cropped_and_resized(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """Cuts out a box and resizes it, seeing nothing of what lies outside of the pixels that the box touches.
+
+    The filter is Pillow's bicubic one (a = -0.5, stretched when shrinking). The values are the same with every
+    processor and differ from Pillow's by 2 of 255 at the most; where the fast library is absent they are Pillow's.
+
+    Args:
+        pixels: uint8 [height width 3].
+        box: left, top, right, bottom in pixels, within the image; rounded to 1/256 pixel.
+        size: width and height of the result in pixels.
+
+    Returns:
+        uint8 [height width 3] of that size, read-only.
+    """
+    left, top, right, bottom = (round(edge * _FRACTIONS) / _FRACTIONS for edge in box)
+    x, y = math.floor(left), math.floor(top)
+    touched = pixels[y : math.ceil(bottom), x : math.ceil(right)]
+    resized = _resized_by_pillow if cykooz_resizer is None else _resized
+    return resized(touched, (left - x, top - y, right - x, bottom - y), size)
+
+
+def _resized(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    left, top, right, bottom = box
+    rgb, height, width = cykooz_resizer.PixelType.U8x3, *pixels.shape[:2]
+    source = cykooz_resizer.ImageData(width, height, rgb, pixels.tobytes())
+    target = cykooz_resizer.ImageData(*size, rgb)
+    options = cykooz_resizer.ResizeOptions(
+        resize_alg=cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom),
+        crop_box=cykooz_resizer.CropBox(left, top, right - left, bottom - top),
+    )
+    cykooz_resizer.Resizer().resize(source, target, options)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
+
+
+def _resized_by_pillow(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
