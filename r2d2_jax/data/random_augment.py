@@ -83,7 +83,7 @@ def _evening(counts: np.ndarray) -> np.ndarray:
 
 
 def _histograms(pixels: np.ndarray) -> list[np.ndarray]:
-    return [cv2.calcHist([pixels], [channel], None, [256], [0, 256])[:, 0].astype(np.int64) for channel in range(3)]
+    return [cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel().astype(np.int64) for channel in range(3)]
 
 
 def brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
