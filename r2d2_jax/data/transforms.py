@@ -36,7 +36,7 @@ def train_image(
 ) -> np.ndarray:
     """Random resized crop, then a horizontal mirror with probability 0.5, then perhaps `random_augment`.
 
-    The crop is resized as Pillow's bicubic filter does, with antialiasing; no value differs by more than 2 of 255.
+    The crop is resized with Pillow's bicubic filter, antialiased (see `cropped_and_resized` for how exactly).
 
     Args:
         encoded: a JPEG, PNG, ... file's bytes.
