@@ -206,6 +206,12 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
     [
         ({"data__crop_scale": (0.0, 1.0)}, "data.crop_scale is (0.0, 1.0); expected 0 < low <= high <= 1"),
         ({"data__crop_scale": (0.9, 0.5)}, "data.crop_scale is (0.9, 0.5); expected 0 < low <= high <= 1"),
+        ({"data__augmentation": "none"},
+         "data.augmentation is 'none'; expected 'crop_and_flip' or 'random_augment'"),
+        ({"data__augmentation_magnitude": -0.5},
+         "data.augmentation_magnitude is -0.5; expected a number from 0 to 10"),
+        ({"data__augmentation_magnitude": 10.5},
+         "data.augmentation_magnitude is 10.5; expected a number from 0 to 10"),
         ({"data__crop_scale": (0.5, 1.5)}, "data.crop_scale is (0.5, 1.5); expected 0 < low <= high <= 1"),
         ({"mesh__data": 0}, "mesh.data is 0; expected a number of devices, or -1 for all that are left"),
         ({"mesh__fsdp": -2}, "mesh.fsdp is -2; expected a number of devices, or -1 for all that are left"),

@@ -30,9 +30,15 @@ Batch = dict[str, np.ndarray]
 
 
 def batches(
-    source: RecordSource, tokenizer: Tokenizer, count: int, *, workers: int = 0, **settings: Any
+    source: RecordSource,
+    tokenizer: Tokenizer,
+    count: int,
+    *,
+    workers: int = 0,
+    augmentation: str = "crop_and_flip",
+    **settings: Any,
 ) -> list[Batch]:
-    data = DataConfig(directory="", workers=workers)
+    data = DataConfig(directory="", workers=workers, augmentation=augmentation)
     arguments = {"image_size": 16, "batch_size": 4, "seed": 1, "first_step": 0} | settings
     stream = train_batches(Mixture([source]), tokenizer, data, **arguments)
     taken = [{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(stream, count)]
@@ -108,6 +114,17 @@ def test_seed_changes_the_order_and_each_visit_the_crop(source: RecordSource, to
     images = np.concatenate([batch["images"] for batch in first])
     visits = [dict(zip(ids(first)[visit], images[visit], strict=True)) for visit in (np.s_[:22], np.s_[22:])]
     assert all((visits[0][key] != visits[1][key]).any() for key in visits[0])
+
+
+def test_random_operations_change_some_images_alone(source: RecordSource, tokenizer: Tokenizer) -> None:
+    plain = batches(source, tokenizer, 20)
+    augmented = batches(source, tokenizer, 20, augmentation="random_augment")
+    changed = 0
+    for before, after in zip(plain, augmented, strict=True):
+        changed += (before["images"] != after["images"]).any((1, 2, 3)).sum()
+        for key in ("input_ids", "attention_mask", "image_id"):
+            np.testing.assert_array_equal(before[key], after[key])
+    assert 20 < changed < 70  # of 80: two draws of ten operations, of which seven do something, half of the time
 
 
 def test_all_captions_are_drawn(source: RecordSource, tokenizer: Tokenizer) -> None:
