@@ -143,10 +143,10 @@ def test_whole_table(
     benchmark: ModuleType, source: RecordSource, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
-    with flagsaver.as_parsed(workers="0", batch_size="4", image_size="32", rounds="1", seconds="0"):
+    with flagsaver.as_parsed(workers="0", batch_size="4", image_size="32", rounds="1", seconds="0.2"):
         assert benchmark.compare("generated", source, tokenizer) > 0
     printed = capsys.readouterr().out
-    for label in ("generated: ", "usual way, float32 normalised", *benchmark.OUR_STAGES, "headers", "between processes"):
+    for label in ("generated: ", "usual way, float32 normalised", *benchmark.OUR_STAGES, "between processes"):
         assert label in printed
 
 
