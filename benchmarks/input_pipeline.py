@@ -32,8 +32,10 @@ from PIL import Image
 
 from r2d2_jax.config import DataConfig
 from r2d2_jax.data import pipeline, transforms
-from r2d2_jax.data.records import Example, RecordSource, write_dataset
+from r2d2_jax.data.entries import Example
+from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, tokenizer_of
+from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 
 TARGET = 2.0  # times the pairs per second of the usual way (our decision)
@@ -58,7 +60,7 @@ OUR_STAGES: Places = {
     "crop and resize": [(transforms, "cropped_and_resized")],
     "flip": [(cv2, "flip")],
     "operations": [(transforms, "random_augment")],
-    "tokenise": [(Tokenizer, "__call__")],
+    "tokenise": [(Tokenizer, "columns")],
     "stack": [(pipeline, "_stack")],
 }
 USUAL_STAGES: Places = {

@@ -12,7 +12,7 @@ from PIL import Image
 
 from r2d2_jax.arrays import Encoded
 from r2d2_jax.convert.conversion import STUDENT, open_model
-from r2d2_jax.data.records import UnusableRecord
+from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.tokenizer import Tokenizer, tokenizer_of
 from r2d2_jax.data.transforms import evaluation_image, square_image
 from r2d2_jax.errors import UserError

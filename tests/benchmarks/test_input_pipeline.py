@@ -13,8 +13,9 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from r2d2_jax.data.records import RecordSource, write_dataset
+from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer
+from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

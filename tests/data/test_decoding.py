@@ -16,7 +16,7 @@ from small_data import encode
 from r2d2_jax.data import decoding
 from r2d2_jax.data.decoding import MAX_PIXELS, opened, upright_pixels, upright_size
 from r2d2_jax.data.downsizing import downsized
-from r2d2_jax.data.records import UnusableRecord
+from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.transforms import evaluation_image, train_image, verify_image
 
 RAMP = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)

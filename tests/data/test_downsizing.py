@@ -8,7 +8,7 @@ from PIL import Image
 from small_data import encode
 
 from r2d2_jax.data.downsizing import downsized
-from r2d2_jax.data.records import UnusableRecord
+from r2d2_jax.data.entries import UnusableRecord
 
 
 def save(image: Image.Image, kind: str, **settings: object) -> bytes:
