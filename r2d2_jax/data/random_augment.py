@@ -123,7 +123,10 @@ def rotate(pixels: np.ndarray, degrees: float) -> np.ndarray:
 
 def _warped(pixels: np.ndarray, matrix: list[list[float]] | np.ndarray) -> np.ndarray:
     height, width = pixels.shape[:2]
-    return cv2.warpAffine(pixels, np.asarray(matrix, np.float64), (width, height), borderValue=_GREY)
+    # OpenCV warps four channels in less than half of the time that three take, with the same values.
+    padded = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
+    warped = cv2.warpAffine(padded, np.asarray(matrix, np.float64), (width, height), borderValue=(*_GREY, 0))
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
 
 def translate_x(pixels: np.ndarray, offset: float) -> np.ndarray:
