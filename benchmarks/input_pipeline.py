@@ -47,8 +47,8 @@ DATA = flags.DEFINE_string("data", None, "A prepared dataset, with vocab.txt bes
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Worker processes; 0 works in this process.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Pairs in a batch.", lower_bound=1)
 SIDE = flags.DEFINE_integer("image_size", 224, "Side of the images in the batch, in pixels.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each one is measured.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 2.0, "How long each measurement takes.", lower_bound=0)
+ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each one is measured.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 1.0, "How long each measurement takes.", lower_bound=0)
 RECORDS = flags.DEFINE_integer("records", 1024, "How many records are generated.", lower_bound=1)
 
 Loader = Iterator[dict[str, np.ndarray]]
@@ -64,7 +64,7 @@ OUR_STAGES: Places = {
     "stack": [(pipeline, "_stack")],
 }
 USUAL_STAGES: Places = {
-    "read": [(RecordSource, "__getitem__")],
+    "read": [(usual_loader, "read")],
     "decode": [(usual_loader, "decoded")],
     "crop and resize": [(usual_loader, "resized_crop")],
     "flip": [(usual_loader, "flipped")],

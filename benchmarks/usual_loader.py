@@ -1,6 +1,6 @@
 """The data path as it is usually written, for comparison: Pillow transforms in a torch DataLoader.
 
-It reads the same records with the same tokenizer and makes the same batches. The ten operations are Pillow's, as
+It reads the same records, through TFDS, with the same tokenizer, and makes the same batches. The ten operations are Pillow's, as
 torchvision applies them to PIL images: those that move pixels take the nearest one, torchvision's default, which is
 faster than the bilinear interpolation of the published code and of ours.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image, ImageEnhance, ImageOps
 
 from r2d2_jax.data.pipeline import image_id_hash
@@ -73,16 +74,21 @@ class Rows:
     """A map-style dataset: reads, decodes, augments."""
 
     def __init__(self, source: RecordSource, image_size: int, normalised: bool) -> None:
-        self._source, self._size, self._normalised = source, image_size, normalised
+        self._folder, self._split, self._records = source.folder, source.split, len(source)
+        self._size, self._normalised = image_size, normalised
+        self._opened: Any = None  # in each worker by itself
         self._rng = np.random.default_rng(0)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._records
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record, rng = self._source[index], self._rng
-        caption = record.captions[rng.integers(len(record.captions))]
-        image = decoded(record.image)
+        if self._opened is None:
+            builder = tfds.builder_from_directory(self._folder)
+            self._opened = builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
+        record, rng = read(self._opened, index), self._rng
+        caption = record["captions"][rng.integers(len(record["captions"]))].decode()
+        image = decoded(record["image"])
         image = resized_crop(image, self._size, rng)
         if may_flip(caption) and rng.random() < 0.5:
             image = flipped(image)
@@ -90,7 +96,7 @@ class Rows:
         return {
             "images": to_tensor(image, self._normalised),
             "caption": caption,
-            "image_id": image_id_hash(record.image_id),
+            "image_id": image_id_hash(record["image_id"].decode()),
         }
 
 
@@ -104,6 +110,11 @@ class Collate:
         input_ids, attention_mask = tokenised(self._tokenizer, [row["caption"] for row in rows])
         stacked = collated([{key: row[key] for key in ("images", "image_id")} for row in rows])
         return stacked | {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def read(records: Any, index: int) -> dict[str, Any]:
+    """A record of a TFDS data source."""
+    return records[index]
 
 
 def decoded(encoded: bytes) -> Image.Image:
