@@ -33,6 +33,7 @@ from PIL import Image
 from r2d2_jax.config import DataConfig
 from r2d2_jax.data import pipeline, transforms
 from r2d2_jax.data.entries import Example
+from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, tokenizer_of
 from r2d2_jax.data.writer import write_dataset
@@ -116,7 +117,7 @@ def our_batches(
     """Batches of `train_batches` with the published augmentation."""
     data = DataConfig(directory="", augmentation="random_augment", workers=workers)
     batches = pipeline.train_batches(
-        source, tokenizer, data, image_size=image_size, batch_size=batch_size, seed=0, first_step=0
+        Mixture([source]), tokenizer, data, image_size=image_size, batch_size=batch_size, seed=0, first_step=0
     )
     with contextlib.closing(batches):
         yield batches
@@ -165,7 +166,8 @@ def stages(source: RecordSource, tokenizer: Tokenizer, *, image_size: int, batch
     columns = []
     for places in (OUR_STAGES, USUAL_STAGES):
         if places is OUR_STAGES:
-            row = pipeline._TrainRow(source, tokenizer, DataConfig("", augmentation="random_augment"), image_size)
+            data = DataConfig("", augmentation="random_augment")
+            row = pipeline._TrainRow(Mixture([source]), tokenizer, data, image_size)
             rng = np.random.default_rng(0)
             make: Callable[[Iterable[int]], Any] = lambda numbers: pipeline._stack([row(i, rng) for i in numbers])  # noqa: E731, B023
         else:

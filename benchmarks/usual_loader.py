@@ -1,8 +1,8 @@
 """The data path as it is usually written, for comparison: Pillow transforms in a torch DataLoader.
 
-It reads the same records, through TFDS, with the same tokenizer, and makes the same batches. The ten operations are Pillow's, as
-torchvision applies them to PIL images: those that move pixels take the nearest one, torchvision's default, which is
-faster than the bilinear interpolation of the published code and of ours.
+It reads the same records, through TFDS, with the same tokenizer, and makes the same batches. The ten operations are
+Pillow's, as torchvision applies them to PIL images: those that move pixels take the nearest one, torchvision's default,
+which is faster than the bilinear interpolation of the published code and of ours.
 """
 
 import io
