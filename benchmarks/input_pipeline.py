@@ -32,6 +32,7 @@ from PIL import Image
 
 from r2d2_jax.config import DataConfig
 from r2d2_jax.data import pipeline, transforms
+from r2d2_jax.data.decoding import EncodedImage
 from r2d2_jax.data.entries import Example
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
@@ -57,7 +58,7 @@ Places = dict[str, list[tuple[Any, str]]]
 
 OUR_STAGES: Places = {
     "read": [(RecordSource, "__getitem__")],
-    "decode": [(transforms, "upright_pixels")],
+    "decode": [(EncodedImage, "pixels")],
     "crop and resize": [(transforms, "cropped_and_resized")],
     "flip": [(cv2, "flip")],
     "operations": [(transforms, "random_augment")],

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from r2d2_jax.data.decoding import opened, upright_pixels, upright_size
+from r2d2_jax.data.decoding import EncodedImage
 from r2d2_jax.data.resizing import cropped_and_resized
 from r2d2_jax.data.transforms import reduction_for, verify_image
 
@@ -27,15 +27,15 @@ def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
     Raises:
         UnusableRecord: see `opened`; the image is decoded in any case.
     """
-    with opened(encoded) as image:
-        width, height = upright_size(image)
-        shorter = min(width, height)
-        if shorter > short_side:
-            pixels = upright_pixels(encoded, image, reduction_for(shorter, short_side))
-            size = (round(width * short_side / shorter), round(height * short_side / shorter))
-            return _jpeg(cropped_and_resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), size), quality)
-    verify_image(encoded)
-    return encoded
+    image = EncodedImage(encoded)
+    width, height = image.size
+    shorter = min(image.size)
+    if shorter <= short_side:
+        verify_image(encoded)
+        return encoded
+    pixels = image.pixels(reduction_for(shorter, short_side))
+    size = (round(width * short_side / shorter), round(height * short_side / shorter))
+    return _jpeg(cropped_and_resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), size), quality)
 
 
 def _jpeg(pixels: np.ndarray, quality: int) -> bytes:

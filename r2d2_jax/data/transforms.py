@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from r2d2_jax.data.decoding import opened, upright_pixels, upright_rgb, upright_size
+from r2d2_jax.data.decoding import EncodedImage, opened, upright_rgb
 from r2d2_jax.data.random_augment import random_augment
 from r2d2_jax.data.resizing import cropped_and_resized
 
@@ -52,11 +52,10 @@ def train_image(
     Raises:
         UnusableRecord: see `opened`.
     """
-    with opened(encoded) as image:
-        width, height = upright_size(image)
-        left, top, right, bottom = draw_crop((width, height), rng, crop_scale)
-        reduction = reduction_for(min(right - left, bottom - top), image_size)
-        pixels = upright_pixels(encoded, image, reduction)
+    image = EncodedImage(encoded)
+    width, height = image.size
+    left, top, right, bottom = draw_crop(image.size, rng, crop_scale)
+    pixels = image.pixels(reduction_for(min(right - left, bottom - top), image_size))
     across, down = pixels.shape[1] / width, pixels.shape[0] / height
     box = (left * across, top * down, right * across, bottom * down)
     pixels = cropped_and_resized(pixels, box, (image_size, image_size))

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 from small_data import encode
 
 from r2d2_jax.data import decoding
-from r2d2_jax.data.decoding import MAX_PIXELS, opened, upright_pixels, upright_size
+from r2d2_jax.data.decoding import MAX_PIXELS, EncodedImage
 from r2d2_jax.data.downsizing import downsized
 from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.transforms import evaluation_image, train_image, verify_image
@@ -115,9 +115,9 @@ def test_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     encoded = save(Image.fromarray(blocks), "JPEG", exif=exif, quality=98, subsampling="4:4:4")
-    with opened(encoded) as image:
-        assert upright_size(image) == shown[orientation].shape[1::-1]
-        pixels = upright_pixels(encoded, image)
+    image = EncodedImage(encoded)
+    assert image.size == shown[orientation].shape[1::-1]
+    pixels = image.pixels()
     assert np.abs(pixels.astype(int) - shown[orientation].astype(int)).mean() < 3
     expected = np.asarray(Image.fromarray(shown[orientation]).resize((8, 8), Image.Resampling.BICUBIC)).astype(int)
     for square in (evaluation_image(encoded, 8), train(encoded)):
@@ -125,11 +125,11 @@ def test_exif_orientation(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"quality": 30}])
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"quality": 30},
+                                      {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}])
 def test_jpegs_are_decoded_as_pillow_does(mode: str, settings: dict[str, object]) -> None:
     encoded = save(Image.open(io.BytesIO(encode((123, 77)))).convert(mode), "JPEG", **settings)
-    with opened(encoded) as image:
-        pixels = upright_pixels(encoded, image)
+    pixels = EncodedImage(encoded).pixels()
     np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")))
 
 
@@ -139,8 +139,7 @@ def test_reduced_size(reduction: int) -> None:
     exif[0x0112] = 3
     for kind, settings in (("JPEG", {}), ("JPEG", {"exif": exif}), ("PNG", {})):
         encoded = save(Image.open(io.BytesIO(encode((123, 77)))), kind, **settings)
-        with opened(encoded) as image:
-            pixels = upright_pixels(encoded, image, reduction)
+        pixels = EncodedImage(encoded).pixels(reduction)
         fraction = reduction if kind == "JPEG" else 1
         assert pixels.shape == (-(-77 // fraction), -(-123 // fraction), 3)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from small_data import encode
 
 from r2d2_jax.data import transforms
-from r2d2_jax.data.decoding import opened, upright_pixels
+from r2d2_jax.data.decoding import EncodedImage
 from r2d2_jax.data.random_augment import random_augment
 from r2d2_jax.data.resizing import cropped_and_resized
 from r2d2_jax.data.transforms import draw_crop, evaluation_image, map_ahead, may_flip, reduction_for, train_image
@@ -78,12 +78,10 @@ def test_real_photographs_decoded_small_look_the_same(shared: Path) -> None:
     differences = []
     for path in sorted((shared / "data" / "howtocook_zh" / "images").glob("*.jpg"))[:40]:
         encoded = path.read_bytes()
-        with opened(encoded) as image:
-            side = min(image.size) // 4
-            exact = upright_pixels(encoded, image)
-        with opened(encoded) as image:
-            small = upright_pixels(encoded, image, 2)
-        squares = [cropped_and_resized(pixels, (0, 0, *pixels.shape[1::-1]), (side, side)) for pixels in (small, exact)]
+        image = EncodedImage(encoded)
+        side = min(image.size) // 4
+        squares = [cropped_and_resized(pixels, (0, 0, *pixels.shape[1::-1]), (side, side))
+                   for pixels in (image.pixels(2), image.pixels())]
         differences.append(difference(*squares).mean())
     assert np.mean(differences) < 2
 
