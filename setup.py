@@ -48,6 +48,6 @@ setup(
         "beam": ["apache-beam>=2.77"],
         "convert": ["torch>=2.6"],
         "onnx": ["torch>=2.9", *ONNX],
-        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "torch==2.13.0", *ONNX],
+        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "psutil>=5.9", "torch==2.13.0", *ONNX],
     },
 )

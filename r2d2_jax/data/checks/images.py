@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from PIL import ExifTags, Image
 
 from r2d2_jax.data.checks.figures import Figures, Spread
+from r2d2_jax.data.decoding import opened, upright_size
 from r2d2_jax.data.entries import UnusableRecord
-from r2d2_jax.data.transforms import _opened, _upright_size, verify_image
+from r2d2_jax.data.transforms import verify_image
 
 # Ranges of width to height, each with its end that is nearer to a square. 3:4 and 4:3 bound the crops of training.
 ASPECT_RATIOS = ("under 1:3", "1:3 to 1:2", "1:2 to 3:4", "3:4 to 4:3", "4:3 to 2:1", "2:1 to 3:1", "over 3:1")
@@ -44,8 +45,8 @@ class ImageFigures(Figures):
             UnusableRecord: the bytes are not a complete image; nothing is counted then.
         """
         verify_image(encoded)
-        with _opened(encoded) as image:
-            width, height = _upright_size(image)
+        with opened(encoded) as image:
+            width, height = upright_size(image)
             colours, rotated = _colours(image), image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             self.formats[str(image.format)] += 1
             self.modes[image.mode] += 1
