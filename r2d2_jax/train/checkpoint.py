@@ -43,7 +43,13 @@ FREE_KEYS = (
 )
 
 # What a run did when there was no key for it yet: a checkpoint of that time goes on with a configuration that says so.
-BEFORE_THE_KEY = {"data.corpus_weights": [], "data.map_punctuation": True, "loss.whole_word_masking": False}
+BEFORE_THE_KEY = {
+    "data.augmentation": "crop_and_flip",
+    "data.augmentation_magnitude": 5.0,
+    "data.corpus_weights": [],
+    "data.map_punctuation": True,
+    "loss.whole_word_masking": False,
+}
 
 
 class Checkpoints:
