@@ -63,7 +63,7 @@ OUR_STAGES: Places = {
     "flip": [(cv2, "flip")],
     "operations": [(transforms, "random_augment")],
     "tokenise": [(Tokenizer, "columns")],
-    "stack": [(pipeline, "_stack")],
+    "stack": [(np, "stack")],
 }
 USUAL_STAGES: Places = {
     "read": [(usual_loader, "read")],
@@ -168,9 +168,9 @@ def stages(source: RecordSource, tokenizer: Tokenizer, *, image_size: int, batch
     for places in (OUR_STAGES, USUAL_STAGES):
         if places is OUR_STAGES:
             data = DataConfig("", augmentation="random_augment")
-            row = pipeline._TrainRow(Mixture([source]), tokenizer, data, image_size)
+            row, batched = pipeline._TrainRow(Mixture([source]), data, image_size), pipeline._Batched(tokenizer)
             rng = np.random.default_rng(0)
-            make: Callable[[Iterable[int]], Any] = lambda numbers: pipeline._stack([row(i, rng) for i in numbers])  # noqa: E731, B023
+            make: Callable[[Iterable[int]], Any] = lambda numbers: batched([row(i, rng) for i in numbers])  # noqa: E731, B023
         else:
             rows, collate = usual_loader.Rows(source, image_size, False), usual_loader.Collate(tokenizer)
             make = lambda numbers: collate([rows[i] for i in numbers])  # noqa: E731, B023

@@ -35,7 +35,8 @@ def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
         return encoded
     pixels = image.pixels(reduction_for(shorter, short_side))
     size = (round(width * short_side / shorter), round(height * short_side / shorter))
-    return _jpeg(cropped_and_resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), size), quality)
+    resized = cropped_and_resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), size)
+    return _jpeg(resized[..., :3], quality)
 
 
 def _jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -1,6 +1,9 @@
 """Bicubic resizing as Pillow does it, with antialiasing, several times as fast."""
 
+import functools
 import math
+import threading
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,12 +26,12 @@ def cropped_and_resized(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> 
     fast library is absent they are Pillow's.
 
     Args:
-        pixels: uint8 [height width 3].
+        pixels: uint8 [height width 4], of which the fourth channel is resized like the others.
         box: left, top, right, bottom in pixels, within the image; rounded to 1/256 pixel.
         size: width and height of the result in pixels.
 
     Returns:
-        uint8 [height width 3] of that size, read-only.
+        uint8 [height width 4] of that size, read-only.
     """
     left, top, right, bottom = (round(edge * _FRACTIONS) / _FRACTIONS for edge in box)
     x, y = math.floor(left), math.floor(top)
@@ -37,18 +40,35 @@ def cropped_and_resized(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> 
     return resized(touched, (left - x, top - y, right - x, bottom - y), size)
 
 
+class _Kept(threading.local):
+    """What each thread uses again: a resizer has a buffer for what lies between its two passes."""
+
+    @functools.cached_property
+    def resizer(self) -> Any:
+        return cykooz_resizer.Resizer()
+
+    @functools.cached_property
+    def bicubic(self) -> Any:
+        return cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom)
+
+
+_kept = _Kept()
+
+
 def _resized(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
     left, top, right, bottom = box
-    rgb, height, width = cykooz_resizer.PixelType.U8x3, *pixels.shape[:2]
-    source = cykooz_resizer.ImageData(width, height, rgb, pixels.tobytes())
-    target = cykooz_resizer.ImageData(*size, rgb)
+    rgba, height, width = cykooz_resizer.PixelType.U8x4, *pixels.shape[:2]
+    source = cykooz_resizer.ImageData(width, height, rgba, pixels.tobytes())
+    target = cykooz_resizer.ImageData(*size, rgba)
     options = cykooz_resizer.ResizeOptions(
-        resize_alg=cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom),
+        resize_alg=_kept.bicubic,
         crop_box=cykooz_resizer.CropBox(left, top, right - left, bottom - top),
+        use_alpha=False,
     )
-    cykooz_resizer.Resizer().resize(source, target, options)
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
+    _kept.resizer.resize(source, target, options)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], 4)
 
 
 def _resized_by_pillow(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
+    image = Image.fromarray(pixels[..., :3]).resize(size, Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image.convert("RGBA"))

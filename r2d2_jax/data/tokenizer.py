@@ -116,23 +116,27 @@ class Tokenizer:
             input_ids int32 [t l]: CLS, the text's tokens, SEP, padding; the end of a longer text is cut off.
             attention_mask bool [t l]: False on padding.
         """
-        encodings = self._backend.encode_batch_fast(list(texts))
-        shape = (len(texts), self.text_length)
-        input_ids = np.array([encoding.ids for encoding in encodings], np.int32).reshape(shape)
-        attention_mask = np.array([encoding.attention_mask for encoding in encodings], bool).reshape(shape)
-        return input_ids, attention_mask
+        arrays = self._arrays(self._backend.encode_batch_fast(list(texts)))
+        return arrays["input_ids"], arrays["attention_mask"]
 
-    def columns(self, text: str) -> dict[str, np.ndarray]:
-        """What one text is in a training batch: input_ids int32 [l], attention_mask bool [l], and, if words are
-        numbered, word int32 [l], as `word_numbers` gives it."""
+    def columns(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """What `t` texts are in a training batch.
+
+        Returns:
+            input_ids int32 [t l] and attention_mask bool [t l], as above, and, if words are numbered, word int32 [t l],
+            as `word_numbers` gives it.
+        """
         if not self.numbers_words:
-            input_ids, attention_mask = self([text])
-            return {"input_ids": input_ids[0], "attention_mask": attention_mask[0]}
-        encoding = self._backend.encode(text)
+            return self._arrays(self._backend.encode_batch_fast(list(texts)))
+        encodings = self._backend.encode_batch(list(texts))  # the fast one gives no offsets
+        numbers = [word_numbers(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        return self._arrays(encodings) | {"word": np.array(numbers, np.int32).reshape(len(texts), self.text_length)}
+
+    def _arrays(self, encodings: Sequence[tokenizers.Encoding]) -> dict[str, np.ndarray]:
+        shape = (len(encodings), self.text_length)
         return {
-            "input_ids": np.array(encoding.ids, np.int32),
-            "attention_mask": np.array(encoding.attention_mask, bool),
-            "word": np.array(word_numbers(text, encoding), np.int32),
+            "input_ids": np.array([encoding.ids for encoding in encodings], np.int32).reshape(shape),
+            "attention_mask": np.array([encoding.attention_mask for encoding in encodings], bool).reshape(shape),
         }
 
     def tokens(self, input_ids: Sequence[int]) -> list[str]:

@@ -14,9 +14,17 @@ GREY = 128
 
 
 def picture(seed: int = 0, low: int = 0, high: int = 256) -> np.ndarray:
-    """Smooth random colours of 40 x 56 pixels."""
+    """Smooth random colours of 40 x 56 pixels, and a fourth channel of noise."""
     coarse = np.random.default_rng(seed).integers(low, high, (5, 7, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((56, 40), Image.Resampling.BICUBIC))
+    return with_noise(np.asarray(Image.fromarray(coarse).resize((56, 40), Image.Resampling.BICUBIC)))
+
+
+def with_noise(rgb: np.ndarray) -> np.ndarray:
+    return np.dstack([rgb, np.random.default_rng(0).integers(0, 256, rgb.shape[:2]).astype(np.uint8)])
+
+
+def rgb(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels[..., :3])
 
 
 def warp_oracle(pixels: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
@@ -48,22 +56,22 @@ def assert_close(result: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("low, high", [(0, 256), (40, 200), (100, 103)])
 def test_auto_contrast_and_equalize_are_pillows(low: int, high: int) -> None:
     pixels = picture(1, low, high)
-    image = Image.fromarray(pixels)
-    np.testing.assert_array_equal(module.auto_contrast(pixels), np.asarray(ImageOps.autocontrast(image)))
-    np.testing.assert_array_equal(module.equalize(pixels), np.asarray(ImageOps.equalize(image)))
+    image = Image.fromarray(rgb(pixels))
+    np.testing.assert_array_equal(rgb(module.auto_contrast(pixels)), np.asarray(ImageOps.autocontrast(image)))
+    np.testing.assert_array_equal(rgb(module.equalize(pixels)), np.asarray(ImageOps.equalize(image)))
 
 
 def test_a_single_colour_stays() -> None:
-    plain = np.full((30, 30, 3), (7, 0, 255), np.uint8)
+    plain = with_noise(np.full((30, 30, 3), (7, 0, 255), np.uint8))
     np.testing.assert_array_equal(module.auto_contrast(plain), plain)
     np.testing.assert_array_equal(module.equalize(plain), plain)
 
 
 def test_auto_contrast_stretches_each_channel() -> None:
     pixels = picture(2, 60, 180)
-    low, high = pixels.min((0, 1)).astype(float), pixels.max((0, 1)).astype(float)
-    expected = (pixels - low) * 255 / (high - low)
-    result = module.auto_contrast(pixels)
+    low, high = rgb(pixels).min((0, 1)).astype(float), rgb(pixels).max((0, 1)).astype(float)
+    expected = (rgb(pixels) - low) * 255 / (high - low)
+    result = rgb(module.auto_contrast(pixels))
     assert np.abs(result - expected).max() <= 1
     assert (result.min((0, 1)) == 0).all()
 
@@ -76,7 +84,7 @@ def test_brightness(factor: float) -> None:
 
 @pytest.mark.parametrize("factor", [0.1, 0.64, 1.0, 1.36, 1.9])
 def test_sharpness(factor: float) -> None:
-    pixels = np.random.default_rng(4).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(4).integers(0, 256, (20, 30, 4)).astype(np.uint8)
     padded = np.pad(pixels.astype(float), ((1, 1), (1, 1), (0, 0)))
     around = sum(padded[y : y + 20, x : x + 30] for y in range(3) for x in range(3))
     smooth = np.round((around + 4.0 * pixels) / 13)
@@ -84,8 +92,8 @@ def test_sharpness(factor: float) -> None:
     expected[1:-1, 1:-1] = np.clip(smooth + factor * (pixels - smooth), 0, 255)[1:-1, 1:-1]
     result = module.sharpness(pixels, factor)
     assert np.abs(result - expected).max() <= 1
-    pillow = np.asarray(ImageEnhance.Sharpness(Image.fromarray(pixels)).enhance(factor))
-    assert np.abs(result.astype(int) - pillow.astype(int)).max() <= 1
+    pillow = np.asarray(ImageEnhance.Sharpness(Image.fromarray(rgb(pixels))).enhance(factor))
+    assert np.abs(rgb(result).astype(int) - pillow.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("shear", [-0.3, -0.15, 0.15])
@@ -184,7 +192,7 @@ def test_all_operations_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "OPERATIONS", tuple(map(counted, OPERATIONS)))
     rng, images = np.random.default_rng(0), 10_000
     for _ in range(images):
-        random_augment(np.zeros((1, 1, 3), np.uint8), rng, 5.0)
+        random_augment(np.zeros((1, 1, 4), np.uint8), rng, 5.0)
     assert len(seen) == 10
     for count in seen.values():
         assert abs(count - 0.1 * images) < 5 * np.sqrt(0.1 * images)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from r2d2_jax.data import resizing
-from r2d2_jax.data.resizing import cropped_and_resized
+from r2d2_jax.data.resizing import Box
 
 NOISE = np.random.default_rng(0).integers(64, 192, (61, 83, 3)).astype(np.uint8)  # no overshoot beyond black or white
 WHOLE = (0, 0, 83, 61)
@@ -18,6 +18,14 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(resizing, "cykooz_resizer", None)
     elif resizing.cykooz_resizer is None:
         pytest.skip("the fast library is not published for this machine")
+
+
+def cropped_and_resized(rgb: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """The same with a fourth channel, which must not matter."""
+    noise = np.random.default_rng(0).integers(0, 256, rgb.shape[:2]).astype(np.uint8)
+    result = resizing.cropped_and_resized(np.dstack([rgb, noise]), box, size)
+    assert result.shape == (size[1], size[0], 4)
+    return result[..., :3]
 
 
 def difference(pixels: np.ndarray, expected: object) -> int:
@@ -92,14 +100,14 @@ def test_every_processor_gives_the_same() -> None:
     library = resizing.cykooz_resizer
     results = []
     for extensions in library.CpuExtensions:
-        resizer, target = library.Resizer(), library.ImageData(32, 32, library.PixelType.U8x3)
+        resizer, target = library.Resizer(), library.ImageData(32, 32, library.PixelType.U8x4)
         try:
             resizer.cpu_extensions = extensions
         except Exception:
             continue  # this processor lacks them
         convolution = library.ResizeAlg.convolution(library.FilterType.catmull_rom)
-        source = library.ImageData(83, 61, library.PixelType.U8x3, NOISE.tobytes())
-        resizer.resize(source, target, library.ResizeOptions(resize_alg=convolution))
-        results.append(target.get_buffer())
+        source = library.ImageData(83, 61, library.PixelType.U8x4, np.dstack([NOISE, NOISE[..., 0]]).tobytes())
+        resizer.resize(source, target, library.ResizeOptions(resize_alg=convolution, use_alpha=False))
+        results.append(np.frombuffer(target.get_buffer(), np.uint8).reshape(32, 32, 4)[..., :3].tobytes())
     assert results
     assert set(results) == {cropped_and_resized(NOISE, WHOLE, (32, 32)).tobytes()}
