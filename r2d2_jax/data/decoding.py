@@ -1,6 +1,7 @@
 """From encoded bytes to upright RGB pixels; whatever is no complete image, or too large a one, is an UnusableRecord."""
 
 import contextlib
+import functools
 import io
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 from r2d2_jax.data.entries import UnusableRecord
 
 MAX_PIXELS = 2**26  # our decision: 8192 x 8192, 256 MiB when decoded; a few kilobytes can claim far more
+# What the web and cameras have. Left out is what is no photograph or, as EPS, would be handed to another program.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _ORIENTATION = ExifTags.Base.Orientation
 _opening = threading.Lock()
 
@@ -42,9 +45,16 @@ def _header(encoded: bytes) -> Image.Image:
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(encoded))
+            return Image.open(io.BytesIO(encoded), formats=_known_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+@functools.cache
+def _known_formats() -> list[str]:
+    """Those that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -144,6 +144,21 @@ def test_reduced_size(reduction: int) -> None:
         assert pixels.shape == (-(-77 // fraction), -(-123 // fraction), 4)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_formats_of_photographs(kind: str) -> None:
+    for use in USES:
+        use(encode((40, 30), kind=kind))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICNS", "TGA"])
+def test_other_formats_are_not_opened(kind: str) -> None:
+    """An EPS would be handed to Ghostscript, which runs what is written in it."""
+    encoded = save(Image.new("RGB", (16, 16)), kind)
+    for use in USES:
+        with pytest.raises(UnusableRecord, match=f"^not an image: {len(encoded)} bytes in no known format$"):
+            use(encoded)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
 def test_truncated_file(kind: str) -> None:
     encoded = encode((90, 70), kind=kind)
