@@ -40,6 +40,11 @@ def _opened(path: str, records: int) -> Any:
     return open_shard(path, records)
 
 
+def count_records(path: str) -> int:
+    """How many records a shard has; whatever ArrayRecord raises if it is no complete shard."""
+    return int(_reader(path).num_records())
+
+
 def open_shard(path: str, records: int) -> Any:
     """Opens a shard anew, to read from or to see that it is sound.
 
@@ -47,7 +52,7 @@ def open_shard(path: str, records: int) -> Any:
         UserError: it cannot be opened, or has another number of records.
     """
     try:
-        reader = array_record_module.ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
+        reader = _reader(path)
         found = reader.num_records()
         reason = f"it has {found} of the {records} records that dataset_info.json tells of"
     except Exception as error:
@@ -56,3 +61,7 @@ def open_shard(path: str, records: int) -> Any:
         raise UserError(f"shard {path} cannot be opened ({reason}); expected a complete ArrayRecord file. Copy it "
                         "again, or prepare the dataset again with launch/prepare_data.py")
     return reader
+
+
+def _reader(path: str) -> Any:
+    return array_record_module.ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)

@@ -23,13 +23,15 @@ from tensorflow_datasets.core import example_serializer, naming, splits
 
 from r2d2_jax.data.corpora.corpus import SPLIT_NAME
 from r2d2_jax.data.entries import Example
+from r2d2_jax.data.shards import count_records
 from r2d2_jax.errors import UserError
 
 FILE_FORMAT = "array_record"
 VERSION = "1.0.0"
 MAX_OPEN_SHARDS = 512  # our decision: `write_dataset` has all of them open, and systems commonly allow 1,024 files
 # One record a chunk, so that reading one record at random reads nothing else; encoded images do not shrink further.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
+# No threads: there are processes for that, and what threads have not written yet fills the memory.
+_WRITER_OPTIONS = "group_size:1,uncompressed,max_parallelism:1"
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,7 @@ class ShardWriter:
         """
         self._writer.close()
         if self._records:
-            reader = array_record_module.ArrayRecordReader(os.fspath(self._path))
-            found = reader.num_records()
-            reader.close()
+            found = count_records(os.fspath(self._path))
             if found != self._records:
                 raise OSError(f"{found} of {self._records} records arrived")
         return ShardSummary(self._records, self._captions, self._bytes)
