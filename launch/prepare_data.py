@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from r2d2_jax.data.beam_runner import in_beam
-from r2d2_jax.data.corpora import Corpus
 from r2d2_jax.data.corpora.flags import corpus_from_flags
 from r2d2_jax.data.preparation import Preparation, Runner, Settings, prepare
 from r2d2_jax.data.runners import in_processes
@@ -31,13 +30,16 @@ _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of p
 _BEAM_OPTIONS = flags.DEFINE_string(
     "beam_options", "",
     'Read and write on the workers of an Apache Beam pipeline with these options, such as "--runner=FlinkRunner '
-    '--parallelism=64"; every path is absolute then and means the same everywhere. Without it, --processes do it here.')
+    '--parallelism=64"; every path must mean the same on all of them. Without it, --processes do it here.')
 _SHORT_SIDE = flags.DEFINE_integer(
     "short_side", 0, "Shrink images with a longer short side to so many pixels; 0 keeps the bytes as they are.")
 _JPEG_QUALITY = flags.DEFINE_integer("jpeg_quality", 90, "Quality of images that are shrunk, 1 to 95.")
 _MAX_BROKEN_SHARE = flags.DEFINE_float("max_broken_share", 0.01, "Largest tolerated share of unusable entries.")
 _DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading a corpus.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.")
+
+_NOT_OF_DEMO = ("corpus", "images", "annotations", "text_fields", "vocabulary", "shards", "processes", "beam_options",
+                "short_side", "jpeg_quality", "max_broken_share")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,6 +61,7 @@ def _prepare() -> Preparation:
     if not _OUTPUT.value:
         raise UserError("--output is not set; name the folder that is to hold the dataset")
     if _DEMO.value:
+        _refuse_beside_demo()
         return Preparation(tuple(write_demonstration(_OUTPUT.value, _SEED.value)))
     settings = Settings(
         shards=_SHARDS.value,
@@ -66,17 +69,22 @@ def _prepare() -> Preparation:
         short_side=_SHORT_SIDE.value,
         jpeg_quality=_JPEG_QUALITY.value,
     )
-    corpus = corpus_from_flags()
-    return prepare(corpus, _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner(corpus))
+    return prepare(corpus_from_flags(), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner())
 
 
-def _runner(corpus: Corpus) -> Runner:
+def _refuse_beside_demo() -> None:
+    given = [f"--{name}" for name in _NOT_OF_DEMO if not flags.FLAGS[name].using_default_value]
+    if given:
+        raise UserError(f"--demo draws its own data and has no use for {', '.join(given)}; leave that out")
+
+
+def _runner() -> Runner:
     if not _BEAM_OPTIONS.value:
         return in_processes(_PROCESSES.value)
     if not flags.FLAGS["processes"].using_default_value:
         raise UserError("--processes and --beam_options are both set; with Beam its own options say how many workers "
                         "there are. Set one of the two")
-    return in_beam(_BEAM_OPTIONS.value, corpus, _OUTPUT.value)
+    return in_beam(_BEAM_OPTIONS.value)
 
 
 if __name__ == "__main__":

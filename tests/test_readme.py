@@ -30,6 +30,15 @@ def test_every_path_that_is_named_exists() -> None:
     assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
+def test_every_module_is_in_the_tree() -> None:
+    tree = README[README.index("r2d2_jax/  config.py") : README.index("configs/     one file per run")]
+    _, *parts = re.split(r"^  (\w+)/ ", tree, flags=re.MULTILINE)
+    described = dict(zip(parts[::2], parts[1::2], strict=True))
+    for folder in ("data", "evaluation", "losses", "train"):
+        modules = {path.stem for path in (ROOT / "r2d2_jax" / folder).glob("[!_]*.py")}
+        assert modules <= set(re.findall(r"\w+", described[folder])), folder
+
+
 def test_every_ablation_that_is_named_exists() -> None:
     source = (ROOT / "configs" / "vitb_2m.py").read_text(encoding="utf-8")
     named = set(re.findall(r":(without_\w+)", README))

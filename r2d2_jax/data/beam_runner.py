@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.data.corpora import Corpus
 from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.shard_tasks import Job, ShardTask, shard_report, write_shard
 from r2d2_jax.errors import UserError, first_line
@@ -29,7 +28,7 @@ _POLL_SECONDS = 1.0
 _SETTLE_SECONDS = 60.0  # NFS shows a file that another machine wrote after at most so long, unless told otherwise
 
 
-def in_beam(options: str, corpus: Corpus, output: str) -> Callable[[Job, Sequence[ShardTask], Watch], None]:
+def in_beam(options: str) -> Callable[[Job, Sequence[ShardTask], Watch], None]:
     """A runner that writes shards in a Beam pipeline; they are the same, byte for byte, as those of `in_processes`.
 
     The watch hears of whole shards, while the pipeline runs. When it has seen too many unusable entries, or a shard
@@ -37,15 +36,12 @@ def in_beam(options: str, corpus: Corpus, output: str) -> Callable[[Job, Sequenc
 
     Args:
         options: Beam's pipeline options as on a command line, such as "--runner=FlinkRunner --parallelism=64".
-        corpus: what will be prepared.
-        output: the folder that will hold the dataset.
 
     Raises:
-        UserError: Beam is not installed or does not know the options, or a path is not absolute; by the runner:
-            whatever a shard raises, too many unusable entries, or the pipeline failed. Finished shards are kept.
+        UserError: Beam is not installed or does not know the options; by the runner: whatever a shard raises, too many
+            unusable entries, or the pipeline failed. Finished shards are kept.
     """
     require(BEAM, "--beam_options", "beam")
-    _check_absolute(Path(output).expanduser(), corpus.images, corpus.annotations)
     parsed = _parsed(options)
 
     def run(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
@@ -87,13 +83,6 @@ def _unknown(parsed: Any, runner: Any) -> list[str]:
         return []
     known = parsed.get_all_options().keys()
     return [f"--{name}" for name in parsed.get_all_options(retain_unknown_options=True) if name not in known]
-
-
-def _check_absolute(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and not path.is_absolute():
-            raise UserError(f"{path} is not an absolute path; with --beam_options give --output, --images and "
-                            "--annotations as absolute paths, which mean the same on every worker")
 
 
 def _run_and_follow(options: Any, job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:

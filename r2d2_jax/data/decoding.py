@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from r2d2_jax.data.entries import UnusableRecord
 
-MAX_PIXELS = 2**26  # our decision: 8192 x 8192, 256 MiB when decoded; a few kilobytes can claim far more
+MAX_PIXELS = 2**26  # our decision: 8192 x 8192, up to 1 GiB while it is decoded; a few kilobytes can claim far more
 # What the web and cameras have. Left out is what is no photograph or, as EPS, would be handed to another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _ORIENTATION = ExifTags.Base.Orientation
@@ -31,7 +31,7 @@ def opened(encoded: bytes) -> Iterator[Image.Image]:
         with _header(encoded) as image:
             _check_pixels(*image.size)
             yield image
-    except UnusableRecord:
+    except (UnusableRecord, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         # Pillow's own message names a memory address, which would differ from run to run.

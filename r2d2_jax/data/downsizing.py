@@ -1,13 +1,24 @@
 """Shrinking an image once, when a dataset is prepared, so that every epoch reads and decodes less."""
 
+import importlib.metadata
 import io
 
 import numpy as np
 from PIL import Image
 
+from r2d2_jax.data import resizing
 from r2d2_jax.data.decoding import EncodedImage
+from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.resizing import cropped_and_resized
 from r2d2_jax.data.transforms import reduction_for, verify_image
+
+_JPEG_SIDE = 65_500  # pixels; the limit of libjpeg
+
+
+def libraries() -> dict[str, str]:
+    """Name and version of each library that decides what bytes `downsized` returns."""
+    names = ["pillow", "simplejpeg", *(["cykooz-resizer"] if resizing.cykooz_resizer else [])]
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
@@ -25,7 +36,7 @@ def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
         The JPEG's bytes, the same for the same arguments; or `encoded` itself.
 
     Raises:
-        UnusableRecord: see `opened`; the image is decoded in any case.
+        UnusableRecord: see `opened`; the image is decoded in any case. Or the smaller image is too long for a JPEG.
     """
     image = EncodedImage(encoded)
     width, height = image.size
@@ -35,6 +46,8 @@ def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
         return encoded
     pixels = image.pixels(reduction_for(shorter, short_side))
     size = (round(width * short_side / shorter), round(height * short_side / shorter))
+    if max(size) > _JPEG_SIDE:
+        raise UnusableRecord(f"shrunk to {size[0]} x {size[1]} pixels it is too long for a JPEG")
     resized = cropped_and_resized(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), size)
     return _jpeg(resized[..., :3], quality)
 

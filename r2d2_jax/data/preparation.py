@@ -16,9 +16,10 @@ from typing import Any
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.corpus import Corpus
+from r2d2_jax.data.downsizing import libraries
 from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.runners import in_processes
-from r2d2_jax.data.shard_tasks import FIRST_NAMES, Job, ShardReport, ShardTask, shard_report
+from r2d2_jax.data.shard_tasks import FIRST_NAMES, Job, ShardReport, ShardTask, readable, shard_report
 from r2d2_jax.data.tokenizer import load_tokenizer
 from r2d2_jax.data.unfinished import unfinished_work
 from r2d2_jax.data.writer import SplitSummary, dataset_path, publish_dataset
@@ -33,7 +34,8 @@ Runner = Callable[[Job, Sequence[ShardTask], Watch], None]
 class Settings:
     """How a corpus is prepared.
 
-    shards: files a split; 0 chooses: about 10,000 entries or 256 MiB of archives each, but at least 8.
+    shards: files a split, as far as there is an entry or an archive for each; 0 chooses: about 10,000 entries or 256
+        MiB of archives each, but at least 8.
     max_broken_share: largest tolerated share of entries left out, 0 to 1.
     short_side: images with a longer short side are shrunk to this many pixels; 0 keeps all as they are.
     jpeg_quality: of the images that are shrunk, 1 to 95.
@@ -109,11 +111,12 @@ def prepare(
         UserError: whatever is wrong with the input; the output then holds no dataset.
     """
     settings = settings or Settings()
-    root = Path(output).expanduser()
+    root = Path(output).expanduser().absolute()
     _check_vocabulary(vocabulary)
     folder = root / f"{corpus.name}.unfinished"
     identity = corpus.identity() | {"shards": settings.shards, "short_side": settings.short_side,
-                                    "jpeg_quality": settings.jpeg_quality}
+                                    "jpeg_quality": settings.jpeg_quality,
+                                    "libraries": libraries() if settings.short_side else {}}
     with unfinished_work(folder, dataset_path(root, corpus.name), identity):
         catalog = build_catalog(corpus, folder / "catalog.sqlite")
         job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
@@ -145,7 +148,8 @@ def build_catalog(corpus: Corpus, path: Path) -> Catalog:
     if not path.is_file():
         with written_whole(path) as unfinished:
             catalog = Catalog(unfinished, create=True)
-            corpus.index(catalog)
+            with readable(corpus):
+                corpus.index(catalog)
             catalog.close()
     catalog = Catalog(path)
     try:

@@ -1,5 +1,6 @@
 """The unit of work of a preparation: one shard, written by any process at any time with the same result."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -11,10 +12,11 @@ from typing import Any
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.corpus import Corpus, Piece
-from r2d2_jax.data.downsizing import downsized
+from r2d2_jax.data.downsizing import downsized, libraries
 from r2d2_jax.data.entries import Entry, Example, UnusableRecord
 from r2d2_jax.data.transforms import verify_image
 from r2d2_jax.data.writer import ShardSummary, ShardWriter, dataset_features
+from r2d2_jax.errors import UserError
 
 FIRST_NAMES = 10  # how many skipped entries a message lists
 _TELL_SECONDS = 0.2
@@ -26,7 +28,7 @@ class Job:
 
     corpus: where the entries come from. catalog: its catalog's file. folder: where the shards go.
     short_side: images with a longer short side are shrunk to this many pixels; 0 keeps all as they are.
-    jpeg_quality: of the images that are shrunk.
+    jpeg_quality: of the images that are shrunk. libraries: what shrinks them, see `downsizing.libraries`.
     """
 
     corpus: Corpus
@@ -34,6 +36,7 @@ class Job:
     folder: Path
     short_side: int = 0
     jpeg_quality: int = 90
+    libraries: dict[str, str] = dataclasses.field(default_factory=libraries)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,10 @@ def write_shard(job: Job, task: ShardTask, tell: Callable[[News], Any]) -> None:
         tell: is given the news about five times a second.
 
     Raises:
-        UserError: the disk is full, or something else that concerns more than an entry.
+        UserError: the disk is full, or something else that concerns more than an entry; or images are shrunk, and the
+            libraries here are others than those of the machine where the preparation was begun.
     """
+    _check_libraries(job)
     skipped: list[str] = []
     path = task.path(job)
     with written_whole(path) as unfinished:
@@ -128,6 +133,27 @@ def shard_report(job: Job, task: ShardTask) -> ShardReport | None:
         return None
 
 
+def _check_libraries(job: Job) -> None:
+    if job.short_side and libraries() != job.libraries:
+        raise UserError(f"images are shrunk by {libraries()} here and by {job.libraries} where the preparation began, "
+                        "so shards would differ; install the same versions everywhere")
+
+
+@contextlib.contextmanager
+def readable(corpus: Corpus) -> Iterator[None]:
+    """Turns what the operating system says while a corpus is read into a UserError that names the corpus."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read corpus {corpus.name}: {error}; mend that and start again: finished shards are "
+                        "kept") from error
+
+
+def _entries(corpus: Corpus, piece: Piece, catalog: Catalog) -> Iterator[Entry]:
+    with readable(corpus):
+        yield from corpus.read(piece, catalog)
+
+
 def _report_path(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.json")
 
@@ -136,7 +162,7 @@ def _usable(job: Job, task: ShardTask, skipped: list[str], tell: Callable[[News]
     news, told = News(), time.monotonic()
     catalog = Catalog(job.catalog)
     for piece in task.pieces:
-        for entry in job.corpus.read(piece, catalog):
+        for entry in _entries(job.corpus, piece, catalog):
             outcome = _finished(entry, job)
             news.weight += entry.weight
             news.entries += 1

@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -89,8 +90,17 @@ class Tokenizer:
             replaced = [normalizers.Replace(*pair) for pair in _PUNCTUATION.items() if pair[0] not in tokens]
             backend.normalizer = normalizers.Sequence([*replaced, backend.normalizer])
         self._backend = backend
+        self._take_names_for_text()
         self._backend.enable_truncation(text_length)
         self._backend.enable_padding(length=text_length, pad_id=self.pad_id, pad_token="[PAD]")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._take_names_for_text()
+
+    def _take_names_for_text(self) -> None:
+        # A text that says "[SEP]" does not end there. The backend forgets this when it is pickled.
+        self._backend.encode_special_tokens = True
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -105,6 +115,7 @@ class Tokenizer:
     def backend(self) -> tokenizers.Tokenizer:
         """A copy without padding and cutting, for use beside ours; it maps punctuation as ours does."""
         copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        copy.encode_special_tokens = self._backend.encode_special_tokens
         copy.no_padding()
         copy.no_truncation()
         return copy

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "preparation.json"
 _LOCK = "lock"
+_FIRST_NAMES = 10  # how many differences a message lists
 
 
 @contextlib.contextmanager
@@ -66,16 +67,26 @@ def _take(lock: IO[str], folder: Path) -> None:
 
 def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
     before = _read_identity(folder / _IDENTITY)
-    differing = [f"{key}: {before.get(key)!r}, now {identity[key]!r}" for key in identity
-                 if before and before.get(key) != identity[key]]
+    differing = list(_differences(before, identity)) if before else []
     if differing:
         raise UserError(f"{folder} was left over by a preparation with other settings or files; delete it, or go back "
-                        f"to them:\n{bulleted(differing)}")
+                        f"to them. {len(differing):,} differences, the first:\n{bulleted(differing[:_FIRST_NAMES])}")
     _remove(folder.glob("*.unfinished-*") if before else folder.iterdir())  # of killed processes; of nobody knows whom
     _remove(dataset.parent.glob("*incomplete*"))  # TFDS's, killed while it took the shards
     if not before:
         with written_whole(folder / _IDENTITY) as unfinished:
             unfinished.write_text(json.dumps(identity, ensure_ascii=False), encoding="utf-8")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What differs; of the files of a corpus only those that do."""
+    for key in now:
+        old, new = before.get(key), now[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+            yield from (f"{key}: {name}: {old.get(name, 'absent')}, now {new.get(name, 'absent')}" for name in names)
+        elif old != new:
+            yield f"{key}: {old!r}, now {new!r}"
 
 
 def _read_identity(path: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def settings(**changes: Any) -> Settings:
 
 
 def prepare_in_beam(corpus: JsonLines, output: Path, options: str = SAME_PROCESS, **changes: Any) -> Preparation:
-    return prepare(corpus, str(output), settings(**changes), run=in_beam(options, corpus, str(output)))
+    return prepare(corpus, str(output), settings(**changes), run=in_beam(options))
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -232,30 +232,16 @@ def test_reports_that_arrive_late_are_waited_for(
     ("--direct_num_workers=x", r"argument --direct_num_workers: invalid int value: 'x'$"),
     ("--runner='FnApiRunner", r"No closing quotation"),
 ])
-def test_options_that_beam_does_not_know(corpus: JsonLines, options: str, message: str) -> None:
+def test_options_that_beam_does_not_know(options: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        in_beam(options, corpus, "/out")
+        in_beam(options)
 
 
 @with_beam
-def test_options_that_only_a_cluster_knows_are_handed_on(
-    corpus: JsonLines, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_options_that_only_a_cluster_knows_are_handed_on(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        in_beam("--runner=FlinkRunner --flink_master=localhost:8081 --parallelism=64", corpus, "/out")
+        in_beam("--runner=FlinkRunner --flink_master=localhost:8081 --parallelism=64")
     assert "parallelism" not in caplog.text
-
-
-@with_beam
-def test_paths_are_absolute(corpus: JsonLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    message = "is not an absolute path; with --beam_options give --output, --images and --annotations as absolute paths"
-    with pytest.raises(UserError, match=f"^out {message}"):
-        in_beam(SAME_PROCESS, corpus, "out")
-    with pytest.raises(UserError, match=f"^images {message}"):
-        in_beam(SAME_PROCESS, JsonLines("images", "captions.jsonl"), str(tmp_path / "out"))
-    with pytest.raises(UserError, match=f"^captions.jsonl {message}"):
-        in_beam(SAME_PROCESS, JsonLines(str(tmp_path / "images"), "captions.jsonl"), str(tmp_path / "out"))
 
 
 @with_beam
@@ -266,8 +252,8 @@ def test_processes_and_beam_options(corpus: JsonLines, tmp_path: Path) -> None:
     assert done.stderr.startswith("error: --processes and --beam_options are both set; with Beam its own options say")
 
 
-def test_beam_is_not_installed(corpus: JsonLines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beam_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=re.escape("--beam_options needs apache_beam, which is not installed: "
                                                   "pip install -e '.[beam]'")):
-        in_beam(SAME_PROCESS, corpus, "/out")
+        in_beam(SAME_PROCESS)

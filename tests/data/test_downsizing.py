@@ -26,6 +26,13 @@ def opened(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded))
 
 
+def test_too_long_for_a_jpeg() -> None:
+    strip = save(Image.new("RGB", (30, 40_000)), "PNG")
+    with pytest.raises(UnusableRecord, match="^shrunk to 25 x 66667 pixels it is too long for a JPEG$"):
+        downsized(save(Image.new("RGB", (30, 80_000)), "PNG"), 25, 90)
+    assert opened(downsized(strip, 25, 90)).size == (25, 33_333)
+
+
 @pytest.mark.parametrize("size", [(64, 48), (64, 64), (48, 300)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_small_enough_images_stay_as_they_are(kind: str, size: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """A preparation gives the same bytes whatever the number of processes, and goes on where it was killed."""
 
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -139,11 +140,12 @@ def test_other_settings_or_files_do_not_go_on(corpus: JsonLines, tmp_path: Path)
     with pytest.raises(Killed):
         prepare(corpus, output, settings(), run=nothing)
     with pytest.raises(UserError, match=r"out/json_lines.unfinished was left over by a preparation with other settings "
-                                        r"or files; delete it, or go back to them:\n  - shards: 4, now 5"):
+                                        r"or files; delete it, or go back to them. 1 differences, the first:\n"
+                                        "  - shards: 4, now 5$"):
         prepare(corpus, output, settings(shards=5))
     with (tmp_path / "captions.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match="  - files: "):
+    with pytest.raises(UserError, match=r"1 differences, the first:\n  - files: .*captions.jsonl: \[\d+, \d+\], now "):
         prepare(corpus, output, settings())
 
 
@@ -186,6 +188,35 @@ def test_images_are_shrunk_once(tmp_path: Path) -> None:
     found = {source[index].image_id: source[index].image for index in range(len(source))}
     assert Image.open(io.BytesIO(found["1.jpg"])).size == (75, 50)
     assert found["2.jpg"] == (tmp_path / "images" / "2.jpg").read_bytes()
+
+
+def test_an_image_that_cannot_be_shrunk_is_left_out(tmp_path: Path) -> None:
+    corpus = written_corpus(tmp_path, 5)
+    Image.new("RGB", (30, 80_000)).save(tmp_path / "images" / "1.jpg", "PNG")
+    preparation = prepare(corpus, str(tmp_path / "out"), settings(short_side=25, max_broken_share=0.5))
+    (named,) = preparation.first_skipped
+    assert named.endswith("captions.jsonl:2: image 1.jpg: shrunk to 25 x 66667 pixels it is too long for a JPEG")
+
+
+def test_a_corpus_that_cannot_be_read_any_more(corpus: JsonLines, tmp_path: Path, monkeypatch: Any) -> None:
+    def gone(*arguments: Any) -> None:
+        raise OSError(5, "Input/output error", "captions.jsonl")
+
+    for name in ("index", "read"):
+        with monkeypatch.context() as patched:
+            patched.setattr(JsonLines, name, gone)
+            with pytest.raises(UserError, match="cannot read corpus json_lines: .*Input/output error.*captions.jsonl"
+                                                ".*; mend that and start again: finished shards are kept"):
+                prepare(corpus, str(tmp_path / "out"), settings())
+
+
+def test_other_libraries_shrink_to_other_bytes(corpus: JsonLines, tmp_path: Path) -> None:
+    def elsewhere(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+        in_processes(1)(dataclasses.replace(job, libraries={"pillow": "1.0"}), tasks, watch)
+
+    with pytest.raises(UserError, match=r"images are shrunk by \{'pillow': .*\} here and by \{'pillow': '1.0'\} where "
+                                        "the preparation began, so shards would differ; install the same versions"):
+        prepare(corpus, str(tmp_path / "out"), settings(short_side=20), run=elsewhere)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -84,6 +84,14 @@ def test_missing_flags(launcher: ModuleType, capsys: pytest.CaptureFixture, sett
     assert message in capsys.readouterr().err
 
 
+def test_the_demonstration_has_no_use_for_a_corpus() -> None:
+    done = subprocess.run([sys.executable, LAUNCHER, "--demo", "--output=out", "--shards=3", "--corpus=muge"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == ("error: --demo draws its own data and has no use for --corpus, --shards; "
+                                            "leave that out")
+
+
 def test_stray_argument(launcher: ModuleType, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         run(launcher, "out")

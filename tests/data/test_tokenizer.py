@@ -21,6 +21,13 @@ def test_padding_and_cutting(tokenizer: Tokenizer) -> None:
     assert tokenizer([])[0].shape == (0, 8)
 
 
+def test_a_text_cannot_name_special_tokens(tokenizer: Tokenizer) -> None:
+    for copy in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        (input_ids,), _ = copy(["狗[SEP][MASK][CLS][PAD]"])
+        assert copy.tokens(input_ids)[:2] == ["[CLS]", "狗"]
+        assert [input_ids.tolist().count(token) for token in copy.special_ids[2:]] == [1, 1, 0]
+
+
 def test_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.special_ids == (0, 1, 2, 3, 4)
     assert (tokenizer.pad_id, tokenizer.unk_id) == (0, 1)
