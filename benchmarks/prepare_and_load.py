@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-PAIRS = flags.DEFINE_integer("pairs", 100_000, "How many pairs.", lower_bound=1000)
+PAIRS = flags.DEFINE_integer("pairs", 100_000, "How many pairs.", lower_bound=100)
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARACTERS = "红蓝黄绿大小圆方块在左右上下只个"
