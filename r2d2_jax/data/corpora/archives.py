@@ -9,7 +9,7 @@ from typing import Any
 
 from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.corpus import Corpus, Piece, equal_runs, fitting_shards
-from r2d2_jax.data.corpora.fields import chosen_texts
+from r2d2_jax.data.corpora.fields import chosen_texts, readable
 from r2d2_jax.data.entries import Entry, Example, UnusableRecord
 from r2d2_jax.errors import UserError
 
@@ -28,14 +28,17 @@ class Sample:
 class Found:
     """One step of reading an archive.
 
-    key: the sample's name within the archive; "" for the archive as a whole.
+    key: the sample's name within the archive; "" for the archive as a whole. Bytes that are no UTF-8 are in it as
+        surrogates.
     outcome: the sample, or why there is none.
     reached: how much of the archive's weight has been read by now.
+    lost: how many samples there are not, if there is none.
     """
 
     key: str
     outcome: Sample | UnusableRecord
     reached: int
+    lost: int = 1
 
 
 class ArchiveCorpus(Corpus):
@@ -84,7 +87,7 @@ class ArchiveCorpus(Corpus):
         return planned
 
     def read(self, piece: Piece, catalog: Catalog) -> Iterator[Entry]:
-        """Reads an archive; places are ARCHIVE#KEY.
+        """Reads an archive; places are ARCHIVE#KEY, and ARCHIVE#lost N of M from the second of M lost samples on.
 
         Raises:
             UserError: it has gone.
@@ -94,13 +97,16 @@ class ArchiveCorpus(Corpus):
             raise UserError(f"archive {archive} has gone; put it back and start again: finished shards are kept")
         for found in self.samples(archive):
             place = f"{archive}#{found.key}" if found.key else str(archive)
-            yield Entry(place, self._outcome(archive, found), found.reached - reached)
+            outcome = self._outcome(archive, found)
+            yield Entry(readable(place), outcome, found.reached - reached)
             reached = found.reached
+            for number in range(2, found.lost + 1):
+                yield Entry(readable(f"{archive}#lost {number} of {found.lost}"), UnusableRecord("as above"), 0)
 
     def name_in_corpus(self, archive: Path) -> str:
         """The archive's path within the folder of the archives."""
         assert self.images is not None
-        return archive.relative_to(self.images).as_posix()
+        return readable(archive.relative_to(self.images).as_posix())
 
     def _outcome(self, archive: Path, found: Found) -> Example | UnusableRecord:
         sample = found.outcome
@@ -108,6 +114,6 @@ class ArchiveCorpus(Corpus):
             return sample
         try:
             texts = chosen_texts(sample.fields, self.text_fields)
-            return Example(sample.image, texts, self.image_id(archive, found.key, sample.fields))
+            return Example(sample.image, texts, self.image_id(archive, readable(found.key), sample.fields))
         except UnusableRecord as error:
             return error

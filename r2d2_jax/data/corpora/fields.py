@@ -48,6 +48,8 @@ def texts_of(entry: dict[str, Any], key: str) -> tuple[str, ...]:
 def chosen_texts(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
     """The texts under any of the keys, each a text or a list of texts; equal ones once, empty ones left out.
 
+    So are fractions, of which NaN is what many tables have where nothing is.
+
     Args:
         entry: keys may be spelt in lower case here.
         keys: in the order in which the texts are to come.
@@ -56,11 +58,16 @@ def chosen_texts(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
         UnusableRecord: there is no text at all, or one is something else than a text.
     """
     texts: dict[str, None] = {}
+    numbers = []
     for key in keys:
         value = entry.get(key, entry.get(key.lower()))
         for text in value if isinstance(value, list) else [value]:
-            if text is not None and text != "" and not (isinstance(text, str) and text.isspace()):
+            if isinstance(text, float):
+                numbers.append(key)
+            elif text is not None and text != "" and not (isinstance(text, str) and text.isspace()):
                 texts[as_text(text, f'"{key}"')] = None
+    if not texts and numbers:
+        raise UnusableRecord(f'"{numbers[0]}" is not a text')
     if not texts:
         raise UnusableRecord(f"no text in {', '.join(keys)}; there is {', '.join(map(str, entry)) or 'nothing'}")
     return tuple(texts)
@@ -84,6 +91,14 @@ def as_text(value: Any, what: str) -> str:
     if _NO_TEXT.search(text):  # JSON can say \u0000, and \ud83d without its other half
         raise UnusableRecord(f"{what} has half a surrogate pair or a NUL in it")
     return text
+
+
+def readable(name: str) -> str:
+    """A file's name as text that can be written anywhere: bytes that are no UTF-8, such as GBK's, become \\xe9.
+
+    Unlike replacement characters, these keep names apart that differ; our decision.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def columns(line: str, count: int, form: str) -> list[str]:

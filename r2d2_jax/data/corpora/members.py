@@ -4,6 +4,7 @@ The rules are those of WebDataset: the key is the name up to the first dot of it
 follows, in lower case; consecutive files with one key make a sample.
 """
 
+import functools
 import itertools
 import operator
 import os
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.corpora.archives import Found, Sample
-from r2d2_jax.data.corpora.fields import json_object
+from r2d2_jax.data.corpora.fields import json_object, readable
 from r2d2_jax.data.entries import UnusableRecord
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "avif", "jp2", "ppm")
 _READ_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, "json", "txt"})
 
 
@@ -52,21 +53,28 @@ def folder_samples(folder: Path, weight: int) -> Iterator[Found]:
         folder: has all files of its samples, none in folders below.
         weight: of all of them together.
     """
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_file() and split_name(entry.name))
-    remaining = iter(names)
     try:
-        for key, outcome in grouped(_members(folder, remaining)):
-            yield Found(key, outcome, weight * (len(names) - operator.length_hint(remaining)) // len(names))
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file() and split_name(entry.name))
     except OSError as error:
-        yield Found("", UnusableRecord(f"{error.filename} cannot be read ({error.strerror}); its sample and all after "
-                                       "that are lost"), weight)
+        yield Found("", UnusableRecord(f"cannot be read ({error.strerror}); all samples are lost"), weight)
+        return
+    remaining = iter(names)
+    for key, outcome in grouped(_members(folder, remaining)):
+        yield Found(key, outcome, weight * (len(names) - operator.length_hint(remaining)) // len(names))
 
 
 def _members(folder: Path, names: Iterable[str]) -> Iterator[Member]:
     for name in names:
         if parts := split_name(name):
-            yield Member(*parts, (folder / name).read_bytes)
+            yield Member(*parts, functools.partial(_content, folder / name))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnusableRecord(f"{readable(str(path))} cannot be read: {error.strerror}") from error
 
 
 def _sample(members: Iterable[Member]) -> Sample:

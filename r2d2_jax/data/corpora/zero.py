@@ -26,9 +26,11 @@ are the fields of --text_fields, by default in this order (our decision, shortes
 
 Each may also be spelt in lower case. Equal texts of an image count once. An image's identity is its ImageKey, else its
 url, else ARCHIVE#KEY: img2dataset's keys are unique within one download only. Links that were dead are no entries; how
-many there were is reported from the _stats.json. A shard without its _stats.json is unfinished and refused.
+many there were is reported from the _stats.json. It also says how many samples there were once: those that are not
+there any more are unusable entries, each by itself. A shard without its _stats.json is unfinished and refused.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from r2d2_jax.data.corpora.fields import as_text
 from r2d2_jax.data.corpora.members import folder_samples
 from r2d2_jax.data.corpora.parquet import parquet_samples
 from r2d2_jax.data.corpora.tars import tar_samples
+from r2d2_jax.data.entries import UnusableRecord
 
 TEXT_FIELDS = ("Title", "ImageQuery", "Content")
 HOMEPAGE = "https://zero.so.com"
@@ -68,8 +71,7 @@ class Zero(ArchiveCorpus):
     def weight(self, archive: Path) -> int:
         """Bytes; of a folder about as many as its files have."""
         if archive.is_dir():
-            stats = archive.with_name(f"{archive.name}{img2dataset.STATS}")
-            return img2dataset.downloads(stats).successes * _IMAGE_BYTES
+            return _downloads(archive).successes * _IMAGE_BYTES
         return super().weight(archive)
 
     def index(self, catalog: Catalog) -> None:
@@ -83,7 +85,22 @@ class Zero(ArchiveCorpus):
                            f"{self.name_in_corpus(shard.archive)}: {worst.dead:,} of {worst.links:,}")
 
     def samples(self, archive: Path) -> Iterator[Found]:
-        """The samples of a shard in any of the formats."""
+        """The samples of a shard in any of the formats, then what the _stats.json has more of."""
+        expected, there, broken = _downloads(archive).successes, 0, None
+        for found in self._there(archive):
+            if found.key:
+                there += 1
+                yield found
+            else:
+                broken = found
+        lost = expected - there
+        if broken:
+            yield dataclasses.replace(broken, lost=max(lost, 1))
+        elif lost > 0:
+            reason = f"{lost:,} of the {expected:,} samples that its {img2dataset.STATS} counts are not there"
+            yield Found("", UnusableRecord(reason), self.weight(archive), lost)
+
+    def _there(self, archive: Path) -> Iterator[Found]:
         if archive.suffix == ".tar":
             return tar_samples(archive)
         if archive.suffix == ".parquet":
@@ -100,3 +117,8 @@ class Zero(ArchiveCorpus):
     def _shards(self) -> list[img2dataset.Shard]:
         assert self.images is not None
         return img2dataset.finished_shards(self.images)
+
+
+def _downloads(archive: Path) -> img2dataset.Downloads:
+    name = archive.name.removesuffix(".tar").removesuffix(".parquet")
+    return img2dataset.downloads(archive.with_name(f"{name}{img2dataset.STATS}"))

@@ -1,7 +1,10 @@
 """Tars become a dataset, whole or cut short, compressed or not; every sample that does not is named."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from small_data import encode
 from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.webdataset import WebDataset
 from r2d2_jax.data.entries import Example
+from r2d2_jax.data.preparation import Settings, prepare
 from r2d2_jax.errors import UserError
 
 
@@ -89,13 +93,15 @@ def test_bad_sample_is_skipped_counted_and_named(
 
 
 def test_name_that_is_no_utf8(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
-        for name, content in (("\xe9z.jpg", encode()), ("\xe9z.txt", b"a")):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT, encoding="gbk") as tar:
+        for name, content in (("狗.jpg", encode()), ("狗.txt", b"a"), ("马.jpg", encode()), ("马.txt", b"b")):
             header = tarfile.TarInfo(name)
             header.size = len(content)
             tar.addfile(header, io.BytesIO(content))
-    prepared(WebDataset(str(tmp_path)), tmp_path / "out")
-    assert texts(tmp_path / "out") == {"0.tar#\ufffdz": ("a",)}
+        tar.addfile(tarfile.TarInfo("猪.txt"))
+    preparation = prepared(WebDataset(str(tmp_path)), tmp_path / "out", 0.5)
+    assert texts(tmp_path / "out") == {r"0.tar#\xb9\xb7": ("a",), r"0.tar#\xc2\xed": ("b",)}
+    assert skipped(preparation, tmp_path) == [r"0.tar#\xd6\xed: no images among .txt; expected one"]
 
 
 def cut_tar(folder: Path, length: int) -> Path:
@@ -136,6 +142,68 @@ def test_compressed_tar_cut_short(tmp_path: Path) -> None:
     preparation = prepared(WebDataset(str(tars)), tmp_path / "out", 0.5)
     assert 15 < len(records(tmp_path / "out")) < 30
     assert skipped(preparation, tmp_path)[0].startswith("tars/0.tgz: the archive is truncated or broken after sample ")
+
+
+COMPRESSIONS = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
+
+
+def tar_of(folder: Path, *numbers: int) -> bytes:
+    members = [member for number in numbers for member in sample(number, f"{number}")]
+    return write_tar(folder / "made" / "made.tar", members).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_joined_tars(tmp_path: Path, suffix: str) -> None:
+    compress = COMPRESSIONS[suffix]
+    content = compress(tar_of(tmp_path, 0, 1)) + compress(tar_of(tmp_path, 1, 2) + bytes(700))
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / f"0.{suffix}").write_bytes(content)
+    prepared(WebDataset(str(tmp_path / "tars")), tmp_path / "out")
+    assert texts(tmp_path / "out") == {
+        f"0.{suffix}#00000": ("0",), f"0.{suffix}#00001": ("1",), f"0.{suffix}#2:00001": ("1",),
+        f"0.{suffix}#2:00002": ("2",),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tar.bz2", "tar.xz"])
+def test_tar_compressed_in_parts(tmp_path: Path, suffix: str) -> None:
+    tar = tar_of(tmp_path, 0, 1, 2)
+    (tmp_path / "tars").mkdir()
+    parts = [COMPRESSIONS[suffix](tar[start:start + 1000]) for start in range(0, len(tar), 1000)]
+    (tmp_path / "tars" / f"0.{suffix}").write_bytes(b"".join(parts))
+    prepared(WebDataset(str(tmp_path / "tars")), tmp_path / "out")
+    assert [record.captions for record in records(tmp_path / "out")] == [("0",), ("1",), ("2",)]
+
+
+def test_something_after_the_end_mark(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_bytes(tar_of(tmp_path, 0) + b"something else" * 40)
+    preparation = prepared(WebDataset(str(tmp_path / "tars")), tmp_path / "out", 0.5)
+    assert list(texts(tmp_path / "out")) == ["0.tar#00000"]
+    assert skipped(preparation, tmp_path)[0].startswith("tars/0.tar: the archive is truncated or broken after sample 0")
+
+
+# Without a header that follows nobody knows whether sample 19 had more files.
+@pytest.mark.parametrize(("broken", "whole"), [
+    (b"x" * 512, 19), ({"size": "-99999"}, 20), ({"GNU.sparse.map": "x"}, 19),
+])
+def test_what_a_broken_tar_has_lost_is_estimated(tmp_path: Path, broken: bytes | dict[str, str], whole: int) -> None:
+    tar = tar_of(tmp_path, *range(100))
+    middle = tar.index(b"00020.jpg")
+    if isinstance(broken, dict):
+        header = tarfile.TarInfo("x.jpg")
+        header.pax_headers = broken
+        broken = header.tobuf(tarfile.PAX_FORMAT)
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_bytes(tar[:middle] + broken + tar[middle:])
+    preparation = prepare(WebDataset(str(tmp_path / "tars")), str(tmp_path / "out"), Settings(max_broken_share=0.9))
+    assert len(records(tmp_path / "out")) == whole
+    assert preparation.skipped["train"] == pytest.approx(81, abs=20)  # what is read ahead is much of so small a tar
+    assert "all that follows is lost, about " in preparation.first_skipped[0]
+    assert preparation.first_skipped[1].startswith(f"{tmp_path}/tars/0.tar#lost 2 of ")
+    assert preparation.first_skipped[1].endswith(": as above")
+    with pytest.raises(UserError, match="entries read are unusable"):
+        prepared(WebDataset(str(tmp_path / "tars")), tmp_path / "again", 0.5)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])

@@ -14,7 +14,7 @@ from small_data import encode
 from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.parquet import parquet_samples
 from r2d2_jax.data.corpora.zero import Zero
-from r2d2_jax.data.preparation import prepare
+from r2d2_jax.data.preparation import Settings, prepare
 from r2d2_jax.data.runners import in_processes
 from r2d2_jax.errors import UserError
 
@@ -201,8 +201,41 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     broken.unlink()
     broken.symlink_to("/proc/self/mem")
     preparation = prepared(Zero(str(tmp_path)), tmp_path / "out", 0.5)
-    assert list(texts(tmp_path / "out")) == ["http://img/0.jpg"]
-    assert "its sample and all after that are lost" in skipped(preparation, tmp_path)[0]
+    assert list(texts(tmp_path / "out")) == ["http://img/0.jpg", "http://img/2.jpg"]
+    (named,) = skipped(preparation, tmp_path)
+    assert named.startswith("00000#000000001: 00000/000000001.json cannot be read: ")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_lost_sample_counts(tmp_path: Path, form: str) -> None:
+    rows = [row(number, Title="标题") for number in range(40)]
+    shard(tmp_path / "zero", "00000", form, *rows, dead(40))
+    shard(tmp_path / "zero", "00001", form, *rows)
+    if form == "webdataset":
+        tar = tmp_path / "zero" / "00000.tar"
+        tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 10])
+    elif form == "files":
+        for path in (tmp_path / "zero" / "00000").glob("*[4-9].*"):
+            path.unlink()
+    else:
+        with (tmp_path / "zero" / "00000.parquet").open("r+b") as file:
+            file.seek(5_000)
+            file.write(b"\xff" * 30_000)
+    with pytest.raises(UserError, match="entries read are unusable"):
+        prepared(Zero(str(tmp_path / "zero")), tmp_path / "again", 0.1)
+    preparation = prepare(Zero(str(tmp_path / "zero")), str(tmp_path / "out"), Settings(max_broken_share=0.5))
+    assert 40 <= len(records(tmp_path / "out")) < 70
+    assert preparation.skipped == {"train": 80 - len(records(tmp_path / "out"))}
+    lost = preparation.skipped["train"]
+    assert preparation.first_skipped[1].split(": ")[0].endswith(f"#lost 2 of {lost}")
+
+
+def test_samples_that_are_gone_without_a_trace(tmp_path: Path) -> None:
+    shard(tmp_path, "00000", "webdataset", row(0, Title="标题"))
+    write(tmp_path / "00000_stats.json", '{"count": 5, "successes": 3}')
+    preparation = prepared(Zero(str(tmp_path)), tmp_path / "out", 0.9)
+    reason = "2 of the 3 samples that its _stats.json counts are not there"
+    assert skipped(preparation, tmp_path) == [f"00000.tar: {reason}", "00000.tar#lost 2 of 2: as above"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
