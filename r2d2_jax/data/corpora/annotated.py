@@ -3,7 +3,7 @@
 import abc
 import collections
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +33,10 @@ class AnnotatedCorpus(Corpus):
     def outcomes(self) -> Iterable[Outcome]:
         """Everything that is annotated, in the order of the files."""
 
+    def annotation_files(self) -> list[Path]:
+        """Those of the inputs that cannot be without any annotation; one that is has another form than expected."""
+        return self.inputs()
+
     def image_store(self) -> ImageStore:
         """Where the images are."""
         assert self.images is not None
@@ -49,21 +53,50 @@ class AnnotatedCorpus(Corpus):
                             f"files lie, under their published names (docs/corpora.md):\n{bulleted(absent)}")
 
     def index(self, catalog: Catalog) -> None:
-        """Walks images and annotations."""
+        """Walks images and annotations.
+
+        Raises:
+            UserError: an annotation file is missing, or nothing in it is usable although there is in others: its split
+                would be lost at the price of one unusable entry.
+        """
         self.image_store().index(catalog)
         imageless: collections.Counter[str] = collections.Counter()
+        usable: set[str] = set()
+        first_reasons: dict[str, str] = {}
         for place, split, outcome in self.outcomes():
-            try:
-                if isinstance(outcome, UnusableRecord):
-                    raise outcome
-                _check_split(split)
-                for annotation in outcome:
-                    catalog.add(place, split, annotation, grouped=self.grouped)
-                imageless[split] += not outcome
-            except UnusableRecord as reason:
+            reason = self._added(catalog, place, split, outcome)
+            if reason is not None:
                 catalog.skip(place, split, reason)
-        for split, count in (+imageless).items():
+                first_reasons.setdefault(place.file, f" Its first unusable entry is {place}: {reason}")
+                continue
+            usable.add(place.file)
+            if not outcome:
+                imageless[split] += 1
+        self._check_usable(usable, first_reasons)
+        for split, count in imageless.items():
             catalog.remark(f"{split}: {count:,} texts name no image (no truth is published for them); left out")
+
+    def _check_usable(self, usable: set[str], first_reasons: Mapping[str, str]) -> None:
+        files = [str(path) for path in self.annotation_files()]
+        useless = [path for path in files if path not in usable]
+        if useless and len(useless) < len(files):
+            path = useless[0]
+            raise UserError(f"annotation file {path} holds no usable annotation: it is empty, or not of the form that "
+                            f"corpus {self.name} has (docs/corpora.md); put the right file there, or move it away."
+                            f"{first_reasons.get(path, '')}")
+
+    def _added(self, catalog: Catalog, place: Place, split: str, outcome: Sequence[Annotation] | UnusableRecord
+               ) -> UnusableRecord | None:
+        """Adds what an outcome annotates; returns why that cannot be done."""
+        if isinstance(outcome, UnusableRecord):
+            return outcome
+        try:
+            _check_split(split)
+            for annotation in outcome:
+                catalog.add(place, split, annotation, grouped=self.grouped)
+        except UnusableRecord as reason:
+            return reason
+        return None
 
     def shards(self, catalog: Catalog, count: int) -> dict[str, list[tuple[Piece, ...]]]:
         """Equal runs of the catalog's entries."""

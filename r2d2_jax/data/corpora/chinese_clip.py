@@ -31,7 +31,7 @@ from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.corpus import SPLIT_ALIASES
 from r2d2_jax.data.corpora.fields import as_text, json_object, text_of, with_keys
 from r2d2_jax.data.corpora.images import Base64Table
-from r2d2_jax.data.corpora.lines import parsed_lines
+from r2d2_jax.data.corpora.lines import parsed_lines, refuse_array
 from r2d2_jax.data.entries import Annotation, UnusableRecord
 from r2d2_jax.errors import UserError
 
@@ -64,10 +64,16 @@ class ChineseClip(AnnotatedCorpus):
             raise UserError(f"folder {self.annotations} holds no split; expected train_imgs.tsv and train_texts.jsonl, "
                             "or the same of valid or test")
         self._check_names()
+        for split in self._splits():
+            refuse_array(split.texts, _EXPECTED)
 
     def inputs(self) -> list[Path]:
         """Images and texts of every split."""
         return [path for split in self._splits() for path in (split.images, split.texts)]
+
+    def annotation_files(self) -> list[Path]:
+        """The texts; a table without images makes their images missing."""
+        return [split.texts for split in self._splits()]
 
     def image_store(self) -> Base64Table:
         """The tables of all splits."""

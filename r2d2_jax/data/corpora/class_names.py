@@ -1,12 +1,13 @@
 """The names of classes, and the folders that hold their images."""
 
+import collections
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r2d2_jax.data.corpora.fields import as_text, columns
+from r2d2_jax.data.corpora.fields import as_text, columns, readable
 from r2d2_jax.data.corpora.lines import lines
 from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.errors import UserError
@@ -48,7 +49,7 @@ def read_class_names(path: Path) -> ClassNames:
     rows = list(_json_rows(path) if path.suffix == ".json" else _line_rows(path))
     names, keys = tuple(name for _, name in rows), tuple(key or name for key, name in rows)
     for what, words in (("class name", names), ("folder", keys)):
-        twice = sorted({word for word in words if words.count(word) > 1})
+        twice = sorted(word for word, count in collections.Counter(words).items() if count > 1)
         if twice:
             raise UserError(f"{what} {', '.join(twice[:_FIRST_NAMES])} is in {path} more than once; give each class "
                             "its own")
@@ -60,12 +61,17 @@ def read_class_names(path: Path) -> ClassNames:
 def _line_rows(path: Path) -> Iterator[tuple[str, str]]:
     for place, line in lines(path):
         try:
-            if isinstance(line, UnusableRecord):
-                raise line
-            key, name = columns(line, 2, "FOLDER<tab>NAME") if path.suffix == ".tsv" else ("", line)
-            yield key.strip(), as_text(name, "the class's name")
+            row = _row(line, tabbed=path.suffix == ".tsv")
         except UnusableRecord as error:
             raise UserError(f"{place}: {error}; expected the name of a class") from error
+        yield row
+
+
+def _row(line: str | UnusableRecord, *, tabbed: bool) -> tuple[str, str]:
+    if isinstance(line, UnusableRecord):
+        raise line
+    key, name = columns(line, 2, "FOLDER<tab>NAME") if tabbed else ("", line)
+    return key.strip(), as_text(name, "the class's name")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, str]]:
@@ -86,5 +92,7 @@ def _json_row(entry: dict[str, Any]) -> tuple[int, str, str]:
 
 
 def _listed(what: str, words: list[str]) -> list[str]:
-    more = f" and {len(words) - _FIRST_NAMES} more" * (len(words) > _FIRST_NAMES)
-    return [f"{what} {', '.join(words[:_FIRST_NAMES])}{more}"] if words else []
+    if not words:
+        return []
+    more = f" and {len(words) - _FIRST_NAMES} more" if len(words) > _FIRST_NAMES else ""
+    return [f"{what} {', '.join(map(readable, words[:_FIRST_NAMES]))}{more}"]

@@ -28,7 +28,8 @@ from pathlib import Path
 from r2d2_jax.data.corpora.annotated import AnnotatedCorpus, Outcome
 from r2d2_jax.data.corpora.class_names import ClassNames, read_class_names
 from r2d2_jax.data.corpora.corpus import SPLIT_ALIASES
-from r2d2_jax.data.entries import Annotation, Place
+from r2d2_jax.data.corpora.fields import readable
+from r2d2_jax.data.entries import Annotation, Place, UnusableRecord
 from r2d2_jax.errors import UserError
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
@@ -62,10 +63,14 @@ class Classification(AnnotatedCorpus):
         """The file of names."""
         return [self._names_file()]
 
+    def annotation_files(self) -> list[Path]:
+        """None: the folders do."""
+        return []
+
     def identity(self) -> dict[str, object]:
         """Also the folders, which change when images come or go."""
         folders = [root / name for root in self._roots().values() for name in _folders(root)]
-        return super().identity() | {"folders": {str(path): path.stat().st_mtime_ns for path in folders}}
+        return super().identity() | {"folders": {readable(str(path)): path.stat().st_mtime_ns for path in folders}}
 
     def outcomes(self) -> Iterator[Outcome]:
         """Every file of every class's folder."""
@@ -74,7 +79,8 @@ class Classification(AnnotatedCorpus):
             for folder, label in self._classes.labels(root, _folders(root)).items():
                 for number, name in enumerate(_visible(root / folder), start=1):
                     image = (root / folder / name).relative_to(self.images).as_posix()
-                    yield Place(str(root / folder), number), split, (Annotation(image, (), label=label),)
+                    place = Place(readable(str(root / folder)), number)
+                    yield place, split, _annotation(image, label)
 
     def _names_file(self) -> Path:
         assert self.images is not None
@@ -90,6 +96,12 @@ class Classification(AnnotatedCorpus):
         if any(path.name not in _SPLITS for path in below):
             return {"test": self.images}
         return {SPLIT_ALIASES.get(path.name, path.name): path for path in below}
+
+
+def _annotation(image: str, label: int) -> tuple[Annotation] | UnusableRecord:
+    if readable(image) != image:
+        return UnusableRecord(f"the name {readable(image)} is no UTF-8; rename the file")
+    return (Annotation(image, (), label=label),)
 
 
 def _visible(folder: Path) -> list[str]:

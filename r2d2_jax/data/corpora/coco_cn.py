@@ -49,6 +49,10 @@ class CocoCn(AnnotatedCorpus):
         """The captions and the lists."""
         return [self._captions(), *(self._list(name) for name in _SPLITS)]
 
+    def annotation_files(self) -> list[Path]:
+        """The captions; an image that a list lacks has a caption that is in none."""
+        return [self._captions()]
+
     def image_store(self) -> ImageStore:
         """COCO's folders, or one."""
         assert self.images is not None

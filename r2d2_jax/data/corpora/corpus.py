@@ -85,8 +85,8 @@ class Corpus(abc.ABC):
         if any(getattr(self, flag) is None for flag in self.needs):
             raise UserError(f"corpus {self.name} needs {' and '.join(f'--{flag}' for flag in self.needs)}; set "
                             f"{'both' if len(self.needs) > 1 else 'it'}")
-        for flag in {"images", "annotations"} - {*self.needs, *self.takes}:
-            if getattr(self, flag) is not None:
+        for flag in ("images", "annotations"):
+            if flag not in (*self.needs, *self.takes) and getattr(self, flag) is not None:
                 raise UserError(f"corpus {self.name} has no use for --{flag}; leave it out")
 
     @abc.abstractmethod

@@ -68,7 +68,9 @@ class ImageFolder(ImageStore):
         raise MissingImage(f"image {' or '.join(map(str, tried))} cannot be read: No such file or directory")
 
     def _places(self, name: str) -> list[Path]:
-        paths = [self._root / name] + [self._root / Path(name).name] * (self._flat and "/" in name)
+        paths = [self._root / name]
+        if self._flat and "/" in name:
+            paths.append(self._root / Path(name).name)
         return [Path(f"{path}{ending}") for path in paths for ending in self._endings]
 
 
@@ -101,17 +103,33 @@ class Base64Table(ImageStore):
                 yield place, _cells(line)[0]
 
     def read(self, name: str, catalog: Catalog) -> bytes:
-        """Reads and decodes the image's cell."""
+        """Reads and decodes the image's cell.
+
+        Raises:
+            UserError: the table has gone or changed.
+        """
         prefix, _, image = name.partition("/")
         blob = catalog.blob(name)
         if blob is None:
             raise MissingImage(f"no image {image} in {self._tables[prefix]}")
-        with open(blob.place.file, "rb") as file:
-            encoded = os.pread(file.fileno(), blob.length, blob.position)
+        encoded = _cell(blob)
         try:
             return base64.b64decode(encoded.translate(_URL_SAFE), validate=True)
         except binascii.Error as error:
             raise UnusableRecord(f"broken Base64 of image {image} in {blob.place}: {error}") from error
+
+
+def _cell(blob: Blob) -> bytes:
+    try:
+        with open(blob.place.file, "rb") as file:
+            encoded = os.pread(file.fileno(), blob.length, blob.position)
+    except OSError as error:
+        raise UserError(f"table {blob.place.file} cannot be read any more: {error.strerror}; put it back and start "
+                        "again: finished shards are kept") from error
+    if len(encoded) < blob.length:
+        raise UserError(f"table {blob.place.file} has become shorter since the preparation began; put back the one "
+                        "that was there and start again: finished shards are kept")
+    return encoded
 
 
 def _rows(table: Path) -> Iterator[tuple[Place, int, bytes]]:
@@ -133,4 +151,6 @@ def _cells(line: bytes) -> tuple[str, int, int]:
         name = cells[0].decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise UnusableRecord(f"invalid UTF-8 at byte {error.start} of the line") from error
+    if not name:
+        raise UnusableRecord("the image's id is empty; expected IMAGE<tab>BASE64")
     return name, len(cells[0]) + 1, len(cells[1])

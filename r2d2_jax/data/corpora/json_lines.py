@@ -5,13 +5,15 @@ Each line describes one image:
     {"image": "a.jpg", "captions": ["两只狗在路上打架。", "花狗和黑狗要打架。"], "split": "train", "image_id": "42"}
 
 "image" is a path inside the image folder, "captions" has at least one text, "split" is train, validation (or val) or
-any other word, and "image_id" may be left out: it is the image's path then.
+another name of letters, digits and underscores with a Latin letter first, and "image_id" may be left out or null: it is
+the image's path then.
 """
 
 from pathlib import Path
 
 from r2d2_jax.data.corpora.annotated import LineCorpus
 from r2d2_jax.data.corpora.fields import json_object, text_of, texts_of
+from r2d2_jax.data.corpora.lines import refuse_array
 from r2d2_jax.data.entries import Annotation, UnusableRecord
 
 EXPECTED = '{"image": "a.jpg", "captions": ["..."], "split": "train"}'
@@ -22,6 +24,12 @@ class JsonLines(LineCorpus):
 
     name = "json_lines"
     description = "Images with their captions, from a folder and a JSON-lines file."
+
+    def check(self) -> None:
+        """The file must not be one array."""
+        super().check()
+        for path in self.inputs():
+            refuse_array(path, EXPECTED)
 
     def files(self) -> list[tuple[str, Path]]:
         """The one file; its lines name their splits."""
@@ -36,5 +44,5 @@ class JsonLines(LineCorpus):
             raise UnusableRecord(f"{error}; expected {EXPECTED}") from error
         captions = texts_of(entry, "captions")
         image = text_of(entry, "image")
-        image_id = text_of(entry, "image_id") if "image_id" in entry else ""
+        image_id = "" if entry.get("image_id") is None else text_of(entry, "image_id")
         return Annotation(image, captions, text_of(entry, "split"), image_id, unique=image)

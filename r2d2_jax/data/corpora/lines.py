@@ -79,6 +79,13 @@ def begins_with(path: Path, mark: bytes) -> bool:
             return False  # whoever reads the lines will say so
 
 
+def refuse_array(path: Path, expected: str) -> None:
+    """Raises UserError if a file of JSON lines is one JSON array; `expected` shows a line."""
+    if begins_with(path, b"["):
+        raise UserError(f"{path} is a JSON array; expected one object a line, like {expected}. Write each of its "
+                        "entries on a line of its own")
+
+
 def open_annotations(path: Path) -> Any:
     """Opens a file for reading bytes; one whose name ends in .gz is decompressed.
 

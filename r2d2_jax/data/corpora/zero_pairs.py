@@ -13,16 +13,19 @@ Despite their names the files have one JSON object a line:
     {"image_path": "some/dir/abc123.jpg", "text": "查询词", "label": 1}              ICM, IQM: 1 match, 0 no match
 
 Folders, names and keys are certain (the published code and its documentation). That code looks for the last part of
-image_path in the flat folder; here an image at the path as given has precedence. No test files were seen; should
+image_path in the flat folder; here an image at the path as given has precedence. An image's identity is the path at
+which it was found: a/x.jpg, b/x.jpg and x.png are different images. No test files were seen; should
 test/long_itr_test.json and the like be there, they are read. Labels are taken as numbers or as text.
 """
 
+import os
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from r2d2_jax.data.corpora.annotated import LineCorpus
 from r2d2_jax.data.corpora.fields import json_object, text_of
 from r2d2_jax.data.corpora.images import ImageFolder, ImageStore
+from r2d2_jax.data.corpora.lines import refuse_array
 from r2d2_jax.data.corpora.zero import HOMEPAGE
 from r2d2_jax.data.entries import Annotation, UnusableRecord
 
@@ -43,17 +46,30 @@ class _ZeroPairs(LineCorpus):
         found = [(split, root / split / f"{self.stem}_{split}.json") for split in ("train", "val", "test")]
         return [(split, path) for split, path in found if split != "test" or path.is_file()]
 
+    def check(self) -> None:
+        """The files must not be arrays."""
+        super().check()
+        for path in self.inputs():
+            refuse_array(path, '{"image_path": "a.jpg", "text": "..."}')
+
     def image_store(self) -> ImageStore:
         """Images at their path, or all in one folder."""
         assert self.images is not None
         return ImageFolder(self.images, flat=True)
+
+    def _annotation(self, entry: dict[str, Any], label: int | None) -> Annotation:
+        assert self.images is not None
+        image = PurePosixPath(text_of(entry, "image_path"))
+        own_place = os.path.isfile(self.images / image)  # unlike Path.is_file it bears names that no file can have
+        identity = str(image) if own_place else image.name
+        return Annotation(str(image), (text_of(entry, "text"),), image_id=identity, label=label)
 
 
 class _Retrieval(_ZeroPairs):
     def parse(self, line: str) -> Annotation:
         """Image and text."""
         entry = json_object(line, "image_path", "text")
-        return _annotation(text_of(entry, "image_path"), text_of(entry, "text"))
+        return self._annotation(entry, None)
 
 
 class _Matching(_ZeroPairs):
@@ -66,7 +82,7 @@ class _Matching(_ZeroPairs):
         label = entry["label"]
         if isinstance(label, bool) or str(label) not in _LABELS:
             raise UnusableRecord(f'"label" is {label!r}; expected 1 (match) or 0 (no match)')
-        return _annotation(text_of(entry, "image_path"), text_of(entry, "text"), _LABELS[str(label)])
+        return self._annotation(entry, _LABELS[str(label)])
 
 
 class Icr(_Retrieval):
@@ -95,7 +111,3 @@ class Iqm(_Matching):
 
     name, stem = "iqm", "short_itm"
     description = "IQM (Zero, CCMB): images with search queries that match or do not."
-
-
-def _annotation(image: str, text: str, label: int | None = None) -> Annotation:
-    return Annotation(image, (text,), image_id=PurePosixPath(image).stem or image, label=label)

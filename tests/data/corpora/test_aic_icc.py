@@ -99,6 +99,13 @@ def test_bad_entry_of_the_other_form(tmp_path: Path, images: list, annotations: 
     assert skipped(preparation, tmp_path)[0].endswith(f"caption_test_a_annotations_20180103.json:2: {reason}")
 
 
+@pytest.mark.parametrize("content", [{"data": GOOD["train"]}, {"images": [{"id": 1, "file_name": "train1"}]}, [], ""])
+def test_file_of_another_form(tmp_path: Path, content: Any) -> None:
+    root = written(tmp_path, **GOOD | {"train": content})
+    with pytest.raises(UserError, match="caption_train_annotations_20170902.json holds no usable annotation: it is em"):
+        prepared(AicIcc(annotations=root), tmp_path / "out")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     root = written(tmp_path, train=GOOD["train"])
     with pytest.raises(UserError, match="annotation file .*/caption_validation_annotations_20170910.json does not"):

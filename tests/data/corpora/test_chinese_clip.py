@@ -9,7 +9,9 @@ import pytest
 from small_corpora import prepared, records, skipped, texts, write
 from small_data import encode
 
+from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.chinese_clip import ChineseClip, Muge
+from r2d2_jax.data.corpora.corpus import Piece
 from r2d2_jax.errors import UserError
 
 
@@ -100,6 +102,7 @@ def test_bad_text(tmp_path: Path, bad: str | bytes, reason: str, monkeypatch: py
     ("3", "1 tab-separated columns, expected 2: IMAGE<tab>BASE64"),
     (image(3) + "\tx", "3 tab-separated columns, expected 2: IMAGE<tab>BASE64"),
     (image(1, 5), "image train/1 has been given before, in "),
+    (" \tabcd", "the image's id is empty; expected IMAGE<tab>BASE64"),
     (b"\xff3\tabcd", "invalid UTF-8 at byte 0 of the line"),
 ])
 def test_bad_row_of_images(tmp_path: Path, bad: str | bytes, reason: str) -> None:
@@ -122,6 +125,31 @@ def test_image_that_is_none(tmp_path: Path, cell: str, reason: str) -> None:
     assert texts(tmp_path / "out", "validation") == {"1": ("一",)}
     (named,) = skipped(preparation, tmp_path)
     assert named.startswith(f"valid_imgs.tsv:2: {reason}")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_table_that_has_gone_or_changed(tmp_path: Path, gone: bool) -> None:
+    folder = written(tmp_path, "train", [image(1)], [text(10, "一", 1)])
+    corpus, catalog = ChineseClip(annotations=folder), Catalog(tmp_path / "catalog", create=True)
+    corpus.index(catalog)
+    catalog.close()
+    if gone:
+        (tmp_path / "train_imgs.tsv").unlink()
+    else:
+        write(tmp_path / "train_imgs.tsv", image(1)[:-50])
+    with pytest.raises(UserError, match="table .*train_imgs.tsv .*start again: finished shards are kept"):
+        list(corpus.read(Piece("train", 1, start=0, stop=1), Catalog(tmp_path / "catalog")))
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    ([f"[{text(1, '一', 1)}]"], "train_texts.jsonl is a JSON array; expected one object a line, like {\"text_id\""),
+    ([], "annotation file .*train_texts.jsonl holds no usable annotation: it is empty, or not of the"),
+])
+def test_texts_of_another_form(tmp_path: Path, lines: list[str | bytes], message: str) -> None:
+    folder = written(tmp_path, "train", [image(1)], lines)
+    written(tmp_path, "valid", [image(1)], [text(1, "一", 1)])
+    with pytest.raises(UserError, match=message):
+        prepared(ChineseClip(annotations=folder), tmp_path / "out")
 
 
 def test_missing_and_unknown_files(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Folders of images and a file of names become a dataset with labels."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,24 @@ def test_names_that_do_not_fit(tmp_path: Path, name: str, content: Any, message:
     images = write_images(tmp_path / "images", "000/a.jpg", "001/a.jpg")
     with pytest.raises(UserError, match=message):
         Classification(str(images), str(write(tmp_path / name, content)))
+
+
+def test_file_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    root = tmp_path / "cifar"
+    write(root / "label_cn.txt", "飞机")
+    write_images(root / "test" / "0", "a.jpg", os.fsdecode("马.jpg".encode("gbk")))
+    preparation = prepared(Classification(str(root)), tmp_path / "out", 0.5)
+    assert list(texts(tmp_path / "out", "test")) == ["test/0/a.jpg"]
+    assert skipped(preparation, tmp_path) == [
+        r"cifar/test/0:2: the name test/0/\xc2\xed.jpg is no UTF-8; rename the file"
+    ]
+
+
+def test_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    write(tmp_path / "label_cn.txt", "飞机")
+    write_images(tmp_path / "test" / os.fsdecode("马".encode("gbk")), "a.jpg")
+    with pytest.raises(UserError, match=r"no folder for 飞机; no class for \\xc2\\xed$"):
+        Classification(str(tmp_path))
 
 
 def test_missing(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_splits_captions_and_identities(images: Path, vocabulary: Path) -> None:
 
 BAD_LINES: list[tuple[str | bytes, str]] = [
     ('{"image": "0.jpg", ', "invalid JSON"),
-    ('["0.jpg"]', f"not a JSON object; {EXPECTED}"),
+    ('"0.jpg"', f"not a JSON object; {EXPECTED}"),
     (line(3, image=None), f'no "image"; {EXPECTED}'),
     (line(3, captions=None), f'no "captions"; {EXPECTED}'),
     (line(3, split=None), f'no "split"; {EXPECTED}'),
@@ -140,6 +140,16 @@ def test_the_first_ten_are_listed(images: Path) -> None:
     assert "of the 25 entries" in str(raised.value)
     assert "captions.jsonl:20: " in str(raised.value)
     assert "captions.jsonl:21: " not in str(raised.value)
+
+
+def test_image_id_of_null_is_left_out(images: Path) -> None:
+    prepared(images, '{"image": "0.jpg", "captions": ["一"], "split": "train", "image_id": null}')
+    assert RecordSource(images.parent / "out", "train")[0].image_id == "0.jpg"
+
+
+def test_an_array_is_refused(images: Path) -> None:
+    with pytest.raises(UserError, match=r"captions.jsonl is a JSON array; expected one object a line, like {\"image\""):
+        prepared(images, f"[{line(0)}, {line(1)}]")
 
 
 def test_no_usable_line(images: Path) -> None:

@@ -106,6 +106,12 @@ def test_chosen_texts() -> None:
         chosen_texts(entry, ["Query", "absent"])
 
 
+def test_a_number_where_a_text_may_be(tmp_path: Path) -> None:
+    assert chosen_texts({"a": float("nan"), "b": "一", "c": [1.5, "二"]}, ["a", "b", "c"]) == ("一", "二")
+    with pytest.raises(UnusableRecord, match='^"a" is not a text$'):
+        chosen_texts({"a": float("nan"), "b": ""}, ["a", "b"])
+
+
 def test_columns() -> None:
     assert columns("a\tb", 2, "IMAGE<tab>TEXT") == ["a", "b"]
     with pytest.raises(UnusableRecord, match="^3 tab-separated columns, expected 2: IMAGE<tab>TEXT$"):

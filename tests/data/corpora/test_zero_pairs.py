@@ -35,9 +35,9 @@ def test_retrieval(tmp_path: Path, images: str, name: str) -> None:
     train = [line("dir/a.jpg", "一"), line("b.jpg", "二"), line("dir/a.jpg", "三")]
     root = written(tmp_path, name, train=train, val=[line("own/place.jpg", "四")], test=[line("x/b.jpg", "五")])
     prepared(CORPORA[name](images, root), tmp_path / "out")
-    assert texts(tmp_path / "out") == {"a": ("一", "三"), "b": ("二",)}
-    assert texts(tmp_path / "out", "validation") == {"place": ("四",)}
-    assert texts(tmp_path / "out", "test") == {"b": ("五",)}
+    assert texts(tmp_path / "out") == {"a.jpg": ("一", "三"), "b.jpg": ("二",)}
+    assert texts(tmp_path / "out", "validation") == {"own/place.jpg": ("四",)}
+    assert texts(tmp_path / "out", "test") == {"b.jpg": ("五",)}
     found = [record.image for split in ("train", "validation", "test") for record in records(tmp_path / "out", split)]
     assert found == [encode(seed=seed) for seed in (0, 1, 2, 1)]
 
@@ -48,10 +48,26 @@ def test_matching(tmp_path: Path, images: str, name: str) -> None:
     root = written(tmp_path, name, train=train, val=[line("b.jpg", "三", label="1")])
     prepared(CORPORA[name](images, f"{root}/{name.upper()}"), tmp_path / "out")
     assert [(record.image_id, record.captions) for record in records(tmp_path / "out")] == [
-        ("a", ("一",)), ("a", ("二",)), ("b", ("一",))
+        ("a.jpg", ("一",)), ("a.jpg", ("二",)), ("b.jpg", ("一",))
     ]
     assert labels(tmp_path / "out", "train") == ["match", "no match", "no match"]
     assert labels(tmp_path / "out", "validation") == ["match"]
+
+
+def test_images_of_one_stem_are_different(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", "a/x.jpg", "b/x.jpg", "x.jpg", "x.png")
+    lines = [line(image, image, label=1) for image in ("a/x.jpg", "b/x.jpg", "c/x.jpg", "x.png", "c/x.png")]
+    root = written(tmp_path, "icm", train=lines, val=[line("x.jpg", "一", label=1)])
+    prepared(CORPORA["icm"](str(images), root), tmp_path / "out")
+    assert [record.image_id for record in records(tmp_path / "out")] == [
+        "a/x.jpg", "b/x.jpg", "x.jpg", "x.png", "x.png"
+    ]
+
+
+def test_an_array_is_refused(tmp_path: Path, images: str) -> None:
+    root = written(tmp_path, "icr", train=[f"[{line('a.jpg', '一')}]"], val=[line("a.jpg", "一")])
+    with pytest.raises(UserError, match=r"long_itr_train.json is a JSON array; expected one object a line, like {\"im"):
+        CORPORA["icr"](images, root)
 
 
 BAD = [
