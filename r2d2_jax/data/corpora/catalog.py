@@ -15,22 +15,28 @@ from r2d2_jax.data.entries import Annotation, Place, UnusableRecord
 
 _TABLES = """
 CREATE TABLE file (number INTEGER PRIMARY KEY, path TEXT UNIQUE);
-CREATE TABLE entry (split TEXT, number INTEGER, image TEXT, image_id TEXT, label INTEGER, captions TEXT,
-    file INTEGER, line INTEGER, grouped TEXT, PRIMARY KEY (split, number)) WITHOUT ROWID;
+CREATE TABLE size (position INTEGER PRIMARY KEY, split TEXT, entries INTEGER);
+CREATE TABLE entry (split TEXT, number INTEGER, image TEXT, image_id TEXT, label INTEGER, file INTEGER, line INTEGER,
+    grouped TEXT, PRIMARY KEY (split, number)) WITHOUT ROWID;
+CREATE TABLE caption (split TEXT, number INTEGER, position INTEGER, text TEXT, PRIMARY KEY (split, number, position))
+    WITHOUT ROWID;
 CREATE UNIQUE INDEX entry_grouped ON entry (split, grouped) WHERE grouped IS NOT NULL;
 CREATE TABLE seen (split TEXT, name TEXT, file INTEGER, line INTEGER, PRIMARY KEY (split, name)) WITHOUT ROWID;
 CREATE TABLE blob (name TEXT PRIMARY KEY, file INTEGER, line INTEGER, position INTEGER, length INTEGER) WITHOUT ROWID;
 CREATE TABLE remark (number INTEGER PRIMARY KEY, line TEXT);
 CREATE TABLE skipped (number INTEGER PRIMARY KEY, split TEXT, file INTEGER, line INTEGER, reason TEXT);
 """
-_ADD = """
-INSERT INTO entry VALUES (?, ?, ?, ?, ?, json(?), ?, ?, ?)
-ON CONFLICT (split, grouped) WHERE grouped IS NOT NULL DO
-UPDATE SET captions = (SELECT json_group_array(value) FROM
-    (SELECT value FROM json_each(entry.captions) UNION ALL SELECT value FROM json_each(excluded.captions)))
-RETURNING number
+_ENTRIES = """
+SELECT image, image_id, label, path, line,
+    (SELECT json_group_array(text) FROM (SELECT text FROM caption
+        WHERE caption.split = entry.split AND caption.number = entry.number ORDER BY position))
+FROM entry JOIN file ON file = file.number
+WHERE split = ? AND entry.number >= ? AND entry.number < ? ORDER BY entry.number
 """
+_ADD = "INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_GROUP = "SELECT entry.number, path, line FROM entry JOIN file ON file = file.number WHERE split = ? AND grouped = ?"
 _SEEN_PLACE = "SELECT path, line FROM seen JOIN file ON file = file.number WHERE split = ? AND name = ?"
+_CACHE_KIB = 64 * 1024  # our decision; while it is written, where the annotations of an image lie far apart
 _BLOB_PLACE = "SELECT path, line FROM blob JOIN file ON file = file.number WHERE name = ?"
 
 
@@ -44,18 +50,20 @@ class Blob:
 
 
 class Catalog:
-    """The annotations of a corpus; written by one process, then read by any number.
+    """The annotations of a corpus; written by one process, then, once it is closed, read by any number.
 
     Every method may be called from the process that opened it; pickling hands over only the path.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """Opens a catalog for reading, or makes a new one."""
-        self.path, self._sizes, self._files = path, dict[str, int](), dict[str, int]()
+        self.path, self._created = path, create
+        self._sizes, self._files, self._captions = dict[str, int](), dict[str, int](), 0
         if create:
             self._database = sqlite3.connect(path)
             # It is written once and thrown away if that is interrupted: there is nothing to protect with a journal.
-            self._database.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {_TABLES}")
+            self._database.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "
+                                         f"PRAGMA cache_size=-{_CACHE_KIB}; {_TABLES}")
         else:
             self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
@@ -72,14 +80,19 @@ class Catalog:
             UnusableRecord: what may be annotated once only has been annotated before.
         """
         file = self._file_number(place.file)
-        if annotation.unique:
+        grouped_once = grouped and annotation.unique == annotation.image  # what groups them also tells them apart
+        if annotation.unique and not grouped_once:
             self._see(split, annotation.unique, file, place)
-        following = self._sizes.get(split, 0)
-        row = (split, following, annotation.image, annotation.image_id or annotation.image, annotation.label,
-               json.dumps(annotation.captions, ensure_ascii=False), file, place.line,
-               annotation.image if grouped else None)
-        (number,) = self._database.execute(_ADD, row).fetchone()
-        self._sizes[split] = following + (number == following)
+        number = self._sizes.get(split, 0)
+        row = (split, number, annotation.image, annotation.image_id or annotation.image, annotation.label, file,
+               place.line, annotation.image if grouped else None)
+        if self._database.execute(_ADD, row).rowcount:
+            self._sizes[split] = number + 1
+        else:
+            number, *first = self._database.execute(_GROUP, (split, annotation.image)).fetchone()
+            if grouped_once:
+                raise UnusableRecord(f"{annotation.unique} has been annotated before, in {Place(*first)}")
+        self._add_captions(split, number, annotation.captions)
 
     def add_blob(self, name: str, blob: Blob) -> None:
         """Notes where an image's bytes lie; raises UnusableRecord if there is an image of that name already."""
@@ -99,19 +112,19 @@ class Catalog:
 
     def close(self) -> None:
         """Writes what is open."""
+        if self._created:
+            self._database.executemany("INSERT INTO size (split, entries) VALUES (?, ?)", self._sizes.items())
         self._database.commit()
         self._database.close()
 
     def sizes(self) -> dict[str, int]:
         """Split name -> number of entries, in the order in which the annotations first name the splits."""
-        query = "SELECT split, COUNT(*) FROM entry GROUP BY split ORDER BY MIN(file), MIN(line)"
-        return dict(self._database.execute(query))
+        return dict(self._database.execute("SELECT split, entries FROM size ORDER BY position"))
 
     def entries(self, split: str, start: int, stop: int) -> Iterator[tuple[Place, Annotation]]:
         """The entries number `start` to `stop` (exclusive) of a split, in order."""
-        query = ("SELECT image, captions, image_id, label, path, line FROM entry JOIN file ON file = file.number "
-                 "WHERE split = ? AND entry.number >= ? AND entry.number < ? ORDER BY entry.number")
-        for image, captions, image_id, label, path, line in self._database.execute(query, (split, start, stop)):
+        rows = self._database.execute(_ENTRIES, (split, start, stop))
+        for image, image_id, label, path, line, captions in rows:
             yield Place(path, line), Annotation(image, tuple(json.loads(captions)), split, image_id, label)
 
     def blob(self, name: str) -> Blob | None:
@@ -139,11 +152,13 @@ class Catalog:
         query = "SELECT path, line, reason FROM skipped JOIN file ON file = file.number ORDER BY skipped.number"
         return (f"{Place(path, line)}: {reason}" for path, line, reason in self._database.execute(query))
 
-    def __getstate__(self) -> Path:
-        return self.path
+    def __reduce__(self) -> tuple[type["Catalog"], tuple[Path]]:
+        return Catalog, (self.path,)
 
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def _add_captions(self, split: str, number: int, captions: Iterable[str]) -> None:
+        for caption in captions:
+            self._database.execute("INSERT INTO caption VALUES (?, ?, ?, ?)", (split, number, self._captions, caption))
+            self._captions += 1
 
     def _see(self, split: str, name: str, file: int, place: Place) -> None:
         row = (split, name, file, place.line)

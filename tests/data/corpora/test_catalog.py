@@ -35,6 +35,28 @@ def test_captions_meet_at_their_image(catalog: Catalog) -> None:
     ]
 
 
+def test_many_captions_of_an_image_cost_no_more_than_those_of_many_images(tmp_path: Path) -> None:
+    steps = []
+    for name, images in (("one", 1), ("many", 4000)):
+        catalog, counted = Catalog(tmp_path / name, create=True), [0]
+        def count(counted: list[int] = counted) -> None:
+            counted[0] += 1
+        catalog._database.set_progress_handler(count, 100)  # called after so many steps of SQLite's machine
+        for line in range(4000):
+            catalog.add(at(line), "train", Annotation(f"{line % images}", (f"{line}",)), grouped=True)
+        steps.append(counted[0])
+        ((_, first), *_) = reopened(catalog).entries("train", 0, 1)
+        assert first.captions == tuple(f"{line}" for line in range(0, 4000, images))
+    assert steps[0] < 3 * steps[1] + 100
+
+
+def test_what_is_unique_may_be_what_groups(catalog: Catalog) -> None:
+    catalog.add(at(3), "train", Annotation("x", ("一",), unique="x"), grouped=True)
+    with pytest.raises(UnusableRecord, match=r"^x has been annotated before, in a.txt:3$"):
+        catalog.add(at(4), "train", Annotation("x", ("二",), unique="x"), grouped=True)
+    assert [annotation.captions for _, annotation in reopened(catalog).entries("train", 0, 9)] == [("一",)]
+
+
 def test_ungrouped_annotations_stay_apart(catalog: Catalog) -> None:
     for line, label in ((1, 1), (2, 0)):
         catalog.add(at(line), "train", Annotation("x", ("一",), label=label, image_id="id"), grouped=False)
