@@ -95,7 +95,7 @@ class _Tar(tarfile.TarFile):
     Attributes:
         ended: whether what was read last is an end mark.
         number: which of the tars the last header belongs to, from 1.
-    after_end: what is wrong with that which follows an end mark; the samples before the mark are whole.
+        after_end: what is wrong with that which follows an end mark; the samples before the mark are whole.
     """
 
     tarinfo = _Header

@@ -9,11 +9,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_corpora import prepared, records, skipped, texts, write_tar
 from small_data import encode
 
 from r2d2_jax.data.corpora.catalog import Catalog
+from r2d2_jax.data.corpora.members import IMAGE_EXTENSIONS
 from r2d2_jax.data.corpora.webdataset import WebDataset
+from r2d2_jax.data.decoding import FORMATS
 from r2d2_jax.data.entries import Example
 from r2d2_jax.data.preparation import Settings, prepare
 from r2d2_jax.errors import UserError
@@ -54,6 +57,19 @@ def test_rules_of_webdataset(tmp_path: Path) -> None:
     ])
     prepared(WebDataset(str(tmp_path)), tmp_path / "out")
     assert texts(tmp_path / "out") == {"0.tar#./a.b/x": ("一",), "0.tar#1": ("二",), "0.tar#2": ("三",)}
+
+
+def test_every_format_that_is_decoded_has_its_extension() -> None:
+    Image.init()
+    named = {Image.EXTENSION[f".{extension}"] for extension in IMAGE_EXTENSIONS if f".{extension}" in Image.EXTENSION}
+    assert named == set(FORMATS) & set(Image.EXTENSION.values()) - {"MPO"}  # these are called .jpg
+
+
+@pytest.mark.parametrize("extension", ["jfif", "avif", "jp2", "ppm"])
+def test_images_by_their_extensions(tmp_path: Path, extension: str) -> None:
+    write_tar(tmp_path / "0.tar", [(f"0.{extension}", encode()), ("0.txt", b"a")])
+    prepared(WebDataset(str(tmp_path)), tmp_path / "out")
+    assert texts(tmp_path / "out") == {"0.tar#0": ("a",)}
 
 
 def test_chosen_fields(tmp_path: Path) -> None:
