@@ -13,9 +13,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.shards import open_shard, read_shard
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, first_line
 
-__all__ = ["Record", "RecordSource", "UnusableRecord", "dataset_folder"]
+__all__ = ["Record", "RecordSource", "UnusableRecord", "dataset_folder", "dataset_info"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,24 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
                     "launch/prepare_data.py --output=FOLDER and set data.directory to that folder")
 
 
+def dataset_info(folder: Path) -> tfds.core.DatasetInfo:
+    """What a TFDS dataset says of itself: its features, its splits and the lengths of their shards.
+
+    Raises:
+        UserError: dataset_info.json or features.json is missing, cut short or damaged, or there is no split.
+    """
+    try:
+        info = tfds.builder_from_directory(folder).info
+    except Exception as error:  # protobuf's own errors, ValueError, KeyError, OSError, ...
+        raise UserError(f"the dataset in {folder} cannot be opened: {first_line(error)}; expected whole files "
+                        "dataset_info.json and features.json. Copy them back, or prepare the dataset again with "
+                        "launch/prepare_data.py") from error
+    if not info.splits:
+        raise UserError(f"{folder}/dataset_info.json names no split; expected one or more, such as train. Copy the "
+                        "file back, or prepare the dataset again with launch/prepare_data.py")
+    return info
+
+
 class RecordSource:
     """Random access to the records of one split; nothing is held but the names and lengths of its shards.
 
@@ -75,11 +93,12 @@ class RecordSource:
             complete: whether a missing shard is an error now; else it is one when it is first read from.
 
         Raises:
-            UserError: no dataset, no such split, another kind of dataset, or a missing shard.
+            UserError: no dataset or a damaged one, no such split or an empty one, another kind of dataset, or a missing
+                shard.
         """
         self.folder = dataset_folder(directory)
         self.split = split
-        info = tfds.builder_from_directory(self.folder).info
+        info = dataset_info(self.folder)
         _check_features(self.folder, info)
         if split not in info.splits:
             raise UserError(f"{self.folder} has no split {split!r}; it has {', '.join(sorted(info.splits))}. Correct "
@@ -88,6 +107,9 @@ class RecordSource:
         self._prefix = f"{corpus}:{split}" if corpus else split
         self._shards = [os.fspath(path) for path in info.splits[split].filepaths]
         self.shard_lengths = np.array(info.splits[split].shard_lengths, np.int64)
+        if not self.shard_lengths.sum():
+            raise UserError(f"split {split!r} of {self.folder} has no records; expected one or more. Prepare the "
+                            "dataset again with launch/prepare_data.py")
         self._ends = np.cumsum(self.shard_lengths)
         self._complete = complete
         if complete:

@@ -1,5 +1,6 @@
 """Datasets are written whole or not at all, and every record is found again by its number."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -169,4 +170,40 @@ def test_foreign_dataset(tmp_path: Path) -> None:
     features = next(tmp_path.rglob("features.json"))
     features.write_text(features.read_text().replace('"captions"', '"sentences"'))
     with pytest.raises(UserError, match="has no captions; expected records with image, captions and image_id"):
+        RecordSource(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", ["cut", "not text", "empty object", "missing"])
+def test_a_damaged_description(tmp_path: Path, name: str, damage: str) -> None:
+    write_dataset(tmp_path, {"train": [example(0)]})
+    file = next(tmp_path.rglob(name))
+    if damage == "missing":
+        file.unlink()
+    else:
+        contents = {"cut": file.read_bytes()[:40], "not text": b"\xff\xfe", "empty object": b"{}"}
+        file.write_bytes(contents[damage])
+    message = r"image_text/1.0.0 cannot be opened: .+; expected whole files dataset_info.json and features.json. Copy"
+    if (name, damage) == ("dataset_info.json", "missing"):
+        message = "holds no prepared dataset"
+    with pytest.raises(UserError, match=message):
+        RecordSource(tmp_path, "train")
+
+
+@pytest.mark.parametrize("lengths", [[], ["0"]])
+def test_a_split_without_records(tmp_path: Path, lengths: list[str]) -> None:
+    write_dataset(tmp_path, {"train": [example(0)]})
+    file = next(tmp_path.rglob("dataset_info.json"))
+    description = json.loads(file.read_text())
+    description["splits"][0]["shardLengths"] = lengths
+    file.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="split 'train' of .*image_text/1.0.0 has no records; expected one or more"):
+        RecordSource(tmp_path, "train")
+
+
+def test_no_split_at_all(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {"train": [example(0)]})
+    file = next(tmp_path.rglob("dataset_info.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"splits": []}))
+    with pytest.raises(UserError, match="dataset_info.json names no split; expected one or more"):
         RecordSource(tmp_path, "train")

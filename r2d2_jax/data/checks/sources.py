@@ -13,7 +13,7 @@ from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.corpus import Corpus, Piece
 from r2d2_jax.data.entries import Entry, Example, UnusableRecord
 from r2d2_jax.data.preparation import build_catalog
-from r2d2_jax.data.records import RecordSource, dataset_folder
+from r2d2_jax.data.records import RecordSource, dataset_folder, dataset_info
 from r2d2_jax.errors import UserError
 
 PART_RECORDS = 10_000  # our decision, as many as a corpus gives to a shard
@@ -133,10 +133,10 @@ class DatasetSource(Source):
         """Reads what the dataset says of itself.
 
         Raises:
-            UserError: there is no dataset, or another kind of one.
+            UserError: there is no dataset, a damaged one, or another kind of one.
         """
         folder = dataset_folder(directory)
-        info = tfds.builder_from_directory(folder).info
+        info = dataset_info(folder)
         self._splits = {split: RecordSource(folder, split, complete=False) for split in info.splits}
         self._lengths = {split: list(info.splits[split].shard_lengths) for split in info.splits}
         self._files = {split: [Path(path).name for path in info.splits[split].filepaths] for split in info.splits}

@@ -172,6 +172,25 @@ def test_a_damaged_record(tmp_path: Path) -> None:
     assert train.first_unusable["unreadable"][0].startswith("train-00000-of-00001#0: cannot be read from ")
 
 
+def test_a_damaged_description_is_one_message(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {"train": [example(0)]})
+    file = next(tmp_path.rglob("dataset_info.json"))
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(UserError, match="image_text/1.0.0 cannot be opened: "):
+        checked(tmp_path)
+
+
+def test_a_split_without_records_is_one_message(tmp_path: Path) -> None:
+    write_dataset(tmp_path, {"train": [example(0)], "test": [example(1)]})
+    file = next(tmp_path.rglob("dataset_info.json"))
+    description = json.loads(file.read_text())
+    for split in description["splits"]:
+        split["shardLengths"] = [] if split["name"] == "test" else split["shardLengths"]
+    file.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="split 'test' of .* has no records; expected one or more"):
+        checked(tmp_path)
+
+
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_damaged_shard(tmp_path: Path, missing: bool) -> None:
     write_dataset(tmp_path, {"train": map(example, range(6))}, shards=3)
