@@ -10,6 +10,7 @@ what is measured.
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from absl import app, flags
 from r2d2_jax.data.checks.checking import check
 from r2d2_jax.data.checks.report import Report, Settings
 from r2d2_jax.data.checks.sources import CorpusSource, DatasetSource, Source, vocabulary_of
-from r2d2_jax.data.checks.table import table, write_json
+from r2d2_jax.data.checks.table import check_json_path, table, write_json
 from r2d2_jax.data.corpora.flags import corpus_from_flags
 from r2d2_jax.errors import UserError
 
@@ -35,10 +36,12 @@ _MAX_UNKNOWN_SHARE = flags.DEFINE_float("max_unknown_share", 0.05, "Largest tole
 _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read.")
 _JSON = flags.DEFINE_string("json", "", "File to write the report to as JSON.")
 _WORK = flags.DEFINE_string("work", "", "Folder for temporary files; by default the system's own.")
+_CORPUS_FLAGS = ("corpus", "images", "annotations", "text_fields")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Checks the flags, checks the data, and prints the report."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.getLogger("absl").setLevel(logging.WARNING)  # TFDS tells of every look at the dataset
     try:
         if len(arguments) > 1:
@@ -50,6 +53,9 @@ def main(arguments: Sequence[str]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; there is no report, and the temporary files were removed", file=sys.stderr)
+        sys.exit(130)
     sys.exit(report.status)
 
 
@@ -64,6 +70,8 @@ def _check() -> Report:
         max_unknown_share=_MAX_UNKNOWN_SHARE.value,
         map_punctuation=_MAP_PUNCTUATION.value,
     )
+    if _JSON.value:
+        check_json_path(_JSON.value)
     return check(open_source, name, settings, processes=_PROCESSES.value, work=_WORK.value)
 
 
@@ -71,7 +79,7 @@ def _source() -> tuple[Callable[[Path], Source], str]:
     if not _DATA.value:
         corpus = corpus_from_flags()
         return functools.partial(CorpusSource, corpus), f"corpus {corpus.name}"
-    named = [flag for flag in ("images", "annotations") if flags.FLAGS[flag].value]
+    named = [flag for flag in _CORPUS_FLAGS if not flags.FLAGS[flag].using_default_value]
     if named:
         raise UserError(f"--data and --{named[0]} are both given; expected a prepared dataset or a corpus, not both")
     return lambda folder: DatasetSource(_DATA.value), f"dataset {_DATA.value}"

@@ -1,13 +1,17 @@
 """A report as lines of text, every figure of it taken from the report's JSON form."""
 
 import dataclasses
+import errno
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.checks.report import Report
+from r2d2_jax.errors import UserError
 
 NOT_MEASURED = "not measured"
 
@@ -66,6 +70,24 @@ LISTS = (
 def as_json(report: Report) -> dict[str, Any]:
     """The report as plain JSON values."""
     return dataclasses.asdict(report)
+
+
+def check_json_path(path: str) -> None:
+    """Makes sure, before the work, that a report can be written to a file; its folder is made if absent.
+
+    Raises:
+        UserError: it cannot.
+    """
+    file = Path(path).expanduser()
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--json={path} cannot be written: {error.strerror}; name a file in a folder that can be "
+                        "written to") from error
 
 
 def write_json(report: Report, path: str) -> None:
