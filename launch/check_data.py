@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import app, flags
 
 from r2d2_jax.data.checks.checking import check
-from r2d2_jax.data.checks.report import Report, Settings
+from r2d2_jax.data.checks.report import CheckSettings, Report
 from r2d2_jax.data.checks.sources import CorpusSource, DatasetSource, Source, vocabulary_of
 from r2d2_jax.data.checks.table import check_json_path, table, write_json
 from r2d2_jax.data.corpora.flags import corpus_from_flags
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _check() -> Report:
     open_source, name = _source()
-    settings = Settings(
+    settings = CheckSettings(
         vocabulary=_VOCABULARY.value or (vocabulary_of(_DATA.value) if _DATA.value else None),
         text_length=_TEXT_LENGTH.value,
         image_size=_IMAGE_SIZE.value,

@@ -7,7 +7,7 @@ from typing import Any
 from small_data import encode
 
 from r2d2_jax.data.checks.checking import check
-from r2d2_jax.data.checks.report import Report, Settings
+from r2d2_jax.data.checks.report import CheckSettings, Report
 from r2d2_jax.data.checks.sources import DatasetSource
 
 Line = tuple[str, str, list[str]]  # image, split, captions
@@ -40,9 +40,9 @@ LINES: list[Line] = [
 ]
 
 
-def settings(vocabulary: Path | None = None, **changes: Any) -> Settings:
-    """Settings for small images and short texts, with changes."""
-    defaults = Settings(str(vocabulary) if vocabulary else None, 8, 32, 1, 0.01, 0.05)
+def settings(vocabulary: Path | None = None, **changes: Any) -> CheckSettings:
+    """CheckSettings for small images and short texts, with changes."""
+    defaults = CheckSettings(str(vocabulary) if vocabulary else None, 8, 32, 1, 0.01, 0.05)
     return replace(defaults, **changes)
 
 

@@ -57,9 +57,14 @@ def _known_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+def orientation(image: Image.Image) -> int:
+    """How the EXIF tag wants the image to be turned or mirrored: 2 to 8 of the EXIF standard; 1, as it is, without."""
+    return image.getexif().get(_ORIENTATION, 1)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels once the image is turned as its EXIF tag says."""
-    lies = _orientation(image) in (5, 6, 7, 8)  # of the EXIF standard: on their side
+    lies = orientation(image) in (5, 6, 7, 8)  # of the EXIF standard: on their side
     return (image.height, image.width) if lies else (image.width, image.height)
 
 
@@ -95,7 +100,7 @@ class EncodedImage:
         else:
             with opened(encoded) as image:
                 self.size = upright_size(image)
-                self._plain_jpeg = (image.format, image.mode in ("RGB", "L"), _orientation(image)) == ("JPEG", True, 1)
+                self._plain_jpeg = (image.format, image.mode in ("RGB", "L"), orientation(image)) == ("JPEG", True, 1)
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
         """Decodes the image.
@@ -136,7 +141,3 @@ def _unmarked_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UnusableRecord(f"the image has {width} x {height} pixels, above the limit of {MAX_PIXELS:,}")
-
-
-def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(_ORIENTATION, 1)

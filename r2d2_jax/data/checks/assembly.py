@@ -9,15 +9,15 @@ from r2d2_jax.data.checks.parts import SIGHTINGS, CheckJob, SplitFigures
 from r2d2_jax.data.checks.repeats import Repeats, Sighting, find_repeats, hash_of
 from r2d2_jax.data.checks.report import (
     CaptionReport,
+    CheckSettings,
     ImageReport,
     Report,
-    Settings,
     SharedReport,
     SplitReport,
     label_counts,
     most_common,
     range_of,
-    shard_report,
+    shard_figures,
     share,
     token_report,
     unusable_counts,
@@ -32,7 +32,7 @@ class Assembly:
 
     job: CheckJob
     parts: list[Part]
-    settings: Settings
+    settings: CheckSettings
 
     def report(self, name: str) -> Report:
         """All of it but the findings."""
@@ -45,7 +45,8 @@ class Assembly:
         return Report(name, self.settings, splits, shared, lines.counts.get("", 0), list(lines.first))
 
     def _repeats(self, kind: str) -> Repeats:
-        return find_repeats([self.job.sightings_path(part, kind) for part in self.parts])
+        with self.job.writing():
+            return find_repeats([self.job.sightings_path(part, kind) for part in self.parts])
 
     def _split(self, split: str, repeats: dict[str, Repeats], lines: int) -> SplitReport:
         figures = SplitFigures()
@@ -62,13 +63,13 @@ class Assembly:
             unusable=unusable_counts(figures),
             first_unusable=figures.unusable.first.names,
             damaged_shards=dict(figures.damaged_shards),
-            images=self._images(figures, repeats["bytes"], number),
+            images=self._images(figures, repeats["bytes"], repeats["records"], number),
             captions=self._captions(figures, repeats["captions"], number),
             labels=label_counts(figures, self.job.source.class_names),
-            shards=None if shards is None else shard_report(shards, self.settings.hosts),
+            shards=None if shards is None else shard_figures(shards, self.settings.hosts),
         )
 
-    def _images(self, figures: SplitFigures, repeats: Repeats, split: int) -> ImageReport:
+    def _images(self, figures: SplitFigures, repeats: Repeats, records: Repeats, split: int) -> ImageReport:
         images = figures.images
         return ImageReport(
             different=repeats.different[split],
@@ -82,9 +83,14 @@ class Assembly:
             colours={colour: images.colours[colour] for colour in COLOURS},
             rotated=images.rotated,
             repeated=repeats.repeated[split],
-            first_repeated=[self._same((one.task, one.entry), (one.other_task, one.other_entry))
-                            for one in repeats.most_frequent.get(split, [])],
+            first_repeated=self._most_frequent(repeats, split),
+            duplicated=records.repeated[split],
+            first_duplicated=self._most_frequent(records, split),
         )
+
+    def _most_frequent(self, repeats: Repeats, split: int) -> list[str]:
+        return [self._same((one.part, one.entry), (one.other_part, one.other_entry))
+                for one in repeats.most_frequent.get(split, [])]
 
     def _captions(self, figures: SplitFigures, repeats: Repeats, split: int) -> CaptionReport:
         captions = figures.captions
@@ -93,6 +99,7 @@ class Assembly:
             per_image=range_of(figures.captions_of_image),
             characters=range_of(captions.characters),
             different=repeats.different[split],
+            duplicated=captions.duplicated,
             repeated=repeats.repeated[split],
             repeated_share=share(repeats.repeated[split], captions.count),
             most_frequent={self._text(one): one.count for one in repeats.most_frequent.get(split, [])},
@@ -102,15 +109,15 @@ class Assembly:
     def _shared(self, split: str, other: str, repeats: dict[str, Repeats]) -> SharedReport:
         pair = (self.job.splits.index(split), self.job.splits.index(other))
         same = Counter({kind: repeats[kind].shared[pair] for kind in SIGHTINGS})
-        first = [self._same((one.task, one.entry), (two.task, two.entry)) for kind in ("bytes", "identities")
+        first = [self._same((one.part, one.entry), (two.part, two.entry)) for kind in ("bytes", "identities")
                  for one, two in repeats[kind].first_shared.get(pair, [])]
         return SharedReport(split, other, same["captions"], same["bytes"], same["identities"],
-                            list(dict.fromkeys(first))[:FIRST_NAMES])
+                            repeats["identities"].shared_by_others[pair], list(dict.fromkeys(first))[:FIRST_NAMES])
 
     def _same(self, one: tuple[int, int], other: tuple[int, int]) -> str:
-        return " = ".join(self.job.source.entry(self.parts[task], entry).place for task, entry in (one, other))
+        return " = ".join(self.job.source.entry(self.parts[part], entry).place for part, entry in (one, other))
 
     def _text(self, seen: Sighting) -> str:
-        outcome = self.job.source.entry(self.parts[seen.task], seen.entry).outcome
+        outcome = self.job.source.entry(self.parts[seen.part], seen.entry).outcome
         assert isinstance(outcome, Example)
         return next(caption for caption in outcome.captions if hash_of(caption.encode()) == seen.key)

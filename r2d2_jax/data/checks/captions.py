@@ -16,6 +16,7 @@ _CLS_AND_SEP = 2
 class CaptionFigures(Figures):
     """Figures of captions.
 
+    duplicated: those that stand before in the same record; counted by whoever sees the records.
     characters: length of each in characters. tokens: in tokens before any is cut off, with CLS and SEP, as text_length
         counts them.
     text_tokens: tokens without CLS and SEP. unknown_tokens: how many of these are [UNK].
@@ -23,6 +24,7 @@ class CaptionFigures(Figures):
     """
 
     count: int = 0
+    duplicated: int = 0
     text_tokens: int = 0
     unknown_tokens: int = 0
     characters: Spread = field(default_factory=Spread)

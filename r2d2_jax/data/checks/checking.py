@@ -10,7 +10,7 @@ from pathlib import Path
 from r2d2_jax.data.checks.assembly import Assembly
 from r2d2_jax.data.checks.findings import findings
 from r2d2_jax.data.checks.parts import CheckJob, check_part
-from r2d2_jax.data.checks.report import Report, Settings
+from r2d2_jax.data.checks.report import CheckSettings, Report
 from r2d2_jax.data.checks.sources import Part, Source
 from r2d2_jax.data.entry_progress import EntryProgress
 from r2d2_jax.data.runners import check_processes, run_tasks
@@ -20,7 +20,7 @@ from r2d2_jax.errors import UserError
 
 
 def check(
-    open_source: Callable[[Path], Source], name: str, settings: Settings, *, processes: int = 1, work: str = ""
+    open_source: Callable[[Path], Source], name: str, settings: CheckSettings, *, processes: int = 1, work: str = ""
 ) -> Report:
     """Reads everything once and reports on it.
 
@@ -29,7 +29,7 @@ def check(
         name: what the report calls it.
         settings: what to compare it with.
         processes: how many read; the report does not depend on it.
-        work: folder for what is too large for memory, about 120 bytes for an image with one caption; "" takes the
+        work: folder for what is too large for memory, about 160 bytes for an image with one caption; "" takes the
             system's own. It is emptied afterwards.
 
     Raises:
@@ -48,7 +48,7 @@ def check(
     return replace(report, errors=errors, warnings=warnings, status=int(bool(errors)))
 
 
-def _tokenizer(settings: Settings) -> Tokenizer | None:
+def _tokenizer(settings: CheckSettings) -> Tokenizer | None:
     if settings.vocabulary is None:
         return None
     return load_tokenizer(settings.vocabulary, settings.text_length, map_punctuation=settings.map_punctuation)

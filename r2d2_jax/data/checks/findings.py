@@ -37,7 +37,7 @@ def _errors(report: Report) -> Iterator[str]:
         yield (f"{report.lines:,} of the {total:,} annotations are unusable lines that name no split, more than "
                f"--max_broken_share={report.settings.max_broken_share:g} allows")
     for shared in report.shared:
-        if shared.other == TRAIN and _images(shared):
+        if shared.other == TRAIN and shared.images_by_bytes:
             yield f"{_same_images(shared)}: what is measured on {shared.split} would be learned by heart"
 
 
@@ -66,8 +66,11 @@ def _warnings(report: Report) -> Iterator[str]:
         yield from _caption_warnings(name, split, report.settings.text_length)
         yield from _shard_warnings(name, split, report.settings.hosts)
     for shared in report.shared:
-        if shared.other != TRAIN and _images(shared):
-            yield f"{_same_images(shared)}"
+        if shared.other != TRAIN and shared.images_by_bytes:
+            yield _same_images(shared)
+        if shared.different_images_by_id:
+            yield (f"{shared.split}: {shared.different_images_by_id:,} images have the image_id of an image of "
+                   f"{shared.other} with other bytes; image_ids should differ across splits")
         if shared.captions:
             count = report.splits[shared.split].captions.count
             yield f"{shared.split}: {_of(shared.captions, count, 'captions')} also occur in {shared.other}"
@@ -120,10 +123,5 @@ def _of(count: int, total: int, what: str) -> str:
     return f"{count:,} of the {total:,} {what} ({count / total:.2%})"
 
 
-def _images(shared: SharedReport) -> int:
-    return shared.images_by_bytes + shared.images_by_id
-
-
 def _same_images(shared: SharedReport) -> str:
-    return (f"{shared.split}: {shared.images_by_bytes:,} images are also in {shared.other} by their bytes, "
-            f"{shared.images_by_id:,} by their image_id")
+    return f"{shared.split}: {shared.images_by_bytes:,} images are also in {shared.other} by their bytes"

@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from r2d2_jax.data.checks.figures import Figures, Spread
-from r2d2_jax.data.decoding import opened, upright_size
+from r2d2_jax.data.decoding import opened, orientation, upright_size
 from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.transforms import verify_image
 
@@ -47,7 +47,7 @@ class ImageFigures(Figures):
         verify_image(encoded)
         with opened(encoded) as image:
             width, height = upright_size(image)
-            colours, rotated = _colours(image), image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            colours, rotated = _colours(image), orientation(image) in range(2, 9)
             self.formats[str(image.format)] += 1
             self.modes[image.mode] += 1
         self.count += 1
@@ -67,12 +67,18 @@ def aspect_ratio(width: int, height: int) -> str:
     return ASPECT_RATIOS[nearness if width < height else len(ASPECT_RATIOS) - 1 - nearness]
 
 
-def broken_kind(error: UnusableRecord) -> str:
+def broken_kind(error: UnusableRecord, encoded: bytes) -> str:
     """ "truncated" for an image that breaks off, "undecodable" for another that cannot be read.
 
-    Decoders raise the same exceptions for both; only what they say tells them apart.
+    Pillow raises the same exceptions for both and tells them apart only in its message, and for WEBP not even there;
+    but that format says its own length. AVIF and JPEG 2000 that break off early count as undecodable.
     """
-    return "truncated" if "truncated" in str(error).lower() else "undecodable"
+    return "truncated" if "truncated" in str(error).lower() or _is_short_riff(encoded) else "undecodable"
+
+
+def _is_short_riff(encoded: bytes) -> bool:
+    """Whether this is WEBP's container, which states the number of bytes after its first eight, with fewer of them."""
+    return encoded[:4] == b"RIFF" and len(encoded) < 8 + int.from_bytes(encoded[4:8], "little")
 
 
 def _colours(image: Image.Image) -> list[str]:

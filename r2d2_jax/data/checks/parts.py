@@ -1,9 +1,10 @@
 """The unit of work of a check: one part of a corpus, whose figures and sightings any process writes at any time."""
 
+import contextlib
 import pickle
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from r2d2_jax.errors import UserError, first_line
 MISSING, TRUNCATED, UNDECODABLE = "missing", "truncated", "undecodable"
 EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD = "empty_caption", "no_image_id", "unreadable", "damaged_shard"
 UNUSABLE_KINDS = (MISSING, TRUNCATED, UNDECODABLE, EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD)
-SIGHTINGS = ("captions", "bytes", "identities")
+# Things of which the sightings are compared, and what tells the images apart that they belong to:
+#   captions, of an image_id; bytes of images, of an image_id; image_ids, of an image's bytes;
+#   records, which are an image's bytes with its image_id, and every one of which counts as another.
+SIGHTINGS = ("captions", "bytes", "identities", "records")
 
 _TELL_SECONDS = 0.2
 _BATCH = 512  # captions that are tokenised together
@@ -66,6 +70,19 @@ class CheckJob:
         """The file of a part's sightings of one of SIGHTINGS."""
         return self.folder / f"{part.number:07d}.{kind}"
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """For whatever writes to the folder.
+
+        Raises:
+            UserError: instead of the OSError of a full disk.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {first_line(error)}; name a folder with more room by "
+                            "--work") from error
+
     def figures(self, part: Part) -> SplitFigures:
         """What `check_part` found in a part."""
         figures: SplitFigures = pickle.loads(self.figures_path(part).read_bytes())
@@ -83,7 +100,7 @@ def check_part(job: CheckJob, part: Part, tell: Callable[[News], Any]) -> None:
     Raises:
         UserError: the disk is full.
     """
-    check = _PartCheck(job.tokenizer)
+    check = _PartCheck(part.number, job.tokenizer)
     news, told = News(), time.monotonic()
     for number, entry in enumerate(job.source.read(part)):
         check.take(number, entry)
@@ -93,21 +110,19 @@ def check_part(job: CheckJob, part: Part, tell: Callable[[News], Any]) -> None:
             tell(news)
             news, told = News(), time.monotonic()
     check.measure_captions()
-    try:
+    with job.writing():
         for kind, sightings in check.sightings.items():
-            sightings.write(job.sightings_path(part, kind), split=job.splits.index(part.split), task=part.number)
+            sightings.write(job.sightings_path(part, kind), split=job.splits.index(part.split), part=part.number)
         job.figures_path(part).write_bytes(pickle.dumps(check.figures))
-    except OSError as error:
-        raise UserError(f"cannot write to {job.folder}: {first_line(error)}; name a folder with more room by --work"
-                        ) from error
     tell(news)
 
 
 class _PartCheck:
     """Figures and sightings while a part is read."""
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, part: int, tokenizer: Tokenizer | None) -> None:
         self.figures = SplitFigures()
+        self._part = part
         self.sightings = {kind: Sightings() for kind in SIGHTINGS}
         self._meter = CaptionMeter(tokenizer)
         self._captions: list[str] = []
@@ -136,23 +151,26 @@ class _PartCheck:
         try:
             self.figures.images.add(example.image)
         except UnusableRecord as error:
-            return broken_kind(error), f"image {example.image_id}: {error}"
+            return broken_kind(error, example.image), f"image {example.image_id}: {error}"
         self._see(number, example)
         self.figures.captioned += bool(example.captions)
         self.figures.captions_of_image.add(len(example.captions))
         if example.label is not None:
             self.figures.labels[example.label] += 1
+        self.figures.captions.duplicated += len(example.captions) - len(set(example.captions))
         self._captions += example.captions
         if len(self._captions) >= _BATCH:
             self.measure_captions()
         return "", ""
 
     def _see(self, number: int, example: Example) -> None:
-        image = hash_of(example.image_id.encode())
-        self.sightings["identities"].add(image, image, number)
-        self.sightings["bytes"].add(hash_of(example.image), image, number)
+        identity, image = hash_of(example.image_id.encode()), hash_of(example.image)
+        record = hash_of(identity.to_bytes(8, "little") + image.to_bytes(8, "little"))
+        self.sightings["identities"].add(identity, image, number)
+        self.sightings["bytes"].add(image, identity, number)
+        self.sightings["records"].add(record, self._part << 32 | number, number)
         for caption in example.captions:
-            self.sightings["captions"].add(hash_of(caption.encode()), image, number)
+            self.sightings["captions"].add(hash_of(caption.encode()), identity, number)
 
 
 def _kind(reason: UnusableRecord) -> str:

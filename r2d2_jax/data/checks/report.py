@@ -14,7 +14,7 @@ UNKNOWN_CHARACTERS = 20  # how many a report names
 
 
 @dataclass(frozen=True)
-class Settings:
+class CheckSettings:
     """How a check looks at the data.
 
     vocabulary: where tokens come from; None leaves them unmeasured. text_length: tokens that training cuts a text to.
@@ -64,8 +64,8 @@ class ImageReport:
     """Of usable images; see `ImageFigures` and `Repeats`.
 
     different: number of different images by their bytes. smaller: whose short side is less than image_size.
-    repeated: images with the same bytes as one of another image_id. first_repeated: places of the first few of these,
-        "PLACE = PLACE".
+    repeated: images with the same bytes as one of another image_id. duplicated: images with the same bytes and the same
+        image_id as one of another record. first_repeated, first_duplicated: places of the first few, "PLACE = PLACE".
     """
 
     different: int
@@ -80,6 +80,8 @@ class ImageReport:
     rotated: int
     repeated: int
     first_repeated: list[str]
+    duplicated: int
+    first_duplicated: list[str]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class CaptionReport:
     """Of captions of usable images.
 
     per_image: captions of an image. different: number of different texts.
+    duplicated: captions that stand before in the same record.
     repeated: captions whose text another image of the split has too. most_frequent: text -> occurrences, among these.
     """
 
@@ -106,6 +109,7 @@ class CaptionReport:
     per_image: Range | None
     characters: Range | None
     different: int
+    duplicated: int
     repeated: int
     repeated_share: float
     most_frequent: dict[str, int]
@@ -113,7 +117,7 @@ class CaptionReport:
 
 
 @dataclass(frozen=True)
-class ShardReport:
+class ShardFigures:
     """Shards of a split: how many there are, the records in one, and how many a host has."""
 
     number: int
@@ -141,7 +145,7 @@ class SplitReport:
     images: ImageReport
     captions: CaptionReport
     labels: dict[str, int] | None
-    shards: ShardReport | None
+    shards: ShardFigures | None
 
     @property
     def broken(self) -> int:
@@ -154,6 +158,7 @@ class SharedReport:
     """What occurs in a split and in another one before it.
 
     captions: captions of `split` that are also in `other`; images_by_bytes and images_by_id likewise.
+    different_images_by_id: of the last, those whose image_id does not stand for the same bytes throughout both.
     first_images: places in both, "PLACE = PLACE", of the first few that are the same by bytes, then by image_id.
     """
 
@@ -162,6 +167,7 @@ class SharedReport:
     captions: int
     images_by_bytes: int
     images_by_id: int
+    different_images_by_id: int
     first_images: list[str]
 
 
@@ -174,7 +180,7 @@ class Report:
     """
 
     source: str
-    settings: Settings
+    settings: CheckSettings
     splits: dict[str, SplitReport]
     shared: list[SharedReport]
     lines: int
@@ -230,7 +236,7 @@ def label_counts(figures: SplitFigures, class_names: tuple[str, ...]) -> dict[st
     return {name: figures.labels[label] for label, name in names.items()}
 
 
-def shard_report(records: list[int], hosts: int) -> ShardReport:
+def shard_figures(records: list[int], hosts: int) -> ShardFigures:
     """Shards dealt to the hosts one by one."""
     number = len(records)
-    return ShardReport(number, Limits(min(records), max(records)), Limits(number // hosts, -(-number // hosts)))
+    return ShardFigures(number, Limits(min(records), max(records)), Limits(number // hosts, -(-number // hosts)))

@@ -30,6 +30,7 @@ ROWS = (
     ("unusable annotations", "lines", "number"),
     ("images, different", "images.different", "number"),
     ("  repeated, other image_id", "images.repeated", "number"),
+    ("  in several records", "images.duplicated", "number"),
     ("  width, min/median/max", "images.width", "range"),
     ("  height, min/median/max", "images.height", "range"),
     ("  bytes, min/median/max", "images.bytes", "range"),
@@ -39,6 +40,7 @@ ROWS = (
     ("  per image, min/median/max", "captions.per_image", "range"),
     ("  different", "captions.different", "number"),
     ("  repeated, other image", "captions.repeated", "number"),
+    ("  twice in a record", "captions.duplicated", "number"),
     ("  repeated share", "captions.repeated_share", "share"),
     ("  characters, median/p95/max", "captions.characters", "tail"),
     ("  tokens, median/p95/max", "captions.tokens.length", "tail"),
@@ -58,6 +60,11 @@ BLOCKS = (
     ("colour mode", "images.modes"),
     ("colour", "images.colours"),
     ("class", "labels"),
+)
+# Places of images, a list for each split that has any.
+PLACES = (
+    ("the same image under several image_ids", "first_repeated"),
+    ("the same image under the same image_id in several records", "first_duplicated"),
 )
 # Counts by name, a list for each split that has any.
 LISTS = (
@@ -144,9 +151,10 @@ def _lists(document: dict[str, Any]) -> Iterator[str]:
         for kind, first in split["first_unusable"].items():
             yield f"{name}, {kind}, the first of {split['unusable'][kind]:,}:"
             yield from (f"  {line}" for line in first)
-        if split["images"]["first_repeated"]:
-            yield f"{name}, the same image under several image_ids:"
-            yield from (f"  {line}" for line in split["images"]["first_repeated"])
+        for title, key in PLACES:
+            if split["images"][key]:
+                yield f"{name}, {title}:"
+                yield from (f"  {line}" for line in split["images"][key])
         for title, path in LISTS:
             counts = value_at(split, path)
             if counts:
@@ -169,7 +177,8 @@ def _printable(text: str) -> str:
 def _shared(pairs: list[dict[str, Any]]) -> Iterator[str]:
     for pair in pairs:
         yield (f"{pair['split']} and {pair['other']}: in both are {pair['captions']:,} captions, "
-               f"{pair['images_by_bytes']:,} images by their bytes, {pair['images_by_id']:,} by their image_id")
+               f"{pair['images_by_bytes']:,} images by their bytes, {pair['images_by_id']:,} by their image_id, "
+               f"{pair['different_images_by_id']:,} of these with other bytes")
         yield from (f"  {line}" for line in pair["first_images"])
 
 

@@ -13,6 +13,7 @@ import pytest
 from small_check import IMAGES, checked, settings
 from small_data import encode, example
 
+from r2d2_jax.data.checks import repeats
 from r2d2_jax.data.checks.checking import check
 from r2d2_jax.data.checks.repeats import Sightings
 from r2d2_jax.data.checks.report import Limits, Range, Report
@@ -66,6 +67,7 @@ def test_captions(report: Report) -> None:
     assert captions.per_image == Range(1, 2, 3, 3)
     assert captions.characters == Range(1, 2, 10, 10)
     assert captions.different == 5
+    assert captions.duplicated == 1
     assert (captions.repeated, captions.repeated_share) == (3, 3 / 8)  # 绿球 is said twice, of one image
     assert captions.most_frequent == {"一只狗": 3}
 
@@ -90,13 +92,51 @@ def test_punctuation_as_in_training(vocabulary: Path, tmp_path: Path) -> None:
 
 def test_what_splits_share(report: Report, corpus: JsonLines) -> None:
     file = corpus.annotations
-    assert [(pair.split, pair.other, pair.captions, pair.images_by_bytes, pair.images_by_id, pair.first_images)
-            for pair in report.shared] == [
-        ("validation", "train", 1, 0, 0, []),
-        ("test", "train", 1, 2, 1, [f"{file}:11 = {file}:1", f"{file}:12 = {file}:4"]),
-        ("test", "validation", 1, 0, 0, []),
+    assert [(pair.split, pair.other, pair.captions, pair.images_by_bytes, pair.images_by_id,
+             pair.different_images_by_id, pair.first_images) for pair in report.shared] == [
+        ("validation", "train", 1, 0, 0, 0, []),
+        ("test", "train", 1, 2, 1, 0, [f"{file}:11 = {file}:1", f"{file}:12 = {file}:4"]),
+        ("test", "validation", 1, 0, 0, 0, []),
     ]
 
+
+def test_splits_that_number_their_images_from_0(tmp_path: Path) -> None:
+    """Image 4 is the same in both, 3 stands for two images in one split; all other numbers for one in each."""
+    def made(identity: int, seed: int) -> Example:
+        return example(seed, image_id=str(identity))
+    train = [*(made(number, number) for number in range(5)), made(3, 50)]
+    valid = [made(number, number + 10 * (number < 3)) for number in range(5)]
+    write_dataset(tmp_path, {"train": train, "valid": valid})
+    (pair,) = checked(tmp_path).shared
+    assert (pair.split, pair.images_by_bytes, pair.images_by_id, pair.different_images_by_id) == ("valid", 2, 5, 4)
+
+
+def test_different_images_of_one_number_stop_no_training(tmp_path: Path) -> None:
+    splits = {"train": 0, "valid": 10}
+    write_dataset(tmp_path, {name: [example(first + n, f"{first + n}", image_id=str(n)) for n in range(5)]
+                             for name, first in splits.items()})
+    report = checked(tmp_path)
+    assert (report.status, report.errors) == (0, [])
+    assert ("valid: 5 images have the image_id of an image of train with other bytes; image_ids should differ across "
+            "splits") in report.warnings
+
+
+def test_images_in_several_records(tmp_path: Path) -> None:
+    """Under the same image_id three times, and once under another, which is another matter."""
+    image = encode(seed=1)
+    records = [example(n, f"{n}", image=image, image_id="甲" if n < 3 else "乙") for n in range(4)]
+    write_dataset(tmp_path, {"train": [*records, example(9, "狗", "球", "狗", "狗")], "test": [records[0]]})
+    report = checked(tmp_path)
+    train = report.splits["train"]
+    assert (train.images.different, train.images.repeated, train.images.duplicated) == (2, 4, 3)
+    first, _, second = train.images.first_duplicated[0].partition(" = ")
+    source = DatasetSource(str(tmp_path))
+    entries = {entry.place: entry.outcome for part in source.parts() for entry in source.read(part)}
+    assert first != second
+    assert [getattr(entries[place], "image_id", None) for place in (first, second)] == ["甲", "甲"]
+    assert report.splits["test"].images.duplicated == 0
+    assert (train.captions.duplicated, train.captions.repeated) == (2, 0)
+    assert f"train, the same image under the same image_id in several records:\n  {first} = {second}\n" in table(report)
 
 def test_without_a_vocabulary_tokens_are_not_measured(corpus: JsonLines) -> None:
     report = check(functools.partial(CorpusSource, corpus), "corpus", settings())
@@ -134,7 +174,8 @@ def test_the_corpus_and_the_dataset_of_it_agree(many: Path, vocabulary: Path, tm
     of_dataset = checked(many, vocabulary=str(vocabulary))
     for name, split in of_dataset.splits.items():
         same = replace(of_corpus.splits[name], shards=split.shards,
-                       images=replace(of_corpus.splits[name].images, first_repeated=split.images.first_repeated))
+                       images=replace(of_corpus.splits[name].images, first_repeated=split.images.first_repeated,
+                                      first_duplicated=split.images.first_duplicated))
         assert same == split
     assert [replace(pair, first_images=[]) for pair in of_corpus.shared] == [
         replace(pair, first_images=[]) for pair in of_dataset.shared]
@@ -320,4 +361,14 @@ def test_a_full_disk_is_one_message(many: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Sightings, "write", write)
     with pytest.raises(UserError, match="cannot write to .*: .*No space left on device; name a folder with more room "
                                         "by --work"):
+        checked(many)
+
+
+def test_a_disk_that_fills_up_while_repeats_are_merged(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def merged(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(repeats, "_FILES", 2)
+    monkeypatch.setattr(repeats, "_merged", merged)
+    with pytest.raises(UserError, match="cannot write to .*: .*No space left on device; name a folder with more room"):
         checked(many)

@@ -12,6 +12,8 @@ from small_data import encode
 from r2d2_jax.data.checks.images import ImageFigures, aspect_ratio, broken_kind
 from r2d2_jax.data.entries import UnusableRecord
 
+HALVES = {kind: len(encode((200, 200), kind=kind)) // 2 for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
+
 
 def saved(mode: str, size: tuple[int, int] = (40, 30), kind: str = "PNG", **settings: Any) -> bytes:
     image = Image.fromarray(np.zeros(size[::-1], np.uint16)) if mode == "I;16" else Image.new(mode, size)
@@ -76,8 +78,8 @@ def test_aspect_ratios_mirror_each_other(size: tuple[int, int], name: str) -> No
 
 
 @pytest.mark.parametrize(("image", "kind"), [
-    (encode((200, 200))[:-200], "truncated"),
-    (encode((200, 200), kind="PNG")[:-60], "truncated"),
+    *((encode((200, 200), kind=kind)[:share], "truncated") for kind in HALVES for share in (HALVES[kind], -60)),
+    (encode((200, 200), kind="WEBP")[:16] + bytes(2000), "undecodable"),  # not cut, by what it says of its length
     (b"", "undecodable"),
     (b"no image", "undecodable"),
     (encode()[:2] + bytes(100), "undecodable"),
@@ -86,5 +88,5 @@ def test_broken_images_are_not_counted(image: bytes, kind: str) -> None:
     counted = ImageFigures()
     with pytest.raises(UnusableRecord) as raised:
         counted.add(image)
-    assert broken_kind(raised.value) == kind
+    assert broken_kind(raised.value, image) == kind
     assert counted == ImageFigures()

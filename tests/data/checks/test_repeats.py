@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def written(folder: Path, seen: list[Seen]) -> list[Path]:
                 split = split_here
                 sightings.add(key, image, entry)
         paths.append(folder / f"{part}")
-        sightings.write(paths[-1], split=split, task=part)
+        sightings.write(paths[-1], split=split, part=part)
     return paths
 
 
@@ -41,18 +42,62 @@ def in_memory(seen: list[Seen]) -> Repeats:
         expected.different[split] += 1
         expected.repeated[split] += len(all_seen) * (len({image for *_, image in all_seen}) > 1)
     for split, other in ((0, 1), (1, 0)):
-        expected.shared[split, other] = sum((other, one[3]) in of for one in seen if one[0] == split)
+        both = [one for one in seen if one[0] == split and (other, one[3]) in of]
+        expected.shared[split, other] = len(both)
+        expected.shared_by_others[split, other] = sum(
+            len({image for number in (0, 1) for *_, image in of[number, key]}) > 1 for *_, key, _ in both)
     return expected
 
 
+@pytest.mark.parametrize("files", [2, 3, 256])  # three rounds of merging, one, none
 @pytest.mark.parametrize("stretch_rows", [7, 2**21])
-def test_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch_rows: int) -> None:
+def test_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch_rows: int, files: int) -> None:
     monkeypatch.setattr(repeats, "_STRETCH_ROWS", stretch_rows)
+    monkeypatch.setattr(repeats, "_FILES", files)
     seen = random_seen(np.random.default_rng(0))
     found, expected = find_repeats(written(tmp_path, seen)), in_memory(seen)
     assert found.different == expected.different
     assert found.repeated == expected.repeated
     assert found.shared == expected.shared
+    assert found.shared_by_others == expected.shared_by_others
+
+
+@pytest.mark.parametrize("stretch_rows", [10, 2**21])
+def test_merging_in_rounds_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch_rows: int
+) -> None:
+    monkeypatch.setattr(repeats, "_STRETCH_ROWS", stretch_rows)
+    seen, found = random_seen(np.random.default_rng(1)), []
+    for files in (2, 256):
+        monkeypatch.setattr(repeats, "_FILES", files)
+        (tmp_path / f"{files}").mkdir()
+        found.append(find_repeats(written(tmp_path / f"{files}", seen)))
+    assert found[0] == found[1]
+
+
+def test_few_files_are_opened_however_many_parts_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the parts, as large as before, are read about four times as often, not sixteen times."""
+    monkeypatch.setattr(repeats, "_STRETCH_ROWS", 1024)
+    monkeypatch.setattr(repeats, "_FILES", 8)
+    opened, reads, fromfile = [], [], np.fromfile
+
+    def counted(path: Path, *rest: Any, **named: Any) -> np.ndarray:
+        opened.append(path)
+        return fromfile(path, *rest, **named)
+
+    monkeypatch.setattr(np, "fromfile", counted)
+    for parts in (64, 256):
+        paths = [tmp_path / f"{part}-of-{parts}" for part in range(parts)]
+        for part, path in enumerate(paths):
+            sightings = Sightings()
+            for entry in range(256):
+                sightings.add(hash_of(b"%d %d" % (part, entry)), part, entry)
+            sightings.write(path, split=0, part=part)
+        opened.clear()
+        assert find_repeats(paths).different == {0: parts * 256}
+        reads.append(len(opened))
+    assert reads[1] < 6 * reads[0]
+
 
 
 def test_the_most_frequent_are_named_by_their_first_two_images(tmp_path: Path) -> None:
@@ -60,7 +105,7 @@ def test_the_most_frequent_are_named_by_their_first_two_images(tmp_path: Path) -
             (0, 0, 2, 8, 1), (0, 2, 1, 8, 2), (0, 2, 2, 2**64 - 1, 1), (0, 2, 3, 2**64 - 1, 2),  # twice, of two
             (0, 1, 1, 9, 1), (0, 1, 2, 9, 1), (0, 1, 3, 9, 1)]  # three times, of one image
     most = find_repeats(written(tmp_path, seen)).most_frequent[0]
-    assert [(one.key, one.count, (one.task, one.entry), (one.other_task, one.other_entry)) for one in most] == [
+    assert [(one.key, one.count, (one.part, one.entry), (one.other_part, one.other_entry)) for one in most] == [
         (7, 5, (0, 0), (1, 4)), (8, 2, (0, 2), (2, 1)), (2**64 - 1, 2, (2, 2), (2, 3))]
 
 
@@ -68,7 +113,7 @@ def test_what_is_shared_is_named_where_it_is_first(tmp_path: Path) -> None:
     seen = [(0, 0, 5, 7, 1), (0, 0, 6, 8, 1), (0, 0, 7, 9, 1), (1, 1, 0, 9, 4), (1, 1, 1, 7, 4), (1, 1, 2, 9, 4)]
     found = find_repeats(written(tmp_path, seen))
     pairs = found.first_shared[1, 0]
-    assert [((a.task, a.entry), (b.task, b.entry)) for a, b in pairs] == [((1, 0), (0, 7)), ((1, 1), (0, 5))]
+    assert [((a.part, a.entry), (b.part, b.entry)) for a, b in pairs] == [((1, 0), (0, 7)), ((1, 1), (0, 5))]
     assert found.shared == Counter({(1, 0): 3, (0, 1): 2})
 
 
@@ -82,6 +127,6 @@ def test_few_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
-    Sightings().write(tmp_path / "0", split=0, task=0)
+    Sightings().write(tmp_path / "0", split=0, part=0)
     assert find_repeats([tmp_path / "0"]) == Repeats()
     assert find_repeats([]) == Repeats()

@@ -47,7 +47,8 @@ def test_lists_are_printed(report: Report, corpus: JsonLines) -> None:
     assert "the most frequent captions of several images, and how often:\n  3  一只狗\n" in printed
     assert "train, characters that became [UNK], and how often:\n  1  猫\n" in printed
     assert f"train, the same image under several image_ids:\n  {corpus.annotations}:1 = " in printed
-    assert "test and train: in both are 1 captions, 2 images by their bytes, 1 by their image_id\n" in printed
+    assert ("test and train: in both are 1 captions, 2 images by their bytes, 1 by their image_id, 0 of "
+            "these with other bytes\n") in printed
     assert "unusable annotations, 2 of them without a split; the first of all:\n" in printed
 
 
