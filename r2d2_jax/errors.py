@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+FIRST_NAMES = 10  # how many of the things that are wrong a message lists
+
 
 class UserError(Exception):
     """Bad input from the person who runs the program.

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from r2d2_jax.data.entries import UnusableRecord
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import FIRST_NAMES, UserError
 
 logger = logging.getLogger(__name__)
 
-FIRST_NAMES = 10  # how many unusable records a message lists
 
 
 def problem(name: str, error: UnusableRecord) -> str:

@@ -19,11 +19,11 @@ from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.downsizing import libraries
 from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.runners import in_processes
-from r2d2_jax.data.shard_tasks import FIRST_NAMES, Job, ShardReport, ShardTask, readable, shard_report
+from r2d2_jax.data.shard_tasks import Job, ShardReport, ShardTask, readable, shard_report
 from r2d2_jax.data.tokenizer import load_tokenizer
 from r2d2_jax.data.unfinished import unfinished_work
 from r2d2_jax.data.writer import SplitSummary, dataset_path, publish_dataset
-from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
 
 SKIPPED_FILE = "skipped.txt"
 
@@ -217,6 +217,7 @@ def _write_skipped(path: Path, lines: Iterator[str]) -> tuple[str, ...]:
     with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(f"{line}\n")
-            first += [line] * (len(first) < FIRST_NAMES)
+            if len(first) < FIRST_NAMES:
+                first.append(line)
     return tuple(first)
 

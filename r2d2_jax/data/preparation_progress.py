@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from r2d2_jax.data.entry_progress import EntryProgress
-from r2d2_jax.data.shard_tasks import FIRST_NAMES, News
-from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.data.news import News
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
 
 logger = logging.getLogger(__name__)
 

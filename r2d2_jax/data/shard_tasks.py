@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,10 @@ from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.corpora.corpus import Corpus, Piece
 from r2d2_jax.data.downsizing import downsized, libraries
 from r2d2_jax.data.entries import Entry, Example, UnusableRecord
+from r2d2_jax.data.news import News, Reporter
 from r2d2_jax.data.transforms import verify_image
 from r2d2_jax.data.writer import ShardSummary, ShardWriter, dataset_features
-from r2d2_jax.errors import UserError
-
-FIRST_NAMES = 10  # how many skipped entries a message lists
-_TELL_SECONDS = 0.2
+from r2d2_jax.errors import FIRST_NAMES, UserError
 
 
 @dataclass(frozen=True)
@@ -68,29 +65,10 @@ class ShardReport:
     size: int
     skipped: tuple[str, ...]
 
-    def news(self, task: "ShardTask") -> "News":
+    def news(self, task: "ShardTask") -> News:
         """The same as news of the whole shard."""
         return News(task.weight, self.written.records + len(self.skipped), len(self.skipped),
                     list(self.skipped[:FIRST_NAMES]))
-
-
-@dataclass
-class News:
-    """How far some process has come since its last news.
-
-    weight, entries: how much was read. skipped: how many of the entries were left out. first: at most ten of these, for
-    what a process that is killed was about to say must fit into the pipe between it and the one that listens.
-    """
-
-    weight: int = 0
-    entries: int = 0
-    skipped: int = 0
-    first: list[str] = dataclasses.field(default_factory=list)
-
-    def skip(self, entry: str) -> None:
-        """Counts an entry left out."""
-        self.skipped += 1
-        self.first += [entry] if len(self.first) < FIRST_NAMES else []
 
 
 def write_shard(job: Job, task: ShardTask, tell: Callable[[News], Any]) -> None:
@@ -159,22 +137,18 @@ def _report_path(shard: Path) -> Path:
 
 
 def _usable(job: Job, task: ShardTask, skipped: list[str], tell: Callable[[News], Any]) -> Iterator[Example]:
-    news, told = News(), time.monotonic()
+    reporter = Reporter(tell)
     catalog = Catalog(job.catalog)
     for piece in task.pieces:
         for entry in _entries(job.corpus, piece, catalog):
             outcome = _finished(entry, job)
-            news.weight += entry.weight
-            news.entries += 1
             if isinstance(outcome, Example):
                 yield outcome
             else:
                 skipped.append(f"{entry.place}: {outcome}")
-                news.skip(skipped[-1])
-            if time.monotonic() > told + _TELL_SECONDS:
-                tell(news)
-                news, told = News(), time.monotonic()
-    tell(news)
+                reporter.skip(skipped[-1])
+            reporter.read(entry.weight)
+    reporter.tell()
     catalog.close()
 
 

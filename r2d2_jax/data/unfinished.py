@@ -11,13 +11,12 @@ from typing import IO, Any
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.writer import check_absent
-from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
 
 logger = logging.getLogger(__name__)
 
 _IDENTITY = "preparation.json"
 _LOCK = "lock"
-_FIRST_NAMES = 10  # how many differences a message lists
 
 
 @contextlib.contextmanager
@@ -70,7 +69,7 @@ def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
     differing = list(_differences(before, identity)) if before else []
     if differing:
         raise UserError(f"{folder} was left over by a preparation with other settings or files; delete it, or go back "
-                        f"to them. {len(differing):,} differences, the first:\n{bulleted(differing[:_FIRST_NAMES])}")
+                        f"to them. {len(differing):,} differences, the first:\n{bulleted(differing[:FIRST_NAMES])}")
     _remove(folder.glob("*.unfinished-*") if before else folder.iterdir())  # of killed processes; of nobody knows whom
     _remove(dataset.parent.glob("*incomplete*"))  # TFDS's, killed while it took the shards
     if not before:

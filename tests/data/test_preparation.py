@@ -17,13 +17,14 @@ from PIL import Image
 from small_corpus import files, until, written_corpus
 from small_data import encode
 
-from r2d2_jax.data import entry_progress, shard_tasks
+from r2d2_jax.data import entry_progress, news
 from r2d2_jax.data.corpora.json_lines import JsonLines
+from r2d2_jax.data.news import News
 from r2d2_jax.data.preparation import Settings, prepare
 from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.runners import in_processes
-from r2d2_jax.data.shard_tasks import Job, News, ShardTask
+from r2d2_jax.data.shard_tasks import Job, ShardTask
 from r2d2_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,7 +250,7 @@ def test_vocabulary_must_be_a_file(corpus: JsonLines, tmp_path: Path, vocabulary
 
 def test_progress_lines_outside_a_terminal(corpus: JsonLines, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(entry_progress, "_LOG_SECONDS", 0.0)
-    monkeypatch.setattr(shard_tasks, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(news, "_SECONDS", 0.0)
     prepare(corpus, str(tmp_path / "out"), settings())
     assert re.search(r"^20 entries, 50.0%, [\d,]+ entries/s, \d+ s left$", capsys.readouterr().err, re.MULTILINE)
 

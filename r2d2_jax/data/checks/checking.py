@@ -13,8 +13,8 @@ from r2d2_jax.data.checks.parts import CheckJob, check_part
 from r2d2_jax.data.checks.report import CheckSettings, Report
 from r2d2_jax.data.checks.sources import Part, Source
 from r2d2_jax.data.entry_progress import EntryProgress
+from r2d2_jax.data.news import News
 from r2d2_jax.data.runners import check_processes, run_tasks
-from r2d2_jax.data.shard_tasks import News
 from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.errors import UserError
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import pickle
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from r2d2_jax.data.checks.images import ImageFigures, broken_kind
 from r2d2_jax.data.checks.repeats import Sightings, hash_of
 from r2d2_jax.data.checks.sources import DamagedShard, Part, Source
 from r2d2_jax.data.entries import Entry, Example, MissingImage, UnusableRecord
-from r2d2_jax.data.shard_tasks import News
+from r2d2_jax.data.news import News, Reporter
 from r2d2_jax.data.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError, first_line
 
@@ -27,7 +26,6 @@ UNUSABLE_KINDS = (MISSING, TRUNCATED, UNDECODABLE, EMPTY_CAPTION, NO_IMAGE_ID, U
 #   records, which are an image's bytes with its image_id, and every one of which counts as another.
 SIGHTINGS = ("captions", "bytes", "identities", "records")
 
-_TELL_SECONDS = 0.2
 _BATCH = 512  # captions that are tokenised together
 
 
@@ -101,20 +99,16 @@ def check_part(job: CheckJob, part: Part, tell: Callable[[News], Any]) -> None:
         UserError: the disk is full.
     """
     check = _PartCheck(part.number, job.tokenizer)
-    news, told = News(), time.monotonic()
+    reporter = Reporter(tell)
     for number, entry in enumerate(job.source.read(part)):
         check.take(number, entry)
-        news.weight += entry.weight
-        news.entries += 1
-        if time.monotonic() > told + _TELL_SECONDS:
-            tell(news)
-            news, told = News(), time.monotonic()
+        reporter.read(entry.weight)
     check.measure_captions()
     with job.writing():
         for kind, sightings in check.sightings.items():
             sightings.write(job.sightings_path(part, kind), split=job.splits.index(part.split), part=part.number)
         job.figures_path(part).write_bytes(pickle.dumps(check.figures))
-    tell(news)
+    reporter.tell()
 
 
 class _PartCheck:

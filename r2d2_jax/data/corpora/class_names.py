@@ -10,9 +10,7 @@ from typing import Any
 from r2d2_jax.data.corpora.fields import as_text, columns, readable
 from r2d2_jax.data.corpora.lines import lines
 from r2d2_jax.data.entries import UnusableRecord
-from r2d2_jax.errors import UserError
-
-_FIRST_NAMES = 10  # how many folders or classes a message lists
+from r2d2_jax.errors import FIRST_NAMES, UserError
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def read_class_names(path: Path) -> ClassNames:
     for what, words in (("class name", names), ("folder", keys)):
         twice = sorted(word for word, count in collections.Counter(words).items() if count > 1)
         if twice:
-            raise UserError(f"{what} {', '.join(twice[:_FIRST_NAMES])} is in {path} more than once; give each class "
+            raise UserError(f"{what} {', '.join(twice[:FIRST_NAMES])} is in {path} more than once; give each class "
                             "its own")
     if not names:
         raise UserError(f"{path} names no class")
@@ -94,5 +92,5 @@ def _json_row(entry: dict[str, Any]) -> tuple[int, str, str]:
 def _listed(what: str, words: list[str]) -> list[str]:
     if not words:
         return []
-    more = f" and {len(words) - _FIRST_NAMES} more" if len(words) > _FIRST_NAMES else ""
-    return [f"{what} {', '.join(map(readable, words[:_FIRST_NAMES]))}{more}"]
+    more = f" and {len(words) - FIRST_NAMES} more" if len(words) > FIRST_NAMES else ""
+    return [f"{what} {', '.join(map(readable, words[:FIRST_NAMES]))}{more}"]

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from r2d2_jax.errors import UserError, bulleted, first_line
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted, first_line
 
 STATS = "_stats.json"
 _SHARD_SUFFIXES = (".tar", ".parquet")
-_FIRST_NAMES = 10  # how many shards a message lists
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def finished_shards(root: Path) -> list[Shard]:
         raise UserError(f"{len(unfinished)} of the shards in {root} have no NAME{STATS}, so img2dataset has not "
                         "finished them; let it finish (--incremental_mode=incremental), or move them away. If the tars "
                         f"were not made by img2dataset, use --corpus=webdataset. The first:\n"
-                        f"{bulleted(unfinished[:_FIRST_NAMES])}")
+                        f"{bulleted(unfinished[:FIRST_NAMES])}")
     if not shards:
         raise UserError(f"{root} holds no shard of img2dataset; expected 00000.tar, 00000.parquet or a folder 00000, "
                         f"with 00000{STATS} beside it")
