@@ -5,28 +5,25 @@ import io
 import itertools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from PIL import Image
+from programs import loaded_benchmark
 
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer
 from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    """Imported as the program finds it, with its neighbour on the path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("input_pipeline")
+    """The program."""
+    with loaded_benchmark("input_pipeline") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,22 @@
 """benchmarks/prepare_and_load.py: its commands run, and it sees what differs and what grows."""
 
-import importlib.util
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from absl import flags
 from absl.testing import flagsaver
+from programs import loaded_benchmark
 
 from r2d2_jax.data.records import RecordSource
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "prepare_and_load.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    """Loaded once: its flags can be defined only once in a process."""
-    spec = importlib.util.spec_from_file_location("prepare_and_load", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    """The program."""
+    with loaded_benchmark("prepare_and_load") as module:
+        yield module
 
 
 def test_what_it_runs(benchmark: ModuleType, tmp_path: Path) -> None:

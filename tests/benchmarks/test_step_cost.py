@@ -1,28 +1,22 @@
 """benchmarks/step_cost.py: what it counts, and where it fails."""
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 
 import jax
 import pytest
 from ml_collections import ConfigDict
+from programs import loaded_benchmark
 from small_model import config_values
 
 from r2d2_jax.errors import UserError
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "step_cost.py"
-
 
 @pytest.fixture(scope="module")
-def step_cost() -> ModuleType:
-    """Loaded once: its flags can be defined only once in a process."""
-    spec = importlib.util.spec_from_file_location("step_cost", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def step_cost() -> Iterator[ModuleType]:
+    """The program."""
+    with loaded_benchmark("step_cost") as module:
+        yield module
 
 
 def test_counts_two_matrix_products(step_cost: ModuleType) -> None:

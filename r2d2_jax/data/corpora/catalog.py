@@ -36,7 +36,7 @@ WHERE split = ? AND entry.number >= ? AND entry.number < ? ORDER BY entry.number
 _ADD = "INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _GROUP = "SELECT entry.number, path, line FROM entry JOIN file ON file = file.number WHERE split = ? AND grouped = ?"
 _SEEN_PLACE = "SELECT path, line FROM seen JOIN file ON file = file.number WHERE split = ? AND name = ?"
-_CACHE_KIB = 64 * 1024  # our decision; while it is written, where the annotations of an image lie far apart
+_CACHE_KIB = 8 * 1024  # our decision; while it is written, where the annotations of an image lie far apart
 _BLOB_PLACE = "SELECT path, line FROM blob JOIN file ON file = file.number WHERE name = ?"
 
 
