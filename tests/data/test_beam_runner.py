@@ -59,6 +59,10 @@ def prepare_in_beam(corpus: JsonLines, output: Path, options: str = SAME_PROCESS
     return prepare(corpus, str(output), settings(**changes), run=in_beam(options))
 
 
+def interrupted(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+    raise KeyboardInterrupt
+
+
 def command(folder: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "launch" / "prepare_data.py"), f"--images={folder / 'images'}",
             f"--annotations={folder / 'captions.jsonl'}", f"--output={folder / 'out'}", "--shards=4", *more]
@@ -166,7 +170,9 @@ def test_too_much_broken_stops_a_pipeline_that_runs(tmp_path: Path, monkeypatch:
 @with_beam
 @pytest.mark.parametrize("options", [SAME_PROCESS, OTHER_PROCESSES, JOB_SERVER])
 def test_what_a_shard_raises_is_one_message(corpus: JsonLines, tmp_path: Path, options: str) -> None:
-    (tmp_path / "out" / "json_lines.unfinished" / "train-00001").mkdir(parents=True)  # a file cannot take its place
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus, str(tmp_path / "out"), settings(), run=interrupted)
+    (tmp_path / "out" / "json_lines.unfinished" / "train-00001").mkdir()  # a file cannot take its place
     done = subprocess.run(command(tmp_path, "--max_broken_share=0.1", f"--beam_options={options}"),
                           capture_output=True, text=True)
     assert done.returncode == 2
