@@ -21,7 +21,7 @@ from r2d2_jax.data.checks.checking import check
 from r2d2_jax.data.checks.report import CheckSettings, Report
 from r2d2_jax.data.checks.sources import CorpusSource, DatasetSource, Source, vocabulary_of
 from r2d2_jax.data.checks.table import check_json_path, table, write_json
-from r2d2_jax.data.corpora.flags import corpus_from_flags
+from r2d2_jax.data.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
 from r2d2_jax.errors import UserError
 
 _DATA = flags.DEFINE_string("data", "", "Folder of a prepared dataset, which is then checked instead of a corpus.")
@@ -36,7 +36,6 @@ _MAX_UNKNOWN_SHARE = flags.DEFINE_float("max_unknown_share", 0.05, "Largest tole
 _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read.")
 _JSON = flags.DEFINE_string("json", "", "File to write the report to as JSON.")
 _WORK = flags.DEFINE_string("work", "", "Folder for temporary files; by default the system's own.")
-_CORPUS_FLAGS = ("corpus", "images", "annotations", "text_fields")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -79,9 +78,8 @@ def _source() -> tuple[Callable[[Path], Source], str]:
     if not _DATA.value:
         corpus = corpus_from_flags()
         return functools.partial(CorpusSource, corpus), f"corpus {corpus.name}"
-    named = [flag for flag in _CORPUS_FLAGS if not flags.FLAGS[flag].using_default_value]
-    if named:
-        raise UserError(f"--data and --{named[0]} are both given; expected a prepared dataset or a corpus, not both")
+    if named := given(CORPUS_FLAGS):
+        raise UserError(f"--data and {named[0]} are both given; expected a prepared dataset or a corpus, not both")
     return lambda folder: DatasetSource(_DATA.value), f"dataset {_DATA.value}"
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from r2d2_jax.data.beam_runner import in_beam
-from r2d2_jax.data.corpora.flags import corpus_from_flags
+from r2d2_jax.data.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
 from r2d2_jax.data.preparation import Preparation, Runner, Settings, prepare
 from r2d2_jax.data.runners import in_processes
 from r2d2_jax.data.synthetic import write_demonstration
@@ -38,8 +38,8 @@ _MAX_BROKEN_SHARE = flags.DEFINE_float("max_broken_share", 0.01, "Largest tolera
 _DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading a corpus.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.")
 
-_NOT_OF_DEMO = ("corpus", "images", "annotations", "text_fields", "vocabulary", "shards", "processes", "beam_options",
-                "short_side", "jpeg_quality", "max_broken_share")
+_NOT_OF_DEMO = (*CORPUS_FLAGS, "vocabulary", "shards", "processes", "beam_options", "short_side", "jpeg_quality",
+                "max_broken_share")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -73,15 +73,14 @@ def _prepare() -> Preparation:
 
 
 def _refuse_beside_demo() -> None:
-    given = [f"--{name}" for name in _NOT_OF_DEMO if not flags.FLAGS[name].using_default_value]
-    if given:
-        raise UserError(f"--demo draws its own data and has no use for {', '.join(given)}; leave that out")
+    if unwanted := given(_NOT_OF_DEMO):
+        raise UserError(f"--demo draws its own data and has no use for {', '.join(unwanted)}; leave that out")
 
 
 def _runner() -> Runner:
     if not _BEAM_OPTIONS.value:
         return in_processes(_PROCESSES.value)
-    if not flags.FLAGS["processes"].using_default_value:
+    if given(["processes"]):
         raise UserError("--processes and --beam_options are both set; with Beam its own options say how many workers "
                         "there are. Set one of the two")
     return in_beam(_BEAM_OPTIONS.value)

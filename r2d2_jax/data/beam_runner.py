@@ -20,7 +20,7 @@ from typing import Any
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.preparation_progress import Watch
-from r2d2_jax.data.shard_tasks import Job, ShardTask, shard_report, write_shard
+from r2d2_jax.data.shard_tasks import Job, ShardTask, shard_report, take_finished, write_shard
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.extras import BEAM, require
 
@@ -131,25 +131,13 @@ def _follow(job: Job, tasks: Sequence[ShardTask], watch: Watch, note: Path, ende
     """Tells the watch of finished shards until all are, or no more will be."""
     try:
         while not ended.wait(_POLL_SECONDS):
-            tasks = _take_finished(job, tasks, watch)
+            tasks = take_finished(job, tasks, watch.take)
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while (tasks := _take_finished(job, tasks, watch)) and not note.is_file() and time.monotonic() < deadline:
+        while (tasks := take_finished(job, tasks, watch.take)) and not note.is_file() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
     except UserError as error:
         _leave(note, str(error))
         raise
-
-
-def _take_finished(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> list[ShardTask]:
-    """Returns the tasks that are not finished."""
-    pending = []
-    for task in tasks:
-        report = shard_report(job, task)
-        if report is None:
-            pending.append(task)
-        else:
-            watch.take(report.news(task))
-    return pending
 
 
 def _leave(note: Path, reason: str) -> None:

@@ -13,7 +13,6 @@ from r2d2_jax.errors import FIRST_NAMES, UserError
 logger = logging.getLogger(__name__)
 
 
-
 def problem(name: str, error: UnusableRecord) -> str:
     """One line that says which record is unusable and why."""
     return f"{name}: {error}".replace("\n", " ")

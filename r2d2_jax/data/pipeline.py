@@ -19,8 +19,9 @@ from absl import flags
 
 from r2d2_jax.config import DataConfig
 from r2d2_jax.data.broken import problem
+from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.mixture import Mixture
-from r2d2_jax.data.records import Record, RecordSource, UnusableRecord
+from r2d2_jax.data.records import Record, RecordSource
 from r2d2_jax.data.tokenizer import Tokenizer
 from r2d2_jax.data.transforms import evaluation_image, map_ahead, may_flip, train_image, verify_image
 from r2d2_jax.errors import FIRST_NAMES, UserError

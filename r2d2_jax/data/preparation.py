@@ -19,7 +19,7 @@ from r2d2_jax.data.corpora.corpus import Corpus
 from r2d2_jax.data.downsizing import libraries
 from r2d2_jax.data.preparation_progress import Watch
 from r2d2_jax.data.runners import in_processes
-from r2d2_jax.data.shard_tasks import Job, ShardReport, ShardTask, readable, shard_report
+from r2d2_jax.data.shard_tasks import Job, ShardReport, ShardTask, readable, shard_report, take_finished
 from r2d2_jax.data.tokenizer import load_tokenizer
 from r2d2_jax.data.unfinished import unfinished_work
 from r2d2_jax.data.writer import SplitSummary, dataset_path, publish_dataset
@@ -176,13 +176,7 @@ def _watch(corpus: Corpus, catalog: Catalog, settings: Settings) -> Watch:
 
 
 def _write_missing(job: Job, tasks: list[ShardTask], watch: Watch, run: Runner) -> None:
-    missing = []
-    for task in tasks:
-        report = shard_report(job, task)
-        if report is None:
-            missing.append(task)
-        else:
-            watch.resume(report.news(task))
+    missing = take_finished(job, tasks, watch.resume)
     with watch.showing(sum(task.weight for task in tasks)):
         run(job, missing, watch)
     watch.judge(finished=True)

@@ -15,8 +15,6 @@ from r2d2_jax.data.entries import UnusableRecord
 from r2d2_jax.data.shards import open_shard, read_shard
 from r2d2_jax.errors import UserError, first_line
 
-__all__ = ["Record", "RecordSource", "UnusableRecord", "dataset_folder", "dataset_info"]
-
 
 @dataclass(frozen=True)
 class Record:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,18 @@ def shard_report(job: Job, task: ShardTask) -> ShardReport | None:
         return report if path.stat().st_size == report.size else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def take_finished(job: Job, tasks: Sequence[ShardTask], take: Callable[[News], Any]) -> list[ShardTask]:
+    """Gives `take` the news of every shard that is finished; returns the tasks of the others, in order."""
+    pending = []
+    for task in tasks:
+        report = shard_report(job, task)
+        if report is None:
+            pending.append(task)
+        else:
+            take(report.news(task))
+    return pending
 
 
 def _check_libraries(job: Job) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import io
 import itertools
 import os
-import re
 import tempfile
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer, naming, splits
 
-from r2d2_jax.data.corpora.corpus import SPLIT_NAME
+from r2d2_jax.data.corpora.corpus import split_problem
 from r2d2_jax.data.entries import Example
 from r2d2_jax.data.shards import count_records
 from r2d2_jax.errors import UserError
@@ -243,8 +242,8 @@ def write_dataset(
     if not 1 <= shards <= MAX_OPEN_SHARDS:
         raise UserError(f"shards is {shards}; expected 1 to {MAX_OPEN_SHARDS} files a split")
     for split in examples:
-        if not re.fullmatch(SPLIT_NAME, split):
-            raise UserError(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
+        if problem := split_problem(split):
+            raise UserError(problem)
     check_absent(dataset_path(directory, "image_text"))
     root = Path(directory).expanduser()
     root.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from small_corpus import files, written_corpus
 
-from r2d2_jax.data import beam_runner
+from r2d2_jax.data import beam_runner, shard_tasks
 from r2d2_jax.data.beam_runner import in_beam
 from r2d2_jax.data.corpora.json_lines import JsonLines
 from r2d2_jax.data.preparation import Preparation, Settings, prepare
@@ -224,7 +224,7 @@ def test_reports_that_arrive_late_are_waited_for(
         return shard_report(job, task) if looks[name] > 4 else None
 
     monkeypatch.setattr(beam_runner, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(beam_runner, "shard_report", seen_late)
+    monkeypatch.setattr(shard_tasks, "shard_report", seen_late)
     preparation = prepare_in_beam(corpus, tmp_path / "out")
     assert preparation.skipped == {"validation": 0, "train": 1}
     assert files(tmp_path / "out") == undisturbed

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from raw_data import serialized, write_raw
 from small_data import example
 
-from r2d2_jax.data.records import RecordSource, UnusableRecord, dataset_folder
+from r2d2_jax.data.entries import UnusableRecord
+from r2d2_jax.data.records import RecordSource, dataset_folder
 from r2d2_jax.data.shards import MAX_OPEN_SHARDS
 from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError

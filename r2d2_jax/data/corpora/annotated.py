@@ -2,13 +2,12 @@
 
 import abc
 import collections
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from r2d2_jax.data.corpora.catalog import Catalog
-from r2d2_jax.data.corpora.corpus import SPLIT_ALIASES, SPLIT_NAME, Corpus, Piece, equal_runs, fitting_shards
+from r2d2_jax.data.corpora.corpus import SPLIT_ALIASES, Corpus, Piece, equal_runs, fitting_shards, split_problem
 from r2d2_jax.data.corpora.images import ImageFolder, ImageStore
 from r2d2_jax.data.corpora.lines import parsed_lines
 from r2d2_jax.data.entries import Annotation, Entry, Example, Place, UnusableRecord
@@ -142,8 +141,8 @@ def one_annotation(place: Place, split: str, outcome: Annotation | UnusableRecor
 
 
 def _check_split(split: str) -> None:
-    if not re.fullmatch(SPLIT_NAME, split):
-        raise UnusableRecord(f"{split!r} cannot name a split; use letters, digits and underscores, a letter first")
+    if problem := split_problem(split):
+        raise UnusableRecord(problem)
 
 
 def _example(store: ImageStore, annotation: Annotation, catalog: Catalog) -> Example | UnusableRecord:

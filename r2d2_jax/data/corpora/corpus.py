@@ -7,6 +7,7 @@ have nothing to catalog; their pieces are the archives.
 """
 
 import abc
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from r2d2_jax.data.corpora.catalog import Catalog
 from r2d2_jax.data.entries import Entry
 from r2d2_jax.errors import UserError
 
-SPLIT_NAME = r"[A-Za-z]\w*"  # what TFDS allows
+_SPLIT_NAME = r"[A-Za-z]\w*"  # what TFDS allows
 SPLIT_ALIASES = {"val": "validation", "valid": "validation"}
 MIN_SHARDS, MAX_SHARDS = 8, 4096  # our decision, where nobody says how many
 
@@ -123,6 +124,13 @@ class Corpus(abc.ABC):
 
 def _place(path: str) -> Path | None:
     return Path(path).expanduser().absolute() if path else None
+
+
+def split_problem(split: str) -> str:
+    """Why this cannot be the name of a split, or ""."""
+    if re.fullmatch(_SPLIT_NAME, split):
+        return ""
+    return f"{split!r} cannot name a split; use letters, digits and underscores, a letter first"
 
 
 def fitting_shards(size: int, wanted: int) -> int:

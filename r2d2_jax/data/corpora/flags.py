@@ -1,5 +1,7 @@
 """The flags by which programs name a corpus."""
 
+from collections.abc import Iterable
+
 from absl import flags
 
 from r2d2_jax.data.corpora import CORPORA, Corpus
@@ -12,6 +14,12 @@ _ANNOTATIONS = flags.DEFINE_string(
     'Folder of the published annotation files; for json_lines the file of lines like {"image": "a.jpg", "captions": '
     '["..."], "split": "train"}. docs/corpora.md says what each corpus needs.')
 _TEXT_FIELDS = flags.DEFINE_list("text_fields", [], "Fields that hold an image's texts, where a corpus names several.")
+CORPUS_FLAGS = ("corpus", "images", "annotations", "text_fields")
+
+
+def given(names: Iterable[str]) -> list[str]:
+    """Those of the flags that were set, each with its dashes."""
+    return [f"--{name}" for name in names if not flags.FLAGS[name].using_default_value]
 
 
 def corpus_from_flags() -> Corpus:

@@ -16,13 +16,12 @@ over all archives. This is the published format of WebDataset, read by its rules
 over.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.corpora.archives import ArchiveCorpus, Found
-from r2d2_jax.data.corpora.corpus import SPLIT_ALIASES, SPLIT_NAME
+from r2d2_jax.data.corpora.corpus import SPLIT_ALIASES, split_problem
 from r2d2_jax.data.corpora.fields import as_text
 from r2d2_jax.data.corpora.tars import TAR_SUFFIXES, tar_samples
 from r2d2_jax.errors import UserError
@@ -38,11 +37,11 @@ class WebDataset(ArchiveCorpus):
     def check(self) -> None:
         """There must be tars, in folders that can name a split."""
         super().check()
-        for split in self.archives():
-            if not re.fullmatch(SPLIT_NAME, split):
-                raise UserError(f"folder {self.images}/{split} holds tars, but {split!r} cannot name a split; use "
-                                "letters, digits and underscores, a letter first")
-        if not self.archives():
+        archives = self.archives()
+        for split in archives:
+            if problem := split_problem(split):
+                raise UserError(f"folder {self.images}/{split} holds tars, but {problem}")
+        if not archives:
             raise UserError(f"{self.images} holds no tar ({', '.join(TAR_SUFFIXES)}), nor does a folder in it; "
                             "expected FOLDER/00000.tar for the training split and FOLDER/SPLIT/00000.tar for others")
 
