@@ -30,15 +30,16 @@ import usual_loader
 from absl import app, flags
 from PIL import Image
 
-from r2d2_jax.config import DataConfig
-from r2d2_jax.data import pipeline, transforms
-from r2d2_jax.data.decoding import EncodedImage
-from r2d2_jax.data.entries import Example
+from r2d2_jax.config.data import DataConfig
+from r2d2_jax.data import train_batches as pipeline
+from r2d2_jax.data.image import transforms
+from r2d2_jax.data.image.decoding import EncodedImage
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, tokenizer_of
-from r2d2_jax.data.writer import write_dataset
+from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, tokenizer_of
 from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.examples import Example
+from r2d2_jax.preparation.writer import write_dataset
 
 TARGET = 2.0  # times the pairs per second of the usual way (our decision)
 SIZES = ((224, 224), (500, 375))
@@ -206,8 +207,10 @@ def seconds_by_stage(
 def print_rates(name: str, source: RecordSource, rates: dict[str, tuple[float, float]]) -> None:
     """The table of pairs per second."""
     kibibytes = np.mean([len(source[index].image) for index in range(min(256, len(source)))]) / 1024
-    print(f"{name}: {kibibytes:.1f} KiB an image, {WORKERS.value} worker processes, {os.cpu_count()} cores, batches of "
-          f"{BATCH.value}, {SIDE.value} pixels, medians of {ROUNDS.value} rounds")
+    print(
+        f"{name}: {kibibytes:.1f} KiB an image, {WORKERS.value} worker processes, {os.cpu_count()} cores, batches of "
+        f"{BATCH.value}, {SIDE.value} pixels, medians of {ROUNDS.value} rounds"
+    )
     print(f"  {'pairs per second':<34}{'of a core':>10}{'ours is':>9}{'in all':>10}{'ours is':>9}")
     ours = rates["r2d2_jax"]
     for label, (core, clock) in rates.items():

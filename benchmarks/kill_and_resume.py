@@ -31,9 +31,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from r2d2_jax.config import Config
-from r2d2_jax.data.entries import Example
-from r2d2_jax.data.writer import write_dataset
+from r2d2_jax.config.reading import Config
+from r2d2_jax.preparation.examples import Example
+from r2d2_jax.preparation.writer import write_dataset
 
 KILLS = flags.DEFINE_integer("kills", 10, "How many runs are killed.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")

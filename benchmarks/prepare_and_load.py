@@ -34,11 +34,11 @@ SHARDS = 20  # of all the pairs; a tenth of the pairs is in a tenth of the shard
 MEMORY_LIMIT = 1.05
 _LOAD = """
 import resource, sys
-from r2d2_jax.config import DataConfig
+from r2d2_jax.config.data import DataConfig
 from r2d2_jax.data.mixture import Mixture
-from r2d2_jax.data.pipeline import train_batches
+from r2d2_jax.data.train_batches import train_batches
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import load_tokenizer
+from r2d2_jax.data.text.tokenizer import load_tokenizer
 folder, steps = sys.argv[1], int(sys.argv[2])
 mixture = Mixture([RecordSource(folder, "train")])
 stream = train_batches(mixture, load_tokenizer(folder, 16), DataConfig(folder, workers=2), image_size=32,
@@ -95,9 +95,16 @@ def _draw(folder: Path, pairs: int) -> None:
 
 def _command(root: Path, pairs: int, processes: int, output: Path) -> list[str]:
     source = root / str(pairs)
-    return [sys.executable, str(ROOT / "launch" / "prepare_data.py"), f"--images={source / 'images'}",
-            f"--annotations={source / 'captions.jsonl'}", f"--vocabulary={source / 'vocab.txt'}", f"--output={output}",
-            f"--processes={processes}", f"--shards={SHARDS * pairs // PAIRS.value}"]
+    return [
+        sys.executable,
+        str(ROOT / "launch" / "prepare_data.py"),
+        f"--images={source / 'images'}",
+        f"--annotations={source / 'captions.jsonl'}",
+        f"--vocabulary={source / 'vocab.txt'}",
+        f"--output={output}",
+        f"--processes={processes}",
+        f"--shards={SHARDS * pairs // PAIRS.value}",
+    ]
 
 
 def _prepared(root: Path, pairs: int, processes: int) -> int:
@@ -127,17 +134,24 @@ def _killed_and_resumed(root: Path, pairs: int, processes: int) -> Path:
 
 
 def _loaded(folder: Path, pairs: int) -> int:
-    peak = int(subprocess.run(
-        [sys.executable, "-c", _LOAD, str(folder), str(pairs // 100)], check=True, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    ).stdout)
+    peak = int(
+        subprocess.run(
+            [sys.executable, "-c", _LOAD, str(folder), str(pairs // 100)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        ).stdout
+    )
     print(f"{pairs:,} pairs loaded once, 2 worker processes: {peak / 1024:,.0f} MiB")
     return peak
 
 
 def _peak(command: list[str]) -> int:
-    program = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, "
-               "stderr=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+    program = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, "
+        "stderr=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
     done = subprocess.run([sys.executable, "-c", program, *command], check=True, capture_output=True, text=True)
     return int(done.stdout)
 
@@ -149,8 +163,9 @@ def _grown(what: str, small: int, large: int) -> Iterator[str]:
 
 
 def _differing(expected: Path, found: Path) -> list[str]:
-    names = {str(path.relative_to(folder)) for folder in (expected, found) for path in folder.rglob("*")
-             if path.is_file()}
+    names = {
+        str(path.relative_to(folder)) for folder in (expected, found) for path in folder.rglob("*") if path.is_file()
+    }
     return sorted(name for name in names if not _same(expected / name, found / name))
 
 

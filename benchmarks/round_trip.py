@@ -19,7 +19,8 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
-from r2d2_jax.config import ModelConfig, model_config
+from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.naming import our_shapes, their_shape
 from r2d2_jax.convert.tensor_files import read_tensors, write_tensors
 from r2d2_jax.convert.torch_r2d2 import blank_unused, published_places
@@ -39,8 +40,10 @@ def main(_: list[str]) -> None:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         different = differing(first, last)
         size = first.stat().st_size / 2**30
-    print(f"{MODEL.value}, {size:.2f} GiB as {FORMAT.value}: in {seconds[0]:.0f} s, out {seconds[1]:.0f} s, "
-          f"peak memory {peak:.1f} GiB, {len(different)} tensors differ")
+    print(
+        f"{MODEL.value}, {size:.2f} GiB as {FORMAT.value}: in {seconds[0]:.0f} s, out {seconds[1]:.0f} s, "
+        f"peak memory {peak:.1f} GiB, {len(different)} tensors differ"
+    )
     sys.exit(1 if different else 0)
 
 
@@ -55,8 +58,10 @@ def sizes(name: str) -> ModelConfig:
 def random_tensors(config: ModelConfig) -> dict[str, np.ndarray]:
     """A published state dict with random numbers in every float tensor."""
     rng, shapes = np.random.default_rng(0), our_shapes(config)
-    tensors = {name: rng.standard_normal(their_shape(place, shapes[place.path]), np.float32)
-               for name, place in published_places(config).items()}
+    tensors = {
+        name: rng.standard_normal(their_shape(place, shapes[place.path]), np.float32)
+        for name, place in published_places(config).items()
+    }
     for name, tensor in blank_unused(config).items():
         floating = tensor.dtype == np.float32
         tensors[name] = rng.standard_normal(tensor.shape, np.float32) if floating else tensor
@@ -73,9 +78,13 @@ def converted(source: Path, target: Path) -> float:
 def differing(first: Path, last: Path) -> list[str]:
     """Names of the tensors that are not the same in both files, bit by bit."""
     left, right = read_tensors(first), read_tensors(last)
-    same = {name for name in left.keys() & right.keys()
-            if left[name].dtype == right[name].dtype and left[name].shape == right[name].shape
-            and left[name].tobytes() == right[name].tobytes()}
+    same = {
+        name
+        for name in left.keys() & right.keys()
+        if left[name].dtype == right[name].dtype
+        and left[name].shape == right[name].shape
+        and left[name].tobytes() == right[name].tobytes()
+    }
     return sorted((left.keys() | right.keys()) - same)
 
 

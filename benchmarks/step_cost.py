@@ -27,7 +27,8 @@ from absl import app, flags
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from r2d2_jax.config import Config, MeshConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.sharding import global_batch, make_mesh
 from r2d2_jax.train.compiled import abstract_batch, compile_train_step

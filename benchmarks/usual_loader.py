@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageEnhance, ImageOps
 
-from r2d2_jax.data.pipeline import image_id_hash
+from r2d2_jax.data.image.transforms import draw_crop, may_flip
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import Tokenizer
-from r2d2_jax.data.transforms import draw_crop, may_flip
+from r2d2_jax.data.text.tokenizer import Tokenizer
+from r2d2_jax.data.train_batches import image_id_hash
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 

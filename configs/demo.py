@@ -8,7 +8,7 @@ All numbers are our decision; those that differ from the article's are so becaus
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
-from r2d2_jax.config import completed
+from r2d2_jax.config.reading import completed
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ minutes. All numbers are our decision.
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
-from r2d2_jax.config import completed
+from r2d2_jax.config.reading import completed
 
 
 def get_config() -> ConfigDict:

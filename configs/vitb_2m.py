@@ -13,7 +13,7 @@ That the ablations use ViT-B, and batch size, learning rate and epochs, are our 
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
-from r2d2_jax.config import completed
+from r2d2_jax.config.reading import completed
 
 ABLATIONS = {
     "": dict(),

@@ -6,7 +6,7 @@ As `vitl_250m`, with a smaller batch and more epochs; both are our decision.
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
-from r2d2_jax.config import completed
+from r2d2_jax.config.reading import completed
 
 
 def get_config() -> ConfigDict:

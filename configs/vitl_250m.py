@@ -7,7 +7,7 @@ decision.
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
-from r2d2_jax.config import completed
+from r2d2_jax.config.reading import completed
 
 
 def get_config() -> ConfigDict:

@@ -6,7 +6,7 @@ Batch size, learning rate and epochs are our decision.
 from ml_collections import ConfigDict
 
 from r2d2_jax import presets
-from r2d2_jax.config import completed
+from r2d2_jax.config.reading import completed
 
 
 def get_config() -> ConfigDict:

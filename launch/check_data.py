@@ -17,16 +17,17 @@ from pathlib import Path
 
 from absl import app, flags
 
-from r2d2_jax.data.checks.checking import check
-from r2d2_jax.data.checks.report import CheckSettings, Report
-from r2d2_jax.data.checks.sources import CorpusSource, DatasetSource, Source, vocabulary_of
-from r2d2_jax.data.checks.table import check_json_path, table, write_json
-from r2d2_jax.data.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
 from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.checks.checking import check
+from r2d2_jax.preparation.checks.report import CheckSettings, Report
+from r2d2_jax.preparation.checks.sources import CorpusSource, DatasetSource, Source, vocabulary_of
+from r2d2_jax.preparation.checks.table import check_json_path, table, write_json
+from r2d2_jax.preparation.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
 
 _DATA = flags.DEFINE_string("data", "", "Folder of a prepared dataset, which is then checked instead of a corpus.")
 _VOCABULARY = flags.DEFINE_string(
-    "vocabulary", "", "A WordPiece vocab.txt, a folder that holds one, or a hub name; by default that in --data.")
+    "vocabulary", "", "A WordPiece vocab.txt, a folder that holds one, or a hub name; by default that in --data."
+)
 _TEXT_LENGTH = flags.DEFINE_integer("text_length", 64, "Tokens to which training cuts a text.")
 _MAP_PUNCTUATION = flags.DEFINE_bool("map_punctuation", True, "As config.data.map_punctuation in training.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images in training, in pixels.")

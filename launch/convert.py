@@ -19,7 +19,8 @@ from r2d2_jax.convert.verification import LIMIT, ParityReport, verify
 from r2d2_jax.errors import UserError
 
 INPUT = flags.DEFINE_string(
-    "input", None, "A published .pth or .safetensors, a converted or transformers folder, or a run's workdir.")
+    "input", None, "A published .pth or .safetensors, a converted or transformers folder, or a run's workdir."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Where to write; a name in .pth or .safetensors is a published file.")
 FORMAT = flags.DEFINE_enum_class("format", None, Form, "Of the output; if not given, its name decides: file or folder.")
 VERIFY = flags.DEFINE_bool("verify", False, "Compare with PyTorch or ONNX Runtime, stage by stage.")
@@ -28,7 +29,8 @@ WEIGHTS = flags.DEFINE_enum("weights", STUDENT, [STUDENT, TEACHER], "Which weigh
 REST = flags.DEFINE_string("rest", None, "Also write a run's teacher, queue, optimizer and MLM head: a .safetensors.")
 VOCABULARY = flags.DEFINE_string("vocabulary", None, "The WordPiece vocab.txt of the model, to be kept with it.")
 MAP_PUNCTUATION = flags.DEFINE_bool(
-    "map_punctuation", None, "Trained on mapped punctuation; if not given, as the model says, or not if published.")
+    "map_punctuation", None, "Trained on mapped punctuation; if not given, as the model says, or not if published."
+)
 IMAGE_HEADS = flags.DEFINE_integer("image_heads", None, "Heads of the image tower; one per 64 channels if not given.")
 TEXT_HEADS = flags.DEFINE_integer("text_heads", None, "Heads of text tower and cross encoders; likewise.")
 flags.mark_flag_as_required("input")

@@ -10,7 +10,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from r2d2_jax.config import Config
+from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.processes import join, leave
 

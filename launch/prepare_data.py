@@ -16,30 +16,41 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from r2d2_jax.data.beam_runner import in_beam
-from r2d2_jax.data.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
-from r2d2_jax.data.preparation import Preparation, Runner, Settings, prepare
-from r2d2_jax.data.runners import in_processes
-from r2d2_jax.data.synthetic import write_demonstration
 from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.beam_runner import in_beam
+from r2d2_jax.preparation.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
+from r2d2_jax.preparation.demonstration import write_demonstration
+from r2d2_jax.preparation.local_runner import in_processes
+from r2d2_jax.preparation.prepare import Preparation, Runner, Settings, prepare
 
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to hold the dataset.")
 _VOCABULARY = flags.DEFINE_string("vocabulary", "", "A WordPiece vocab.txt to copy beside the dataset.")
 _SHARDS = flags.DEFINE_integer("shards", 0, "Number of files a split; 0 chooses a fitting number, at least 8.")
 _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read and write.")
 _BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options", "",
+    "beam_options",
+    "",
     'Read and write on the workers of an Apache Beam pipeline with these options, such as "--runner=FlinkRunner '
-    '--parallelism=64"; every path must mean the same on all of them. Without it, --processes do it here.')
+    '--parallelism=64"; every path must mean the same on all of them. Without it, --processes do it here.',
+)
 _SHORT_SIDE = flags.DEFINE_integer(
-    "short_side", 0, "Shrink images with a longer short side to so many pixels; 0 keeps the bytes as they are.")
+    "short_side", 0, "Shrink images with a longer short side to so many pixels; 0 keeps the bytes as they are."
+)
 _JPEG_QUALITY = flags.DEFINE_integer("jpeg_quality", 90, "Quality of images that are shrunk, 1 to 95.")
 _MAX_BROKEN_SHARE = flags.DEFINE_float("max_broken_share", 0.01, "Largest tolerated share of unusable entries.")
 _DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading a corpus.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.")
 
-_NOT_OF_DEMO = (*CORPUS_FLAGS, "vocabulary", "shards", "processes", "beam_options", "short_side", "jpeg_quality",
-                "max_broken_share")
+_NOT_OF_DEMO = (
+    *CORPUS_FLAGS,
+    "vocabulary",
+    "shards",
+    "processes",
+    "beam_options",
+    "short_side",
+    "jpeg_quality",
+    "max_broken_share",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -81,8 +92,10 @@ def _runner() -> Runner:
     if not _BEAM_OPTIONS.value:
         return in_processes(_PROCESSES.value)
     if given(["processes"]):
-        raise UserError("--processes and --beam_options are both set; with Beam its own options say how many workers "
-                        "there are. Set one of the two")
+        raise UserError(
+            "--processes and --beam_options are both set; with Beam its own options say how many workers "
+            "there are. Set one of the two"
+        )
     return in_beam(_BEAM_OPTIONS.value)
 
 

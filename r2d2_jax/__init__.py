@@ -1,7 +1,7 @@
 """R2D2, Chinese image-text pre-training, in JAX and Flax.
 
-    model = r2d2_jax.load("models/r2d2_vitl")
-    model.match("photo.jpg", ["乔丹投篮", "乔丹运球"])
+model = r2d2_jax.load("models/r2d2_vitl")
+model.match("photo.jpg", ["乔丹投篮", "乔丹运球"])
 """
 
 from typing import Any

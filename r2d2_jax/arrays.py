@@ -5,7 +5,7 @@ One legend for every annotation in the package: `b` global batch, `n` image toke
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,24 @@ from beartype import beartype
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32, jaxtyped
 
-__all__ = ["Array", "Batch", "Bool", "Encoded", "Float", "Int", "UInt8", "UInt32", "checked", "same_image", "unit_norm"]
+__all__ = [
+    "Array",
+    "Batch",
+    "Bool",
+    "Encoded",
+    "Float",
+    "Int",
+    "Params",
+    "UInt8",
+    "UInt32",
+    "checked",
+    "same_image",
+    "unit_norm",
+]
 
 Function = TypeVar("Function", bound=Callable)
+# A tree of parameters: nested dicts of arrays, the parts of the model outermost.
+Params = dict[str, Any]
 
 
 def checked(function: Function) -> Function:

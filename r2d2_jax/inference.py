@@ -12,9 +12,9 @@ from PIL import Image
 
 from r2d2_jax.arrays import Encoded
 from r2d2_jax.convert.conversion import STUDENT, open_model
-from r2d2_jax.data.entries import UnusableRecord
-from r2d2_jax.data.tokenizer import Tokenizer, tokenizer_of
-from r2d2_jax.data.transforms import evaluation_image, square_image
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.image.transforms import evaluation_image, square_image
+from r2d2_jax.data.text.tokenizer import Tokenizer, tokenizer_of
 from r2d2_jax.errors import UserError
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import normalise_images
@@ -180,13 +180,9 @@ class Ranker:
             )
         pairs = max(counts)
         each = [np.arange(pairs) % len(tokens) for tokens in (image.tokens, text.tokens)]
-        return self.match_tokens(
-            np.asarray(image.tokens)[each[0]], np.asarray(text.tokens)[each[1]], mask[each[1]]
-        )
+        return self.match_tokens(np.asarray(image.tokens)[each[0]], np.asarray(text.tokens)[each[1]], mask[each[1]])
 
-    def match_tokens(
-        self, image_tokens: np.ndarray, text_tokens: np.ndarray, attention_mask: np.ndarray
-    ) -> np.ndarray:
+    def match_tokens(self, image_tokens: np.ndarray, text_tokens: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Match probability [b], the mean of both cross encoders, of tokens that the towers gave, pair by pair.
 
         Args:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r2d2_jax.arrays import Batch
-from r2d2_jax.config import MeshConfig
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"

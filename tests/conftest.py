@@ -1,5 +1,72 @@
-"""Settings of every test: float32 on the CPU, whatever devices there are."""
+"""Settings of every test, and the vocabulary, datasets and launcher that many share."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 import jax
+import pytest
+from absl import flags
+from small_data import example
 
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.preparation.writer import write_dataset
+
+# Float32 on the CPU, whatever devices there are.
 jax.config.update("jax_platforms", "cpu")
+
+LAUNCHER = Path(__file__).resolve().parents[1] / "launch" / "prepare_data.py"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary of the special tokens, digits and a few characters."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    digits = [f"{prefix}{digit}" for prefix in ("", "##") for digit in range(10)]
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, *digits]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocabulary: Path) -> Tokenizer:
+    """Tokenizer of eight tokens a text."""
+    return load_tokenizer(str(vocabulary), 8)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 22 sound training records in three shards and 5 validation records."""
+    folder = tmp_path_factory.mktemp("dataset")
+    examples = {"train": map(example, range(22)), "validation": map(example, range(100, 105))}
+    write_dataset(folder, examples, shards=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def source(dataset: Path) -> RecordSource:
+    """The training records of `dataset`."""
+    return RecordSource(dataset, "train")
+
+
+@pytest.fixture(scope="session")
+def launcher() -> ModuleType:
+    """launch/prepare_data.py as a module, with its flags defined once."""
+    spec = importlib.util.spec_from_file_location("launch_prepare_data", LAUNCHER)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    return module
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the project; the test is skipped where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in {SHARED}, which is not part of the project")
+    return SHARED

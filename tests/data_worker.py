@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from r2d2_jax.config import DataConfig
+from r2d2_jax.config.data import DataConfig
 from r2d2_jax.data.mixture import Mixture
-from r2d2_jax.data.pipeline import train_batches
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import load_tokenizer
+from r2d2_jax.data.text.tokenizer import load_tokenizer
+from r2d2_jax.data.train_batches import train_batches
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Runs on several devices or processes what `test_distributed.py` compares; writes .npz files or a working directory.
 
-    python distributed_worker.py --mode=steps --meshes=1x1,8x1,2x4 --devices=8 --output=FOLDER
-    python distributed_worker.py --mode=pretrain --config=JSON --stop_before=5 --output=FOLDER
-        --devices=1 --processes=2 --process=0 --port=12345
-    python distributed_worker.py --mode=main --config=JSON --output=FOLDER --devices=1 --processes=2 ...
+python distributed_worker.py --mode=steps --meshes=1x1,8x1,2x4 --devices=8 --output=FOLDER
+python distributed_worker.py --mode=pretrain --config=JSON --stop_before=5 --output=FOLDER
+    --devices=1 --processes=2 --process=0 --port=12345
+python distributed_worker.py --mode=main --config=JSON --output=FOLDER --devices=1 --processes=2 ...
 """
 
 import argparse
@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 from small_model import TOKENS, named_leaves, random_state, small_config, small_rows
 
 from r2d2_jax import processes
-from r2d2_jax.config import Config, MeshConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.sharding import global_batch, make_mesh, state_shardings
 from r2d2_jax.train import loop
 from r2d2_jax.train.compiled import compile_train_step

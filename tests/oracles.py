@@ -105,9 +105,7 @@ def tgd(
     total = 0.0
     for rows, teacher_rows, keys in ((image_embed, key_image, key_text), (text_embed, key_text, key_image)):
         for i in range(b):
-            target = soft_target(
-                teacher_rows[i], keys, positive[i], valid, teacher_temperature or temperature, share
-            )
+            target = soft_target(teacher_rows[i], keys, positive[i], valid, teacher_temperature or temperature, share)
             log_p = log_softmax(np.array([np.dot(rows[i], keys[j]) / temperature for j in live]))
             total -= sum(weight[j] * target[j] * log_p[place] for place, j in enumerate(live)) / b
     return total / 2
@@ -125,9 +123,7 @@ def negative_weights(logits: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return weights
 
 
-def match_loss(
-    logits: np.ndarray, label: np.ndarray, counts: np.ndarray, class_weights: tuple[float, float]
-) -> float:
+def match_loss(logits: np.ndarray, label: np.ndarray, counts: np.ndarray, class_weights: tuple[float, float]) -> float:
     """FGR: 1/c sum_c ( sum_i v_{y_i} * -log_softmax(l_ic)_{y_i} / sum_i v_{y_i} ), i over the rows that count."""
     encoders = logits.shape[1]
     loss = 0.0
@@ -255,8 +251,7 @@ def attention(
 ) -> np.ndarray:
     """Per head: softmax_c(q_i.k_c / sqrt(d / h)) v_c over the context tokens whose mask is True; heads side by side."""
     query, key, value = (
-        dense(parameters[name], tokens)
-        for name, tokens in (("query", queries), ("key", context), ("value", context))
+        dense(parameters[name], tokens) for name, tokens in (("query", queries), ("key", context), ("value", context))
     )
     size = query.shape[-1] // heads
     mixed = np.zeros_like(query)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.convert.naming import our_shapes
 from r2d2_jax.models.store import Model
 from r2d2_jax.trees import nested
@@ -15,8 +15,9 @@ def random_model(layers: int = 3, cross_layers: int = 2, seed: int = 0, tokens: 
     """A model of 64 channels and one head, as the published rule has it."""
     config = ModelConfig(
         image=ImageTowerConfig(image_size=24, patch_size=8, width=64, layers=layers, heads=1, mlp_width=32),
-        text=TextTowerConfig(vocabulary_size=11, text_length=7, width=64, layers=layers, heads=1, mlp_width=24,
-                             max_positions=7),
+        text=TextTowerConfig(
+            vocabulary_size=11, text_length=7, width=64, layers=layers, heads=1, mlp_width=24, max_positions=7
+        ),
         cross=CrossEncoderConfig(layers=cross_layers, width=64, heads=1, mlp_width=24 if cross_layers else 256),
         embed_size=16,
         dtype="float32",

@@ -8,7 +8,7 @@ from array_record.python import array_record_module
 from small_data import encode
 from tensorflow_datasets.proto import tf_example_pb2
 
-from r2d2_jax.data.writer import ShardSummary, publish_dataset
+from r2d2_jax.preparation.writer import ShardSummary, publish_dataset
 
 
 def serialized(number: int = 0, **features: bytes | list[bytes] | int | None) -> bytes:

@@ -26,5 +26,4 @@ def reference_model() -> Model:
     """`checkpoint.pth`, with the head counts that no shape tells."""
     tensors = reference("checkpoint.pth")
     sizes = json.loads((FOLDER / "sizes.json").read_text())
-    return from_published(
-        tensors, "checkpoint.pth", image_heads=sizes["vision_heads"], text_heads=sizes["text_heads"])
+    return from_published(tensors, "checkpoint.pth", image_heads=sizes["vision_heads"], text_heads=sizes["text_heads"])

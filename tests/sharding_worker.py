@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from small_model import TOKENS, small_config, small_rows, small_words
 
-from r2d2_jax.config import MeshConfig
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
 from r2d2_jax.sharding import batch_sharding, make_mesh, rows_at
 from r2d2_jax.train.compiled import compile_train_step

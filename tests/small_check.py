@@ -6,9 +6,9 @@ from typing import Any
 
 from small_data import encode
 
-from r2d2_jax.data.checks.checking import check
-from r2d2_jax.data.checks.report import CheckSettings, Report
-from r2d2_jax.data.checks.sources import DatasetSource
+from r2d2_jax.preparation.checks.checking import check
+from r2d2_jax.preparation.checks.report import CheckSettings, Report
+from r2d2_jax.preparation.checks.sources import DatasetSource
 
 Line = tuple[str, str, list[str]]  # image, split, captions
 

@@ -10,9 +10,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from small_data import encode
 
-from r2d2_jax.data.corpora import Corpus
-from r2d2_jax.data.preparation import Preparation, Settings, prepare
 from r2d2_jax.data.records import Record, RecordSource, dataset_folder
+from r2d2_jax.preparation.corpora import Corpus
+from r2d2_jax.preparation.prepare import Preparation, Settings, prepare
 
 
 def write(path: Path, *lines: str | bytes) -> Path:

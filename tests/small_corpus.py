@@ -8,7 +8,7 @@ from pathlib import Path
 
 from small_data import encode
 
-from r2d2_jax.data.corpora.json_lines import JsonLines
+from r2d2_jax.preparation.corpora.json_lines import JsonLines
 
 
 def written_corpus(folder: Path, images: int, broken: set[int] | None = None) -> JsonLines:

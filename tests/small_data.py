@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from r2d2_jax.data.entries import Example
+from r2d2_jax.preparation.examples import Example
 
 
 def encode(size: tuple[int, int] = (40, 30), seed: int = 0, kind: str = "JPEG") -> bytes:

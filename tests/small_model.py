@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from small_data import encode, example
 
 from r2d2_jax.arrays import Batch
-from r2d2_jax.config import Config, MeshConfig
-from r2d2_jax.data.writer import write_dataset
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import MeshConfig
+from r2d2_jax.preparation.writer import write_dataset
 from r2d2_jax.sharding import make_mesh, replicated, state_shardings
 from r2d2_jax.train.compiled import abstract_batch
 from r2d2_jax.train.state import Recipe, SpecialTokens, TrainState, abstract_state, init_state, make_recipe

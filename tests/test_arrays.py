@@ -72,8 +72,12 @@ def test_checked_functions_check_arguments_and_result_when_called_and_when_trace
 
 
 def test_the_structs_travel_through_transformations() -> None:
-    batch = Batch(jnp.zeros((2, 4, 4, 3), jnp.uint8), jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), bool),
-                  jnp.zeros((2, 2), jnp.uint32))
+    batch = Batch(
+        jnp.zeros((2, 4, 4, 3), jnp.uint8),
+        jnp.ones((2, 5), jnp.int32),
+        jnp.ones((2, 5), bool),
+        jnp.zeros((2, 2), jnp.uint32),
+    )
     doubled = jax.jit(lambda b: jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), b))(batch)
     assert isinstance(doubled, Batch)
     assert [leaf.shape[0] for leaf in jax.tree.leaves(doubled)] == [4] * 4

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from r2d2_jax.config import Config, EvaluationConfig, LossConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import EvaluationConfig
+from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.errors import UserError
 
 
@@ -66,8 +68,9 @@ def problems(config: dict[str, Any]) -> list[str]:
     with pytest.raises(UserError) as error:
         read(config)
     head, *lines = str(error.value).splitlines()
-    assert head == (f"the configuration has {len(lines)} problem(s); correct them in the config file or with "
-                    "--config.KEY=VALUE:")
+    assert head == (
+        f"the configuration has {len(lines)} problem(s); correct them in the config file or with --config.KEY=VALUE:"
+    )
     assert all(line.startswith("  - ") for line in lines)
     return [line.removeprefix("  - ") for line in lines]
 
@@ -91,8 +94,15 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 
 def test_ints_are_accepted_for_floats_and_lists_for_tuples() -> None:
-    config = read(changed(train__epochs=3, optimizer__learning_rate=1, model__temperature_range=[0.01, 1],
-                          loss__match_class_weights=[1, 2], data__crop_scale=(1, 1)))
+    config = read(
+        changed(
+            train__epochs=3,
+            optimizer__learning_rate=1,
+            model__temperature_range=[0.01, 1],
+            loss__match_class_weights=[1, 2],
+            data__crop_scale=(1, 1),
+        )
+    )
     assert (config.train.epochs, type(config.train.epochs)) == (3.0, float)
     assert config.optimizer.learning_rate == 1.0
     assert config.model.temperature_range == (0.01, 1.0)
@@ -108,8 +118,15 @@ def test_corpora_of_any_number() -> None:
 
 
 def test_round_trip_through_json() -> None:
-    config = read(changed(data__foil_split="swapped", data__corpora=["a", "b"], data__corpus_weights=[1, 2],
-                          model__temperature_range=[0.01, 0.4], loss__fgd=False))
+    config = read(
+        changed(
+            data__foil_split="swapped",
+            data__corpora=["a", "b"],
+            data__corpus_weights=[1, 2],
+            model__temperature_range=[0.01, 0.4],
+            loss__fgd=False,
+        )
+    )
     plain = config.to_dict()
     assert plain["model"]["temperature_range"] == [0.01, 0.4]
     assert read(json.loads(json.dumps(plain))) == config
@@ -119,10 +136,14 @@ def test_round_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (changed(model__image__widht=3), "unknown key model.image.widht; known here: image_size, patch_size, width, "
-                                         "layers, heads, mlp_width"),
-        (changed(trian={}), "unknown key trian; known here: model, data, optimizer, train, loss, initial, mesh, "
-                            "evaluation"),
+        (
+            changed(model__image__widht=3),
+            "unknown key model.image.widht; known here: image_size, patch_size, width, layers, heads, mlp_width",
+        ),
+        (
+            changed(trian={}),
+            "unknown key trian; known here: model, data, optimizer, train, loss, initial, mesh, evaluation",
+        ),
         (without("train.epochs"), "missing key train.epochs (float)"),
         (without("data.directory"), "missing key data.directory (str)"),
         (without("data"), "missing key data (DataConfig)"),
@@ -136,13 +157,17 @@ def test_round_trip_through_json() -> None:
         (changed(model__dtype=32), "model.dtype is 32 of type int; expected str"),
         (changed(data__crop_scale=0.5), "data.crop_scale is 0.5 of type float; expected tuple[float, float]"),
         (changed(data__crop_scale=(0.5,)), "data.crop_scale is (0.5,) of type tuple; expected tuple[float, float]"),
-        (changed(data__crop_scale=[0.5, 0.6, 0.7]),
-         "data.crop_scale is [0.5, 0.6, 0.7] of type list; expected tuple[float, float]"),
+        (
+            changed(data__crop_scale=[0.5, 0.6, 0.7]),
+            "data.crop_scale is [0.5, 0.6, 0.7] of type list; expected tuple[float, float]",
+        ),
         (changed(data__crop_scale=(0.5, "x")), "data.crop_scale is 'x' of type str; expected float"),
         (changed(data__corpora="a"), "data.corpora is 'a' of type str; expected tuple[str, ...]"),
         (changed(data__corpora=("a", 1)), "data.corpora is 1 of type int; expected str"),
-        (changed(data__corpora=("a", "b"), data__corpus_weights=(1.0, "2")),
-         "data.corpus_weights is '2' of type str; expected float"),
+        (
+            changed(data__corpora=("a", "b"), data__corpus_weights=(1.0, "2")),
+            "data.corpus_weights is '2' of type str; expected float",
+        ),
         (changed(mesh=2), "mesh is 2; expected a block of keys"),
     ],
 )
@@ -151,15 +176,31 @@ def test_unknown_missing_and_mistyped_keys(config: dict[str, Any], message: str)
 
 
 def test_a_block_that_is_no_block_also_lists_what_it_needs() -> None:
-    assert problems(changed(data="here")) == ["data is 'here'; expected a block of keys",
-                                              "missing key data.directory (str)"]
+    assert problems(changed(data="here")) == [
+        "data is 'here'; expected a block of keys",
+        "missing key data.directory (str)",
+    ]
 
 
-POSITIVE = ("train__batch_size", "train__epochs", "train__log_every", "train__keep_last", "optimizer__learning_rate",
-            "optimizer__clip_norm", "evaluation__batch_size")
-NOT_NEGATIVE = ("train__checkpoint_every", "train__evaluate_every", "train__keep_best", "data__workers",
-                "data__validation_images", "evaluation__rerank_candidates", "optimizer__warmup_steps",
-                "optimizer__weight_decay")
+POSITIVE = (
+    "train__batch_size",
+    "train__epochs",
+    "train__log_every",
+    "train__keep_last",
+    "optimizer__learning_rate",
+    "optimizer__clip_norm",
+    "evaluation__batch_size",
+)
+NOT_NEGATIVE = (
+    "train__checkpoint_every",
+    "train__evaluate_every",
+    "train__keep_best",
+    "data__workers",
+    "data__validation_images",
+    "evaluation__rerank_candidates",
+    "optimizer__warmup_steps",
+    "optimizer__weight_decay",
+)
 SHARES = ("soft_target_share", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
 WHOLE = {"batch_size", "log_every", "keep_last"}
 
@@ -206,25 +247,27 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
     [
         ({"data__crop_scale": (0.0, 1.0)}, "data.crop_scale is (0.0, 1.0); expected 0 < low <= high <= 1"),
         ({"data__crop_scale": (0.9, 0.5)}, "data.crop_scale is (0.9, 0.5); expected 0 < low <= high <= 1"),
-        ({"data__augmentation": "none"},
-         "data.augmentation is 'none'; expected 'crop_and_flip' or 'random_augment'"),
-        ({"data__augmentation_magnitude": -0.5},
-         "data.augmentation_magnitude is -0.5; expected a number from 0 to 10"),
-        ({"data__augmentation_magnitude": 10.5},
-         "data.augmentation_magnitude is 10.5; expected a number from 0 to 10"),
+        ({"data__augmentation": "none"}, "data.augmentation is 'none'; expected 'crop_and_flip' or 'random_augment'"),
+        ({"data__augmentation_magnitude": -0.5}, "data.augmentation_magnitude is -0.5; expected a number from 0 to 10"),
+        ({"data__augmentation_magnitude": 10.5}, "data.augmentation_magnitude is 10.5; expected a number from 0 to 10"),
         ({"data__crop_scale": (0.5, 1.5)}, "data.crop_scale is (0.5, 1.5); expected 0 < low <= high <= 1"),
         ({"mesh__data": 0}, "mesh.data is 0; expected a number of devices, or -1 for all that are left"),
         ({"mesh__fsdp": -2}, "mesh.fsdp is -2; expected a number of devices, or -1 for all that are left"),
-        ({"mesh__data": -1, "mesh__fsdp": -1},
-         "mesh.data and mesh.fsdp are both -1; at most one axis can take what is left"),
-        ({"loss__fgr": False},
-         "evaluation.rerank_candidates is 16 but no match heads are trained "
-         "(loss.fgr is False or model.cross.layers is 0); set it to 0"),
-        ({"model__cross__layers": 0, "loss__fgr": False, "loss__mlm": False},
-         "evaluation.rerank_candidates is 16 but no match heads are trained "
-         "(loss.fgr is False or model.cross.layers is 0); set it to 0"),
-        ({"model__image__image_size": 33},
-         "model.image.image_size 33 is not a multiple of model.image.patch_size 16"),
+        (
+            {"mesh__data": -1, "mesh__fsdp": -1},
+            "mesh.data and mesh.fsdp are both -1; at most one axis can take what is left",
+        ),
+        (
+            {"loss__fgr": False},
+            "evaluation.rerank_candidates is 16 but no match heads are trained "
+            "(loss.fgr is False or model.cross.layers is 0); set it to 0",
+        ),
+        (
+            {"model__cross__layers": 0, "loss__fgr": False, "loss__mlm": False},
+            "evaluation.rerank_candidates is 16 but no match heads are trained "
+            "(loss.fgr is False or model.cross.layers is 0); set it to 0",
+        ),
+        ({"model__image__image_size": 33}, "model.image.image_size 33 is not a multiple of model.image.patch_size 16"),
         ({"model__image__patch_size": 0}, "model.image.patch_size is 0; expected a positive number"),
         ({"model__image__layers": 0}, "model.image.layers is 0; expected a positive number"),
         ({"model__text__mlp_width": -1}, "model.text.mlp_width is -1; expected a positive number"),
@@ -235,53 +278,80 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"optimizer__weight_decay": float("nan")}, "optimizer.weight_decay is nan; expected 0 or more"),
         ({"optimizer__final_learning_rate": -1.0}, "optimizer.final_learning_rate is -1.0; expected 0 or more"),
         ({"train__seed": -1}, "train.seed is -1; expected 0 or more"),
-        ({"data__directory": "gs://bucket/data"},
-         "data.directory is gs://bucket/data, an address; expected a local or mounted path: mount it first"),
-        ({"data__vocabulary": "https://x.org/vocab.txt"},
-         "data.vocabulary is https://x.org/vocab.txt, an address; expected a local or mounted path: mount it first"),
+        (
+            {"data__directory": "gs://bucket/data"},
+            "data.directory is gs://bucket/data, an address; expected a local or mounted path: mount it first",
+        ),
+        (
+            {"data__vocabulary": "https://x.org/vocab.txt"},
+            "data.vocabulary is https://x.org/vocab.txt, an address; expected a local or mounted path: mount it first",
+        ),
         ({"data__directory": ""}, "data.directory is empty; expected the folder of a prepared dataset"),
-        ({"data__corpora": ("a", "https://b")},
-         "data.corpora names https://b, an address; expected a local or mounted path: mount it first"),
-        ({"data__corpora": ("a", "b", "a")},
-         "data.corpora names a 2 times; expected it once: give it a larger weight"),
+        (
+            {"data__corpora": ("a", "https://b")},
+            "data.corpora names https://b, an address; expected a local or mounted path: mount it first",
+        ),
+        ({"data__corpora": ("a", "b", "a")}, "data.corpora names a 2 times; expected it once: give it a larger weight"),
         ({"data__corpora": ("a", "")}, "data.corpora has an empty name; expected folders of prepared datasets"),
-        ({"data__corpora": ("a", "b"), "data__corpus_weights": (1.0,)},
-         "data.corpus_weights has 1 number(s) for the 2 folder(s) of data.corpora; expected one for each, or none at "
-         "all"),
-        ({"data__corpus_weights": (1.0,)},
-         "data.corpus_weights has 1 number(s) for the 0 folder(s) of data.corpora; expected one for each, or none at "
-         "all"),
-        ({"data__corpora": ("a", "b"), "data__corpus_weights": (1.0, 0.0)},
-         "data.corpus_weights is 0.0; expected a positive number"),
-        ({"data__corpora": ("a", "b"), "data__corpus_weights": (float("inf"), 1.0)},
-         "data.corpus_weights is inf; expected a positive number"),
+        (
+            {"data__corpora": ("a", "b"), "data__corpus_weights": (1.0,)},
+            "data.corpus_weights has 1 number(s) for the 2 folder(s) of data.corpora; expected one for each, or none "
+            "at all",
+        ),
+        (
+            {"data__corpus_weights": (1.0,)},
+            "data.corpus_weights has 1 number(s) for the 0 folder(s) of data.corpora; expected one for each, or none "
+            "at all",
+        ),
+        (
+            {"data__corpora": ("a", "b"), "data__corpus_weights": (1.0, 0.0)},
+            "data.corpus_weights is 0.0; expected a positive number",
+        ),
+        (
+            {"data__corpora": ("a", "b"), "data__corpus_weights": (float("inf"), 1.0)},
+            "data.corpus_weights is inf; expected a positive number",
+        ),
         ({"data__max_broken_share": -1.0}, "data.max_broken_share is -1.0; expected a number from 0 to 1"),
         ({"loss__match_class_weights": (-1.0, 2.0)}, "loss.match_class_weights is -1.0; expected 0 or more"),
         ({"loss__soft_target_ramp_epochs": -1.0}, "loss.soft_target_ramp_epochs is -1.0; expected 0 or more"),
         ({"model__image__heads": 5}, "model.image.width 24 is not a multiple of model.image.heads 5"),
         ({"model__text__heads": 0}, "model.text.heads is 0; expected a positive number"),
         ({"model__cross__heads": 3}, "model.cross.width 16 is not a multiple of model.cross.heads 3"),
-        ({"model__text__text_length": 13},
-         "model.text.text_length 13 is larger than model.text.max_positions 12; there is no position embedding for the "
-         "last tokens"),
+        (
+            {"model__text__text_length": 13},
+            "model.text.text_length 13 is larger than model.text.max_positions 12; there is no position embedding for "
+            "the last tokens",
+        ),
         ({"model__text__text_length": 2}, "model.text.text_length is 2; expected at least 3: CLS, one token, SEP"),
-        ({"model__cross__width": 32},
-         "model.cross.width 32 differs from model.text.width 16; the text-image cross encoder is fed with text tokens "
-         "directly"),
+        (
+            {"model__cross__width": 32},
+            "model.cross.width 32 differs from model.text.width 16; the text-image cross encoder is fed with text "
+            "tokens directly",
+        ),
         ({"model__cross__layers": -1}, "model.cross.layers is -1; expected 1 or more, or 0 for PRD2"),
         ({"model__dtype": "float16"}, "model.dtype is 'float16'; expected 'bfloat16' or 'float32'"),
-        ({"model__temperature_init": 0.6},
-         "model.temperature_init 0.6 lies outside model.temperature_range (0.001, 0.5)"),
-        ({"model__temperature_range": (0.0, 0.5)},
-         "model.temperature_init 0.07 lies outside model.temperature_range (0.0, 0.5)"),
+        (
+            {"model__temperature_init": 0.6},
+            "model.temperature_init 0.6 lies outside model.temperature_range (0.001, 0.5)",
+        ),
+        (
+            {"model__temperature_range": (0.0, 0.5)},
+            "model.temperature_init 0.07 lies outside model.temperature_range (0.0, 0.5)",
+        ),
         ({"loss__contrastive": "clip"}, "loss.contrastive is 'clip'; expected 'tgd' or 'gcpr'"),
-        ({"loss__queue_length": 7},
-         "loss.queue_length 7 is shorter than the global train.batch_size 8; a whole batch must fit into the queue"),
+        (
+            {"loss__queue_length": 7},
+            "loss.queue_length 7 is shorter than the global train.batch_size 8; a whole batch must fit into the queue",
+        ),
         ({"train__batch_size": 1}, "loss.fgr needs a hard negative, so train.batch_size must be at least 2"),
-        ({"model__cross__layers": 0, "evaluation__rerank_candidates": 0},
-         "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither"),
-        ({"model__cross__layers": 0, "loss__fgr": False, "evaluation__rerank_candidates": 0},
-         "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither"),
+        (
+            {"model__cross__layers": 0, "evaluation__rerank_candidates": 0},
+            "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither",
+        ),
+        (
+            {"model__cross__layers": 0, "loss__fgr": False, "evaluation__rerank_candidates": 0},
+            "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither",
+        ),
     ],
 )
 def test_contradictions(changes: dict[str, Any], message: str) -> None:
@@ -308,18 +378,23 @@ def test_what_only_looks_like_a_contradiction(changes: dict[str, Any]) -> None:
 def test_all_problems_of_the_keys_are_listed_together() -> None:
     config = changed(model__image__widht=3, train__batch_size="8", loss__fgr=1, evaluation__nothing=0)
     del config["data"]["directory"]
-    assert sorted(problems(config)) == sorted([
-        "unknown key model.image.widht; known here: image_size, patch_size, width, layers, heads, mlp_width",
-        "missing key data.directory (str)",
-        "train.batch_size is '8' of type str; expected int",
-        "loss.fgr is 1 of type int; expected bool",
-        "unknown key evaluation.nothing; known here: rerank_candidates, rerank_during_training, batch_size",
-    ])
+    assert sorted(problems(config)) == sorted(
+        [
+            "unknown key model.image.widht; known here: image_size, patch_size, width, layers, heads, mlp_width",
+            "missing key data.directory (str)",
+            "train.batch_size is '8' of type str; expected int",
+            "loss.fgr is 1 of type int; expected bool",
+            "unknown key evaluation.nothing; known here: rerank_candidates, rerank_during_training, batch_size",
+        ]
+    )
 
 
 def test_all_contradictions_are_listed_together() -> None:
-    found = problems(changed(model__image__heads=5, loss__queue_length=7, data__crop_scale=(0.9, 0.5), mesh__data=0,
-                             loss__mask_share=0.0))
+    found = problems(
+        changed(
+            model__image__heads=5, loss__queue_length=7, data__crop_scale=(0.9, 0.5), mesh__data=0, loss__mask_share=0.0
+        )
+    )
     assert len(found) == 5
 
 

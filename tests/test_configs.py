@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from r2d2_jax.config import Config
+from r2d2_jax.config.reading import Config
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))

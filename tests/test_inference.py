@@ -37,8 +37,14 @@ def test_every_kind_of_image_gives_the_same(model: Ranker, pictures: list[np.nda
     Image.fromarray(pictures[0]).save(tmp_path / "a.png")
     normalised = (pictures[0] / 255 - CLIP_MEAN) / CLIP_DEVIATION
     kinds: list[Any] = [
-        tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pictures[0]), pictures[0], pictures[0][None],
-        [tmp_path / "a.png"], normalised[None].astype(np.float32)]
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        Image.fromarray(pictures[0]),
+        pictures[0],
+        pictures[0][None],
+        [tmp_path / "a.png"],
+        normalised[None].astype(np.float32),
+    ]
     want = model.encode_image(pictures).embed[:1]
     for kind in kinds:
         np.testing.assert_allclose(model.encode_image(kind).embed, want, **CLOSE)
@@ -89,7 +95,8 @@ def test_match_tokens_is_the_models_own_match(model: Ranker, pictures: list[np.n
     logits: Any = whole.module.apply({"params": whole.params}, *tokens, method="match")
     want = np.asarray(match_probability(logits))
     np.testing.assert_allclose(
-        model.match_tokens(np.asarray(image.tokens), np.asarray(text.tokens), mask), want, **CLOSE)
+        model.match_tokens(np.asarray(image.tokens), np.asarray(text.tokens), mask), want, **CLOSE
+    )
 
 
 def test_load_opens_what_was_written(tmp_path: Path, model: Ranker, pictures: list[np.ndarray]) -> None:
@@ -112,23 +119,41 @@ def test_punctuation_is_mapped_as_in_training(model: Ranker) -> None:
         r2d2_jax.unload  # noqa: B018
 
 
-@pytest.mark.parametrize(("ask", "message"), [
-    (lambda model: model.encode_image([]), "there are no images to encode"),
-    (lambda model: model.encode_image("absent.jpg"), "image absent.jpg: .*name a complete image file"),
-    (lambda model: model.encode_image(np.zeros((4, 4), np.uint8)), r"an image is uint8 \[4\]"),
-    (lambda model: model.encode_image(np.zeros((1, 8, 8, 3), np.float32)), r"shape \[1, 8, 8, 3\]; expected float32"),
-    (lambda model: model.encode_text([]), "there are no texts to encode"),
-    (lambda model: model.encode_text(np.zeros((2, 5), int)), r"attention_mask None; expected both \[b l\]"),
-    (lambda model: model.encode_text(np.zeros((1, 8), int), np.ones((1, 8))), "texts have 8 tokens; the model has 7"),
-    (lambda model: model.encode_text(np.full((1, 3), 11), np.ones((1, 3))), "input_ids run from 11 to 11"),
-    (lambda model: model.match([np.zeros((9, 9, 3), np.uint8)] * 2, TEXTS), "2 images and 3 texts; expected as many"),
-    (lambda model: model.match_tokens(np.zeros((2, 10, 64)), np.zeros((3, 7, 64)), np.ones((3, 7))),
-     "2 rows of image tokens, 3 of text tokens, 3 of attention_mask"),
-    (lambda _: Ranker(random_model(), batch_size=0), "batch_size is 0; expected 1 or more"),
-    (lambda _: Ranker(random_model()).encode_text("圆"), "the model came without a vocabulary"),
-    (lambda _: Ranker(random_model(cross_layers=0, tokens=VOCABULARY)).match(np.zeros((9, 9, 3), np.uint8), "圆"),
-     r"the model has no cross encoders \(PRD2\)"),
-])
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model: model.encode_image([]), "there are no images to encode"),
+        (lambda model: model.encode_image("absent.jpg"), "image absent.jpg: .*name a complete image file"),
+        (lambda model: model.encode_image(np.zeros((4, 4), np.uint8)), r"an image is uint8 \[4\]"),
+        (
+            lambda model: model.encode_image(np.zeros((1, 8, 8, 3), np.float32)),
+            r"shape \[1, 8, 8, 3\]; expected float32",
+        ),
+        (lambda model: model.encode_text([]), "there are no texts to encode"),
+        (lambda model: model.encode_text(np.zeros((2, 5), int)), r"attention_mask None; expected both \[b l\]"),
+        (
+            lambda model: model.encode_text(np.zeros((1, 8), int), np.ones((1, 8))),
+            "texts have 8 tokens; the model has 7",
+        ),
+        (lambda model: model.encode_text(np.full((1, 3), 11), np.ones((1, 3))), "input_ids run from 11 to 11"),
+        (
+            lambda model: model.match([np.zeros((9, 9, 3), np.uint8)] * 2, TEXTS),
+            "2 images and 3 texts; expected as many",
+        ),
+        (
+            lambda model: model.match_tokens(np.zeros((2, 10, 64)), np.zeros((3, 7, 64)), np.ones((3, 7))),
+            "2 rows of image tokens, 3 of text tokens, 3 of attention_mask",
+        ),
+        (lambda _: Ranker(random_model(), batch_size=0), "batch_size is 0; expected 1 or more"),
+        (lambda _: Ranker(random_model()).encode_text("圆"), "the model came without a vocabulary"),
+        (
+            lambda _: Ranker(random_model(cross_layers=0, tokens=VOCABULARY)).match(
+                np.zeros((9, 9, 3), np.uint8), "圆"
+            ),
+            r"the model has no cross encoders \(PRD2\)",
+        ),
+    ],
+)
 def test_bad_input_has_one_clear_message(model: Ranker, ask: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ask(model)
@@ -147,9 +172,7 @@ def run_match(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("cross_layers", [2, 0])
-def test_match_program_prints_the_best_first(
-    tmp_path: Path, pictures: list[np.ndarray], cross_layers: int
-) -> None:
+def test_match_program_prints_the_best_first(tmp_path: Path, pictures: list[np.ndarray], cross_layers: int) -> None:
     write_model(random_model(cross_layers=cross_layers, tokens=VOCABULARY), tmp_path / "ours")
     Image.fromarray(pictures[0]).save(tmp_path / "a.png")
     done = run_match("--checkpoint", str(tmp_path / "ours"), "--image", str(tmp_path / "a.png"), "--text", *TEXTS)

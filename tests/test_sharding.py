@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from small_model import TOKENS, small_config, small_recipe, small_rows, small_words
 
-from r2d2_jax.config import Config, MeshConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.losses.masked_lm import mask_words
 from r2d2_jax.sharding import batch_sharding, check_batch_divides, global_batch, make_mesh, path_name, state_shardings

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from r2d2_jax.config import model_config
+from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.tensor_files import SUFFIXES, read_tensors, write_tensors
 from r2d2_jax.convert.torch_r2d2 import from_published, to_published
 from r2d2_jax.convert.transformers_folder import is_transformers, load_transformers, save_transformers
 from r2d2_jax.errors import UserError
 from r2d2_jax.extras import ONNX, require
 from r2d2_jax.models.store import VOCABULARY, Model, is_model, load_model, read_vocabulary, save_model
-from r2d2_jax.train.checkpoint import BEFORE_THE_KEY, load_state
+from r2d2_jax.runs import BEFORE_THE_KEY, load_state
 from r2d2_jax.trees import flat
 
 STUDENT, TEACHER = "student", "teacher"

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 
-from r2d2_jax.config import ImageTowerConfig, ModelConfig
+from r2d2_jax.config.model import ImageTowerConfig, ModelConfig
 from r2d2_jax.convert.naming import (
     Params,
     Place,

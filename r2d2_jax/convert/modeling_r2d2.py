@@ -170,9 +170,7 @@ class R2D2Model(PreTrainedModel):
         tokens = self.visual_encoder(pixel_values)
         return tokens, nn.functional.normalize(self.vision_proj(tokens[:, 0]), dim=-1)
 
-    def encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """text_tokens [b l d] and text_embed [b e] of input_ids and attention_mask [b l]."""
         tokens = self.text_encoder(input_ids, attention_mask)
         return tokens, nn.functional.normalize(self.text_proj(tokens[:, 0]), dim=-1)

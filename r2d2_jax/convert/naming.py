@@ -9,16 +9,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from r2d2_jax.config import ModelConfig
+from r2d2_jax.arrays import Params
+from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.models.r2d2 import R2D2, abstract_params
 from r2d2_jax.trees import flat, nested
 
-Params = dict[str, Any]
 Tensors = Mapping[str, np.ndarray]
 Turn = Literal["none", "linear", "patches"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.config import ModelConfig
+from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.convert.modeling_r2d2 import R2D2Model
 from r2d2_jax.convert.torch_model import torch_model
 from r2d2_jax.convert.torch_r2d2 import published_parameters
@@ -26,7 +26,7 @@ logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(loggin
 
 EXAMPLE_ROWS = 2  # of the traced example; the exporter would take a size of 1 for a constant
 
-USE = '''Each graph is run alone, with onnxruntime for example. `b` and `l` may be any number.
+USE = """Each graph is run alone, with onnxruntime for example. `b` and `l` may be any number.
 
 | graph | inputs | outputs |
 |---|---|---|
@@ -35,7 +35,7 @@ USE = '''Each graph is run alone, with onnxruntime for example. `b` and `l` may 
 | `match.onnx` | image_tokens, text_tokens, attention_mask, pair by pair | match_probability [b] |
 
 The weights lie beside each graph in a `.onnx.data` file. `tokenizer.json` and `preprocessor_config.json` are read by
-transformers.'''
+transformers."""
 
 
 @dataclass(frozen=True)

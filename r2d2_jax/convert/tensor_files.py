@@ -97,8 +97,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             loaded = loaded[key]
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}; expected a state dict, or a dict with one as 'model'")
-    floating = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in loaded.items()
-                if isinstance(tensor, torch.Tensor)}
+    floating = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in loaded.items()
+        if isinstance(tensor, torch.Tensor)
+    }
     return {name: tensor.detach().numpy() for name, tensor in floating.items()}
 
 

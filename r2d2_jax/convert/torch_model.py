@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from r2d2_jax.config import ModelConfig
+from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.convert.modeling_r2d2 import R2D2Config, R2D2Model
 from r2d2_jax.convert.naming import Tensors
 from r2d2_jax.convert.torch_r2d2 import published_places

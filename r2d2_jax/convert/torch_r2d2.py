@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.convert.naming import (
     Place,
     Tensors,
@@ -32,8 +32,9 @@ LEFTOVER = {
     r"(visual_encoder|text_encoder|text_joint_layer|img_joint_layer)\.embeddings\.position_ids": "0, 1, 2, ...",
     r"visual_encoder\.post_layernorm\.(weight|bias)": "image tokens are taken before CLIP's last norm",
     r"text_encoder\.pooler\.dense\.(weight|bias)": "text features come from CLS itself",
-    r"(text|img)_joint_layer\.embeddings\.(word_embeddings|position_embeddings|LayerNorm)\.(weight|bias)":
-        "cross encoders are fed with tower tokens",
+    r"(text|img)_joint_layer\.embeddings\.(word_embeddings|position_embeddings|LayerNorm)\.(weight|bias)": (
+        "cross encoders are fed with tower tokens"
+    ),
 }
 
 

@@ -13,11 +13,12 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.config import ModelConfig, model_config
+from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.naming import assembled
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
-from r2d2_jax.data.tokenizer import tokenizer_of
+from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 from r2d2_jax.models.store import VOCABULARY, Model, read_vocabulary, write_vocabulary
@@ -111,7 +112,7 @@ def image_processor(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-PYTORCH_USE = '''```python
+PYTORCH_USE = """```python
 import torch
 import transformers
 
@@ -124,7 +125,7 @@ with torch.no_grad():
     image_tokens, image_embed = model.encode_image(pixel_values)
     text_tokens, text_embed = model.encode_text(**texts)
     cosine = image_embed @ text_embed.T
-```'''
+```"""
 
 
 def model_card(model: Model, use: str) -> str:
@@ -165,8 +166,13 @@ def _write_tokenizer(model: Model, folder: Path) -> None:
     length = model.config.text.text_length
     tokenizer = tokenizer_of(model.vocabulary, length, map_punctuation=model.maps_punctuation)
     tokenizer.backend().save(str(folder / "tokenizer.json"))
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-               "mask_token": "[MASK]"}
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     reading = {"model_max_length": length, "model_input_names": ["input_ids", "attention_mask"]}
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **reading, **special})
     write_vocabulary(model.vocabulary, folder / VOCABULARY)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from r2d2_jax.config import ModelConfig
+from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.convert.conversion import Form, is_published
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters
@@ -159,7 +159,10 @@ def torch_stages(model: "R2D2Model", sample: Sample) -> Stages:
         image_tokens, image_embed = model.encode_image(torch.tensor(_channels_first(sample.images)))
         text_tokens, text_embed = model.encode_text(torch.tensor(sample.input_ids, dtype=torch.int64), mask)
         stages = {
-            IMAGE_TOKENS: image_tokens, IMAGE_EMBED: image_embed, TEXT_TOKENS: text_tokens, TEXT_EMBED: text_embed
+            IMAGE_TOKENS: image_tokens,
+            IMAGE_EMBED: image_embed,
+            TEXT_TOKENS: text_tokens,
+            TEXT_EMBED: text_embed,
         }
         if model.matches:
             text_image, image_text = model.cross(image_tokens, text_tokens, mask)

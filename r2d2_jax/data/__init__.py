@@ -1,17 +1,8 @@
-"""From photographs and captions on disk to batches of arrays in host memory.
+"""What a run reads: records of prepared datasets, mixed, augmented and tokenised into batches in host memory.
 
 The words of this folder, in the order in which data walks:
 
-    corpus      images and texts in the files that people have
-    annotation  what one line of an annotation file says of an image
-    entry       one step of reading a corpus: an example, or the reason why there is none
-    example     an image with its captions, before it has a place in a shard
-    sample      what one key of an archive holds; it becomes an example
-    piece       what is read in one go: a run of entries, or one archive
-    task        one shard to write, out of one piece or several
-    shard       an ArrayRecord file
-    dataset     what a preparation makes of a corpus: the shards of all splits, and what TFDS wants to know of them
-    record      an example in its place in a shard
-    mixture     the training records of one dataset or several, under common numbers
-    row         a record in its place in a run, augmented; `b` of them are a batch
+    record   an image with its captions in its place in a shard
+    mixture  the training records of one dataset or several, under common numbers
+    row      a record in its place in a run, augmented; `b` of them are a batch
 """

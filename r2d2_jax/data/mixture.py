@@ -49,8 +49,10 @@ class Mixture:
         self._starts = (0, *itertools.accumulate(self.records))
         for source, rows in zip(sources, self.rows, strict=True):
             if not rows:
-                raise UserError(f"the weight of corpus {source.folder} is so small that an epoch of {len(self)} rows "
-                                "has none of it; raise its number in data.corpus_weights, or leave the corpus out")
+                raise UserError(
+                    f"the weight of corpus {source.folder} is so small that an epoch of {len(self)} rows "
+                    "has none of it; raise its number in data.corpus_weights, or leave the corpus out"
+                )
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from r2d2_jax.data.entries import UnusableRecord
+from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.shards import open_shard, read_shard
 from r2d2_jax.errors import UserError, first_line
 
@@ -43,11 +43,15 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{root} holds {len(found)} datasets ({', '.join(map(str, found))}); expected one. Name one of "
-                        "these folders instead")
+        raise UserError(
+            f"{root} holds {len(found)} datasets ({', '.join(map(str, found))}); expected one. Name one of "
+            "these folders instead"
+        )
     missing = "holds no prepared dataset" if root.is_dir() else "does not exist"
-    raise UserError(f"data folder {root} {missing}; expected NAME/1.0.0/dataset_info.json in it. Make it with "
-                    "launch/prepare_data.py --output=FOLDER and set data.directory to that folder")
+    raise UserError(
+        f"data folder {root} {missing}; expected NAME/1.0.0/dataset_info.json in it. Make it with "
+        "launch/prepare_data.py --output=FOLDER and set data.directory to that folder"
+    )
 
 
 def dataset_info(folder: Path) -> tfds.core.DatasetInfo:
@@ -59,12 +63,16 @@ def dataset_info(folder: Path) -> tfds.core.DatasetInfo:
     try:
         info = tfds.builder_from_directory(folder).info
     except Exception as error:  # protobuf's own errors, ValueError, KeyError, OSError, ...
-        raise UserError(f"the dataset in {folder} cannot be opened: {first_line(error)}; expected whole files "
-                        "dataset_info.json and features.json. Copy them back, or prepare the dataset again with "
-                        "launch/prepare_data.py") from error
+        raise UserError(
+            f"the dataset in {folder} cannot be opened: {first_line(error)}; expected whole files "
+            "dataset_info.json and features.json. Copy them back, or prepare the dataset again with "
+            "launch/prepare_data.py"
+        ) from error
     if not info.splits:
-        raise UserError(f"{folder}/dataset_info.json names no split; expected one or more, such as train. Copy the "
-                        "file back, or prepare the dataset again with launch/prepare_data.py")
+        raise UserError(
+            f"{folder}/dataset_info.json names no split; expected one or more, such as train. Copy the "
+            "file back, or prepare the dataset again with launch/prepare_data.py"
+        )
     return info
 
 
@@ -99,15 +107,19 @@ class RecordSource:
         info = dataset_info(self.folder)
         _check_features(self.folder, info)
         if split not in info.splits:
-            raise UserError(f"{self.folder} has no split {split!r}; it has {', '.join(sorted(info.splits))}. Correct "
-                            "the split's name in the data configuration")
+            raise UserError(
+                f"{self.folder} has no split {split!r}; it has {', '.join(sorted(info.splits))}. Correct "
+                "the split's name in the data configuration"
+            )
         self.labelled = "label" in info.features
         self._prefix = f"{corpus}:{split}" if corpus else split
         self._shards = [os.fspath(path) for path in info.splits[split].filepaths]
         self.shard_lengths = np.array(info.splits[split].shard_lengths, np.int64)
         if not self.shard_lengths.sum():
-            raise UserError(f"split {split!r} of {self.folder} has no records; expected one or more. Prepare the "
-                            "dataset again with launch/prepare_data.py")
+            raise UserError(
+                f"split {split!r} of {self.folder} has no records; expected one or more. Prepare the "
+                "dataset again with launch/prepare_data.py"
+            )
         self._ends = np.cumsum(self.shard_lengths)
         self._complete = complete
         if complete:
@@ -176,13 +188,17 @@ class RecordSource:
     def _check_shards_exist(self) -> None:
         missing = [path for path in self._shards if not os.path.isfile(path)]
         if missing:
-            raise UserError(f"shard {missing[0]} is missing ({len(missing)} of the {len(self._shards)} shards of split "
-                            f"{self.split!r} are); copy it back, or prepare the dataset again with "
-                            "launch/prepare_data.py")
+            raise UserError(
+                f"shard {missing[0]} is missing ({len(missing)} of the {len(self._shards)} shards of split "
+                f"{self.split!r} are); copy it back, or prepare the dataset again with "
+                "launch/prepare_data.py"
+            )
 
 
 def _check_features(folder: Path, info: tfds.core.DatasetInfo) -> None:
     absent = {"image", "captions", "image_id"} - set(info.features or {})
     if absent:
-        raise UserError(f"the dataset in {folder} has no {', '.join(sorted(absent))}; expected records with image, "
-                        "captions and image_id, as launch/prepare_data.py writes them")
+        raise UserError(
+            f"the dataset in {folder} has no {', '.join(sorted(absent))}; expected records with image, "
+            "captions and image_id, as launch/prepare_data.py writes them"
+        )

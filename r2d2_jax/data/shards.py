@@ -58,8 +58,10 @@ def open_shard(path: str, records: int) -> Any:
     except Exception as error:
         found, reason = None, str(error)
     if found != records:
-        raise UserError(f"shard {path} cannot be opened ({reason}); expected a complete ArrayRecord file. Copy it "
-                        "again, or prepare the dataset again with launch/prepare_data.py")
+        raise UserError(
+            f"shard {path} cannot be opened ({reason}); expected a complete ArrayRecord file. Copy it "
+            "again, or prepare the dataset again with launch/prepare_data.py"
+        )
     return reader
 
 

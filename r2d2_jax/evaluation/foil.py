@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r2d2_jax.data.pipeline import EvaluationSplit
+from r2d2_jax.arrays import Params
+from r2d2_jax.data.train_batches import EvaluationSplit
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
-from r2d2_jax.train.state import Params
 
 CHANCE = 50.0
 
@@ -28,7 +28,7 @@ def check_foil_split(split: EvaluationSplit) -> None:
         image = int(np.argmax(captions != 2))
         raise UserError(
             f"the foil split's record {split.image_ids[image]!r} has {captions[image]} caption(s); expected exactly "
-            "two: the true caption and its foil. Prepare the split again or set data.foil_split to \"\""
+            'two: the true caption and its foil. Prepare the split again or set data.foil_split to ""'
         )
 
 

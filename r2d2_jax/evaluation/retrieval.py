@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from r2d2_jax.arrays import Params
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
-from r2d2_jax.train.state import Params
 
 CUTOFFS = (1, 5, 10)
 # Score of pairs outside the re-ranked candidates (published code); any number below every cosine does.

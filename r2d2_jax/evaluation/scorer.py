@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Encoded
-from r2d2_jax.data.pipeline import EvaluationSplit
+from r2d2_jax.arrays import Encoded, Params
+from r2d2_jax.data.train_batches import EvaluationSplit
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.sharding import apply_by_rows, batch_sharding, check_batch_divides, replicated
-from r2d2_jax.train.state import Params
 
 # Batches on their way at once: one is computed while the host prepares the next or takes in the last. More would only
 # fill the device's memory with inputs that wait.

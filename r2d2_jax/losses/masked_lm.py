@@ -138,9 +138,7 @@ def _masked_at(input_ids: jax.Array, position: jax.Array, masked: jax.Array, mas
 
 
 @checked
-def masked_lm(
-    logits: Float[Array, "b s v"], label: Int[Array, "b s"], masked: Bool[Array, "b s"]
-) -> Float[Array, ""]:
+def masked_lm(logits: Float[Array, "b s v"], label: Int[Array, "b s"], masked: Bool[Array, "b s"]) -> Float[Array, ""]:
     """Mean over all masked tokens of -log_softmax(logits)[label], in float32; 0 if nothing is masked."""
     log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     chosen = jnp.take_along_axis(log_probability, label[..., None], axis=-1)[..., 0]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Bool, Float, Int, checked
-from r2d2_jax.config import TextTowerConfig
+from r2d2_jax.config.model import TextTowerConfig
 from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, dense, erf_gelu, scanned
 
 EPSILON = 1e-12  # layer-norm epsilon of BERT (published code)
@@ -52,9 +52,7 @@ class TextEncoder(nn.Module):
         self.layers = stack(size, self.dtype)
 
     @checked
-    def __call__(
-        self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]
-    ) -> Float[Array, "b l d"]:
+    def __call__(self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         """The last hidden state of every token."""
         length = input_ids.shape[1]
         hidden = self.word_embedding(input_ids) + self.position_embedding(jnp.arange(length))
@@ -76,9 +74,7 @@ class MaskedLmHead(nn.Module):
 
     @nn.compact
     @checked
-    def __call__(
-        self, tokens: Float[Array, "b s d"], word_embedding: Float[Array, "v d"]
-    ) -> Float[Array, "b s v"]:
+    def __call__(self, tokens: Float[Array, "b s d"], word_embedding: Float[Array, "v d"]) -> Float[Array, "b s v"]:
         """Vocabulary logits, in float32, of the given tokens."""
         hidden = erf_gelu(dense(tokens.shape[-1], self.dtype, "transform")(tokens))
         hidden = LayerNorm(EPSILON, name="transform_norm")(hidden)

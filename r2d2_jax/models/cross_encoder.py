@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Bool, Float, Int, checked
-from r2d2_jax.config import CrossEncoderConfig
+from r2d2_jax.config.model import CrossEncoderConfig
 from r2d2_jax.models.bert import EPSILON
 from r2d2_jax.models.layers import Attention, LayerNorm, Mlp, erf_gelu, scanned
 

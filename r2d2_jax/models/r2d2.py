@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, UInt8, checked, unit_norm
-from r2d2_jax.config import ModelConfig
+from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.models.bert import MaskedLmHead, TextEncoder
 from r2d2_jax.models.cross_encoder import CrossEncoder
 from r2d2_jax.models.layers import dense

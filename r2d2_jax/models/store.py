@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.config import ModelConfig, model_config
+from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.reading import model_config
 from r2d2_jax.errors import UserError, bulleted, first_line
 from r2d2_jax.models.r2d2 import R2D2, abstract_params
 from r2d2_jax.trees import flat, nested, shape_differences

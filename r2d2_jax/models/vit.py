@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Float, checked
-from r2d2_jax.config import ImageTowerConfig
+from r2d2_jax.config.model import ImageTowerConfig
 from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, quick_gelu, scanned
 
 EPSILON = 1e-5  # layer-norm epsilon of CLIP (published code)

@@ -1,7 +1,6 @@
 """Checkpoints: train state, progress and resolved configuration, written by Orbax, asynchronously and atomically."""
 
 import copy
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -14,42 +13,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from r2d2_jax.atomic import WRITE_ERRORS
-from r2d2_jax.config import Config, TrainConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.errors import UserError, bulleted, first_line
+from r2d2_jax.runs import config_differences, item_handlers
 from r2d2_jax.sharding import path_name
 from r2d2_jax.train.state import TrainState
-from r2d2_jax.trees import flat
-
-# Keys that may change when a run goes on: they move, watch or keep it, but do not change what is learned.
-FREE_KEYS = (
-    "mesh.",
-    "evaluation.",
-    "initial.",  # read only before the first step
-    "data.directory",
-    "data.corpora",  # folders may move; that each has as many records as before is checked
-    "data.vocabulary",
-    "data.validation_split",
-    "data.foil_split",
-    "data.validation_images",
-    "data.workers",
-    "data.max_broken_share",
-    "model.remat",
-    "model.unroll",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.evaluate_every",
-    "train.keep_last",
-    "train.keep_best",
-)
-
-# What a run did when there was no key for it yet: a checkpoint of that time goes on with a configuration that says so.
-BEFORE_THE_KEY = {
-    "data.augmentation": "crop_and_flip",
-    "data.augmentation_magnitude": 5.0,
-    "data.corpus_weights": [],
-    "data.map_punctuation": True,
-    "loss.whole_word_masking": False,
-}
 
 
 class Checkpoints:
@@ -79,7 +48,7 @@ class Checkpoints:
             save_root_metadata=False,
         )
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=item_handlers())
         except OSError as error:
             raise UserError(f"cannot use {self.directory}: {first_line(error)}; choose another --workdir") from error
 
@@ -128,7 +97,7 @@ class Checkpoints:
         step = self._manager.latest_step()
         saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         metadata = self._manager.item_metadata(step)["state"]
-        differences = [*_config_differences(saved["config"], config.to_dict()), *_leaf_differences(metadata, abstract)]
+        differences = [*config_differences(saved["config"], config.to_dict()), *_leaf_differences(metadata, abstract)]
         if differences:
             raise UserError(
                 f"the checkpoint {self.directory / str(step)} is of another model or configuration; start in an empty "
@@ -166,41 +135,6 @@ def _reason(error: BaseException) -> str:
     """What the operating system said; TensorStore wraps it in several hundred characters."""
     said = re.search(r"([^:]+) \[os_error_code", str(error))
     return said.group(1).strip() if said else first_line(error)
-
-
-def _handlers() -> dict[str, ocp.CheckpointHandler]:
-    """How each item of a checkpoint is kept; named so that its metadata can be read before anything is restored."""
-    json_items = {name: ocp.JsonCheckpointHandler() for name in ("config", "progress")}
-    return {"state": ocp.StandardCheckpointHandler(), **json_items}
-
-
-def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The train state, as nested dicts in host memory, and the configuration of a run's newest checkpoint.
-
-    Raises:
-        UserError: there is no checkpoint.
-    """
-    directory = (workdir / "checkpoints").absolute()
-    # Not read_only, of which Orbax warns every time; with these it writes nothing either.
-    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
-    manager = ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
-    step = manager.latest_step() if directory.is_dir() else None
-    if step is None:
-        raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
-    saved = manager.restore(step, args=items)
-    return saved["state"], saved["config"]
-
-
-def _config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
-    before, now = BEFORE_THE_KEY | dict(flat(saved, ".")), dict(flat(asked, "."))
-    for key in sorted(before.keys() | now.keys()):
-        if not key.startswith(FREE_KEYS) and before.get(key) != now.get(key):
-            yield f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
-
-
-def _shown(values: dict[str, Any], key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "absent"
 
 
 def _leaf_differences(metadata: Any, abstract: TrainState) -> Iterator[str]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from r2d2_jax.arrays import Batch
-from r2d2_jax.config import Config
+from r2d2_jax.config.reading import Config
 from r2d2_jax.sharding import batch_sharding, replicated
 from r2d2_jax.train.state import Recipe, TrainState, abstract_state
 from r2d2_jax.train.step import train_step

@@ -7,12 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from r2d2_jax.config import Config, InitialWeightsConfig
+from r2d2_jax.arrays import Params
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import InitialWeightsConfig
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
 from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
-from r2d2_jax.train.state import Params, Recipe, TrainState
+from r2d2_jax.train.state import Recipe, TrainState
 from r2d2_jax.trees import shape_differences
 
 

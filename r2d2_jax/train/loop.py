@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.config import Config
+from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
 from r2d2_jax.processes import check_shared

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from r2d2_jax.config import OptimizerConfig
+from r2d2_jax.config.run import OptimizerConfig
 from r2d2_jax.sharding import path_name
 
 # Ends of the paths of parameters without weight decay: biases, norms, and the learned temperature.

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.config import Config
-from r2d2_jax.data.broken import BrokenRecords
+from r2d2_jax.config.reading import Config
+from r2d2_jax.data.bad_records import BrokenRecords
 from r2d2_jax.data.mixture import Mixture
-from r2d2_jax.data.pipeline import EvaluationSplit, train_batches
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.data.train_batches import EvaluationSplit, train_batches
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import Evaluator
 from r2d2_jax.evaluation.scorer import Scorer

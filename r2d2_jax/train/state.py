@@ -1,7 +1,6 @@
 """The train state: everything that a step changes, as arrays and nothing else."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +8,15 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.config import Config, LossConfig, ModelConfig
+from r2d2_jax.arrays import Params
+from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.models.r2d2 import R2D2, abstract_params, init_params
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import state_shardings
 from r2d2_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from r2d2_jax.train.queue import Queue, empty_queue
-
-Params = dict[str, Any]
 
 
 @struct.dataclass

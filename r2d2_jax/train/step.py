@@ -12,7 +12,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Batch, Encoded, same_image, unit_norm
+from r2d2_jax.arrays import Batch, Encoded, Params, same_image, unit_norm
 from r2d2_jax.losses.contrastive import gcpr, similarity_logits
 from r2d2_jax.losses.distillation import Candidates, fgd, followed_mean, tgd
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
@@ -21,7 +21,7 @@ from r2d2_jax.models.r2d2 import cls_of, normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows, replicated, rows_at
 from r2d2_jax.train.queue import enqueue
-from r2d2_jax.train.state import Params, Recipe, TrainState
+from r2d2_jax.train.state import Recipe, TrainState
 
 Terms = dict[str, jax.Array]
 
@@ -322,4 +322,3 @@ def _enqueued(state: TrainState, batch: Batch, teacher: Towers | None) -> Any:
     if state.queue is None or teacher is None:
         return None
     return enqueue(state.queue, teacher.image.embed, teacher.text.embed, batch.image_id)
-

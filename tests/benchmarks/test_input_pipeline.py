@@ -14,9 +14,9 @@ from PIL import Image
 from programs import loaded_benchmark
 
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import Tokenizer
-from r2d2_jax.data.writer import write_dataset
+from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.writer import write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_usual_operations_are_ours(benchmark: ModuleType) -> None:
     """Up to the interpolation: so the mean difference is small, and a wrong direction or size would not be."""
     pytest.importorskip("torch")
     usual = importlib.import_module("usual_loader")
-    ours = importlib.import_module("r2d2_jax.data.random_augment")
+    ours = importlib.import_module("r2d2_jax.data.image.random_augment")
     image = Image.open(io.BytesIO(benchmark.photograph((64, 64), 0)))
     pixels, levels = np.asarray(image.convert("RGBA")), (None, None, None, 1.0, 1.0, 0.15, 0.15, 5, 5, 15)
     assert len(usual.OPERATIONS) == len(ours.OPERATIONS) == len(levels)
@@ -126,7 +126,12 @@ def test_medians_ask_each_loader_in_turn(benchmark: ModuleType) -> None:
 
     found = benchmark.medians({"a": loader("a"), "b": loader("b")}, rounds=2, seconds=0.0, ahead=3)
     assert [(name, len(list(group))) for name, group in itertools.groupby(asked)] == [
-        ("a", 1), ("b", 1), ("a", 4), ("b", 4), ("a", 4), ("b", 4)
+        ("a", 1),
+        ("b", 1),
+        ("a", 4),
+        ("b", 4),
+        ("a", 4),
+        ("b", 4),
     ]
     assert all(rate > 0 for rates in found.values() for rate in rates)
 

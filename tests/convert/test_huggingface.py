@@ -14,15 +14,16 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from transformers_models import bert_config, clip_config
 
-from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.convert.huggingface import image_tower, located, text_tower
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.r2d2 import R2D2
 
 CONFIG = ModelConfig(
     image=ImageTowerConfig(image_size=32, patch_size=8, width=24, layers=3, heads=3, mlp_width=40),
-    text=TextTowerConfig(vocabulary_size=50, text_length=12, width=32, layers=3, heads=4, mlp_width=48,
-                         max_positions=20),
+    text=TextTowerConfig(
+        vocabulary_size=50, text_length=12, width=32, layers=3, heads=4, mlp_width=48, max_positions=20
+    ),
     cross=CrossEncoderConfig(layers=2, width=32, heads=4, mlp_width=48),
     embed_size=16,
     dtype="float32",
@@ -68,10 +69,17 @@ def test_image_tower_agrees_with_clip_vision_model(clip: tuple[Path, np.ndarray,
 
 
 def test_image_tower_of_a_whole_clip_model(tmp_path: Path) -> None:
-    text = transformers.CLIPTextConfig(vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                       num_attention_heads=2, max_position_embeddings=8)
+    text = transformers.CLIPTextConfig(
+        vocab_size=30,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+    )
     config = transformers.CLIPConfig(
-        text_config=text.to_dict(), vision_config=clip_config(CONFIG.image).to_dict(), projection_dim=16)
+        text_config=text.to_dict(), vision_config=clip_config(CONFIG.image).to_dict(), projection_dim=16
+    )
     model = transformers.CLIPModel(config).eval()
     model.save_pretrained(tmp_path)
     images = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
@@ -83,9 +91,7 @@ def test_image_tower_of_a_whole_clip_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["", "module."])
-def test_image_tower_in_openai_layout(
-    clip: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, wrapper: str
-) -> None:
+def test_image_tower_in_openai_layout(clip: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, wrapper: str) -> None:
     """OpenAI's names, and Chinese-CLIP's, which wraps the same in "module." under "state_dict"."""
     folder, images, hidden = clip
     published = {f"{wrapper}{name}": torch.from_numpy(tensor) for name, tensor in openai_layout(folder).items()}
@@ -95,8 +101,9 @@ def test_image_tower_in_openai_layout(
 
 
 def openai_layout(folder: Path) -> dict[str, np.ndarray]:
-    theirs = {name.removeprefix("vision_model."): tensor
-              for name, tensor in load_file(folder / "model.safetensors").items()}
+    theirs = {
+        name.removeprefix("vision_model."): tensor for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     tensors = {
         "visual.class_embedding": theirs["embeddings.class_embedding"],
         "visual.positional_embedding": theirs["embeddings.position_embedding.weight"],
@@ -111,7 +118,8 @@ def openai_layout(folder: Path) -> dict[str, np.ndarray]:
         for layer in range(CONFIG.image.layers):
             block, old = f"visual.transformer.resblocks.{layer}", f"encoder.layers.{layer}"
             tensors[f"{block}.attn.in_proj_{part}"] = np.concatenate(
-                [theirs[f"{old}.self_attn.{name}_proj.{part}"] for name in "qkv"])
+                [theirs[f"{old}.self_attn.{name}_proj.{part}"] for name in "qkv"]
+            )
             tensors[f"{block}.attn.out_proj.{part}"] = theirs[f"{old}.self_attn.out_proj.{part}"]
             tensors[f"{block}.ln_1.{part}"] = theirs[f"{old}.layer_norm1.{part}"]
             tensors[f"{block}.ln_2.{part}"] = theirs[f"{old}.layer_norm2.{part}"]
@@ -188,15 +196,19 @@ def test_a_head_is_left_out_where_the_model_has_none(tmp_path: Path) -> None:
 def test_old_names_of_norms_are_understood(tmp_path: Path) -> None:
     masked_lm_model(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-           for name, tensor in tensors.items()}
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors.items()
+    }
     assert old.keys() != tensors.keys()
     torch.save({name: torch.from_numpy(tensor) for name, tensor in old.items()}, tmp_path / "pytorch_model.bin")
     new = text_tower(str(tmp_path), CONFIG, masked_lm=True).params
     (tmp_path / "model.safetensors").unlink()
     again = text_tower(str(tmp_path), CONFIG, masked_lm=True).params
-    assert np.array_equal(new["text_encoder"]["layers"]["mlp_norm"]["norm"]["scale"],
-                          again["text_encoder"]["layers"]["mlp_norm"]["norm"]["scale"])
+    assert np.array_equal(
+        new["text_encoder"]["layers"]["mlp_norm"]["norm"]["scale"],
+        again["text_encoder"]["layers"]["mlp_norm"]["norm"]["scale"],
+    )
 
 
 def test_every_name_that_differs_is_listed(tmp_path: Path) -> None:
@@ -208,8 +220,12 @@ def test_every_name_that_differs_is_listed(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError) as refused:
         text_tower(str(tmp_path), CONFIG, masked_lm=True)
-    for line in ("missing: embeddings.LayerNorm.bias [32]", "unexpected: surprise [3]",
-                 "shape: embeddings.word_embeddings.weight is [51, 32], expected [50, 32]", "3 name(s) differ"):
+    for line in (
+        "missing: embeddings.LayerNorm.bias [32]",
+        "unexpected: surprise [3]",
+        "shape: embeddings.word_embeddings.weight is [51, 32], expected [50, 32]",
+        "3 name(s) differ",
+    ):
         assert line in str(refused.value)
 
 

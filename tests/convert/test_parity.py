@@ -70,7 +70,8 @@ def test_match_scores(model: Model, expected: dict[str, np.ndarray]) -> None:
     assert differs(probabilities, expected["match_pred"]) < SCORE
     # The published matching fine-tune puts a softmax on top of the softmax.
     twice = jnp.take_along_axis(
-        jax.nn.log_softmax(probabilities), jnp.asarray(expected["match_label"], jnp.int32)[:, None], axis=1)
+        jax.nn.log_softmax(probabilities), jnp.asarray(expected["match_label"], jnp.int32)[:, None], axis=1
+    )
     assert differs(-jnp.mean(twice), expected["loss_match"]) < SCORE
 
 
@@ -105,8 +106,10 @@ def test_gradients_of_the_retrieval_losses(model: Model, expected: dict[str, np.
     want = {name.removeprefix("grad."): value for name, value in expected.items() if name.startswith("grad.")}
     assert set(want) == {name for name in ours if not name.startswith("visual_encoder.")}
     whole = np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in want.values()))
-    relative = {name: np.linalg.norm(ours[name] - value) / max(np.linalg.norm(value), ROUNDING * whole)
-                for name, value in want.items()}
+    relative = {
+        name: np.linalg.norm(ours[name] - value) / max(np.linalg.norm(value), ROUNDING * whole)
+        for name, value in want.items()
+    }
     assert {name: value for name, value in relative.items() if value > GRADIENT} == {}
 
 

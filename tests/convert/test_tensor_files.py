@@ -56,11 +56,15 @@ def test_wrappers_are_understood(tmp_path: Path, wrapper: str, prefix: str) -> N
 
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
-    torch.save({"h": torch.tensor([1.5], dtype=torch.float16), "b": torch.tensor([2.5], dtype=torch.bfloat16)},
-               tmp_path / "x.pth")
+    torch.save(
+        {"h": torch.tensor([1.5], dtype=torch.float16), "b": torch.tensor([2.5], dtype=torch.bfloat16)},
+        tmp_path / "x.pth",
+    )
     read = read_tensors(tmp_path / "x.pth")
     assert {key: (value.dtype, value.tolist()) for key, value in read.items()} == {
-        "h": (np.float32, [1.5]), "b": (np.float32, [2.5])}
+        "h": (np.float32, [1.5]),
+        "b": (np.float32, [2.5]),
+    }
 
 
 def test_files_older_than_pytorch_1_6_are_read(tmp_path: Path) -> None:
@@ -71,8 +75,11 @@ def test_files_older_than_pytorch_1_6_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_payload_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
     proof = tmp_path / "ran"
-    torch.save({"model": {"a": torch.ones(2)}, "config": Payload(proof)}, tmp_path / "evil.pth",
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"model": {"a": torch.ones(2)}, "config": Payload(proof)},
+        tmp_path / "evil.pth",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(UserError, match=r"evil.pth holds more than tensors .* could run code, so it was not opened"):
         read_tensors(tmp_path / "evil.pth")
     assert not proof.exists()
@@ -150,8 +157,10 @@ def test_a_torchscript_archive_with_too_few_numbers_is_refused(
         read_tensors(archive[0])
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("x.pth", "x.pth is no whole PyTorch file"), ("x.safetensors", "x.safetensors is no whole safetensors file")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.pth", "x.pth is no whole PyTorch file"), ("x.safetensors", "x.safetensors is no whole safetensors file")],
+)
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.97])
 def test_truncated_files_are_refused(tmp_path: Path, name: str, message: str, keep: float) -> None:
     write_tensors(tmp_path / name, {"a": np.ones((100, 100), np.float32)})

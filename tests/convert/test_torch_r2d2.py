@@ -97,7 +97,8 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
     with pytest.raises(UserError, match=r"patch_embedding.weight has the shape \[3, 4\], expected 4 axes"):
         from_published(crooked, "some.pth")
     crooked = to_published(random_model()) | {
-        "visual_encoder.embeddings.position_embedding.weight": np.zeros((9, 64), np.float32)}
+        "visual_encoder.embeddings.position_embedding.weight": np.zeros((9, 64), np.float32)
+    }
     with pytest.raises(UserError, match="some.pth has 9 image positions; expected CLS and a square of patches"):
         from_published(crooked, "some.pth")
 
@@ -141,8 +142,11 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         damage(folder, "model.json", described.replace('"image_size": 24', '"image_size": 25'))
     with pytest.raises(UserError, match="model.image.patch_size is 0; expected a positive number"):
         damage(folder, "model.json", described.replace('"patch_size": 8', '"patch_size": 0'))
-    with pytest.raises(UserError, match=r"params.safetensors does not fit model.json; convert it again:\n"
-                                        r"  - image_encoder/position_embedding: \[10, 64\] in the weights, \[17, 64\]"):
+    with pytest.raises(
+        UserError,
+        match=r"params.safetensors does not fit model.json; convert it again:\n"
+        r"  - image_encoder/position_embedding: \[10, 64\] in the weights, \[17, 64\]",
+    ):
         damage(folder, "model.json", described.replace('"image_size": 24', '"image_size": 32'))
     with pytest.raises(UserError, match="the model in .*ours is damaged"):
         damage(folder, "params.safetensors", "short")

@@ -17,7 +17,7 @@ import r2d2_jax
 from r2d2_jax.convert.conversion import Form, open_model, write_model
 from r2d2_jax.convert.modeling_r2d2 import R2D2Model
 from r2d2_jax.convert.verification import compared, jax_stages, sample_inputs
-from r2d2_jax.data.tokenizer import tokenizer_of
+from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
 from r2d2_jax.models.store import Model
@@ -54,14 +54,20 @@ def test_transformers_loads_it_where_this_project_is_absent(tmp_path: Path, cros
     model = random_model(cross_layers=cross_layers, tokens=VOCABULARY)
     write_model(model, tmp_path / "r2d2", Form.TRANSFORMERS)
     sample = sample_inputs(model.config)
-    np.savez(tmp_path / "in.npz", images=sample.images.transpose(0, 3, 1, 2), input_ids=sample.input_ids.astype(int),
-             mask=sample.attention_mask.astype(int))
+    np.savez(
+        tmp_path / "in.npz",
+        images=sample.images.transpose(0, 3, 1, 2),
+        input_ids=sample.input_ids.astype(int),
+        mask=sample.attention_mask.astype(int),
+    )
     environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     arguments = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "r2d2"), "in.npz", "out.npz"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    there = {name.replace("_embed", " embedding").replace("_", " "): value
-             for name, value in np.load(tmp_path / "out.npz").items()}
+    there = {
+        name.replace("_embed", " embedding").replace("_", " "): value
+        for name, value in np.load(tmp_path / "out.npz").items()
+    }
     report = compared(jax_stages(model, sample), there)
     assert len(report.differences) == (5 if cross_layers else 4)
     assert report.first_broken is None, report.table()
@@ -104,7 +110,8 @@ def test_its_image_processor_is_ours(model: Model, folder: Path) -> None:
     theirs = processor(images=[Image.fromarray(pixels)], return_tensors="np")["pixel_values"]
     ranker = Ranker(model)
     np.testing.assert_allclose(
-        ranker.encode_image(theirs.transpose(0, 2, 3, 1)).tokens, ranker.encode_image(pixels).tokens, atol=1e-4)
+        ranker.encode_image(theirs.transpose(0, 2, 3, 1)).tokens, ranker.encode_image(pixels).tokens, atol=1e-4
+    )
 
 
 def test_it_is_loaded_for_inference(model: Model, folder: Path) -> None:

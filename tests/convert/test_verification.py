@@ -65,8 +65,13 @@ def test_the_pytorch_side_computes_what_the_published_code_does() -> None:
     sample = Sample(expected["image"].transpose(0, 2, 3, 1), expected["input_ids"], expected["attention_mask"] > 0)
     torch_side = torch_model(model.config, reference("checkpoint.pth"))
     published = {
-        IMAGE_TOKENS: "image_hidden", IMAGE_EMBED: "image_embed", TEXT_TOKENS: "text_hidden", TEXT_EMBED: "text_embed",
-        TEXT_IMAGE: "text_cross_hidden", IMAGE_TEXT: "image_cross_hidden", MATCH: "match_score",
+        IMAGE_TOKENS: "image_hidden",
+        IMAGE_EMBED: "image_embed",
+        TEXT_TOKENS: "text_hidden",
+        TEXT_EMBED: "text_embed",
+        TEXT_IMAGE: "text_cross_hidden",
+        IMAGE_TEXT: "image_cross_hidden",
+        MATCH: "match_score",
     }
     report = compared({stage: expected[name] for stage, name in published.items()}, torch_stages(torch_side, sample))
     assert list(report.differences) == list(STAGES)
@@ -82,18 +87,21 @@ def test_the_reference_checkpoint_is_verified() -> None:
     assert compared(jax_stages(model, sample), torch_stages(torch_side, sample)).first_broken is None
 
 
-@pytest.mark.parametrize(("path", "stage"), [
-    ("image_encoder/position_embedding", IMAGE_TOKENS),
-    ("image_encoder/layers/mlp/down/kernel", IMAGE_TOKENS),
-    ("image_projection/bias", IMAGE_EMBED),
-    ("text_encoder/type_embedding/embedding", TEXT_TOKENS),
-    ("text_encoder/layers/attention_norm/norm/scale", TEXT_TOKENS),
-    ("text_projection/kernel", TEXT_EMBED),
-    ("text_image_encoder/last_layer/cross_attention/value/bias", TEXT_IMAGE),
-    ("image_text_projection/kernel", IMAGE_TEXT),
-    ("image_text_encoder/layers/self_attention/out/bias", IMAGE_TEXT),
-    ("image_text_match_head/bias", MATCH),
-])
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("image_encoder/position_embedding", IMAGE_TOKENS),
+        ("image_encoder/layers/mlp/down/kernel", IMAGE_TOKENS),
+        ("image_projection/bias", IMAGE_EMBED),
+        ("text_encoder/type_embedding/embedding", TEXT_TOKENS),
+        ("text_encoder/layers/attention_norm/norm/scale", TEXT_TOKENS),
+        ("text_projection/kernel", TEXT_EMBED),
+        ("text_image_encoder/last_layer/cross_attention/value/bias", TEXT_IMAGE),
+        ("image_text_projection/kernel", IMAGE_TEXT),
+        ("image_text_encoder/layers/self_attention/out/bias", IMAGE_TEXT),
+        ("image_text_match_head/bias", MATCH),
+    ],
+)
 def test_the_first_stage_that_breaks_is_where_the_fault_lies(in_torch: Stages, path: str, stage: str) -> None:
     model = changed(model_with_heads(), path)
     report = compared(jax_stages(model, sample_inputs(model.config)), in_torch)
@@ -129,12 +137,15 @@ def test_prd2_has_no_cross_stages() -> None:
     assert report.first_broken is None
 
 
-@pytest.mark.parametrize(("form", "name", "stage"), [
-    (Form.OURS, "out", TEXT_EMBED),
-    (Form.PUBLISHED, "out.safetensors", TEXT_EMBED),
-    (Form.TRANSFORMERS, "out", TEXT_EMBED),
-    (Form.ONNX, "out", TEXT_EMBED),
-])
+@pytest.mark.parametrize(
+    ("form", "name", "stage"),
+    [
+        (Form.OURS, "out", TEXT_EMBED),
+        (Form.PUBLISHED, "out.safetensors", TEXT_EMBED),
+        (Form.TRANSFORMERS, "out", TEXT_EMBED),
+        (Form.ONNX, "out", TEXT_EMBED),
+    ],
+)
 def test_what_lies_on_disk_is_what_is_checked(tmp_path: Path, form: Form, name: str, stage: str) -> None:
     """The report on a target that holds other weights than the source finds them."""
     model, source, target = model_with_heads(), tmp_path / "in.safetensors", tmp_path / name
@@ -170,10 +181,13 @@ def test_a_verification_after_the_fact_reads_the_file(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "in.safetensors")
 
 
-@pytest.mark.parametrize(("absent", "form", "message"), [
-    ("torch", None, r"--verify needs torch, which is not installed: pip install -e '.\[convert\]'"),
-    ("onnxruntime", Form.ONNX, r"--verify of an ONNX export needs onnxruntime, .* pip install -e '.\[onnx\]'"),
-])
+@pytest.mark.parametrize(
+    ("absent", "form", "message"),
+    [
+        ("torch", None, r"--verify needs torch, which is not installed: pip install -e '.\[convert\]'"),
+        ("onnxruntime", Form.ONNX, r"--verify of an ONNX export needs onnxruntime, .* pip install -e '.\[onnx\]'"),
+    ],
+)
 def test_what_is_needed_is_named(monkeypatch: pytest.MonkeyPatch, absent: str, form: Any, message: str) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(UserError, match=message):

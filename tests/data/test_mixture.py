@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from raw_data import serialized, write_raw
 
-from r2d2_jax.config import DataConfig
+from r2d2_jax.config.data import DataConfig
 from r2d2_jax.data import shards
 from r2d2_jax.data.mixture import Mixture, evenly_spread
-from r2d2_jax.data.pipeline import image_id_hash, train_batches
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.shards import MAX_OPEN_SHARDS
-from r2d2_jax.data.tokenizer import Tokenizer
+from r2d2_jax.data.text.tokenizer import Tokenizer
+from r2d2_jax.data.train_batches import image_id_hash, train_batches
 from r2d2_jax.errors import UserError
 
 SIZES = (7, 13, 4)

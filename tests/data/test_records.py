@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from small_data import encode, example
 
-from r2d2_jax.data.entries import Example, UnusableRecord
+from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.examples import Example
+from r2d2_jax.preparation.writer import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,11 +56,11 @@ def test_no_tensorflow_or_torch_is_imported(dataset: Path, vocabulary: Path) -> 
     """In a process of its own, as other tests need PyTorch: from a record to a batch of images and tokens."""
     program = f"""
 import sys
-from r2d2_jax.config import DataConfig
+from r2d2_jax.config.data import DataConfig
 from r2d2_jax.data.mixture import Mixture
-from r2d2_jax.data.pipeline import train_batches
+from r2d2_jax.data.train_batches import train_batches
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import load_tokenizer
+from r2d2_jax.data.text.tokenizer import load_tokenizer
 stream = train_batches(Mixture([RecordSource({str(dataset)!r}, "train")]), load_tokenizer({str(vocabulary)!r}, 8),
                        DataConfig(directory=""), image_size=16, batch_size=2, seed=0, first_step=0)
 assert len(next(stream)["images"]) == 2

@@ -11,11 +11,11 @@ import tensorflow_datasets as tfds
 from raw_data import serialized, write_raw
 from small_data import example
 
-from r2d2_jax.data.entries import UnusableRecord
+from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.records import RecordSource, dataset_folder
 from r2d2_jax.data.shards import MAX_OPEN_SHARDS
-from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.writer import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 

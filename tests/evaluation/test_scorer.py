@@ -10,14 +10,14 @@ import pytest
 from small_data import example
 from small_model import random_state, small_config, small_recipe, write_small_dataset, write_vocabulary
 
-from r2d2_jax.data.pipeline import EvaluationSplit
 from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.tokenizer import load_tokenizer
-from r2d2_jax.data.writer import write_dataset
+from r2d2_jax.data.text.tokenizer import load_tokenizer
+from r2d2_jax.data.train_batches import EvaluationSplit
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer, _fetched
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import normalise_images
+from r2d2_jax.preparation.writer import write_dataset
 from r2d2_jax.train.state import Recipe
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)

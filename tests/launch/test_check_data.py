@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_data import encode, example
 
-from r2d2_jax.data.writer import write_dataset
+from r2d2_jax.preparation.writer import write_dataset
 
 PROGRAM = Path(__file__).parents[2] / "launch" / "check_data.py"
 
@@ -43,29 +43,55 @@ def test_a_dataset_to_train_on(folder: Path) -> None:
 
 
 def test_a_corpus_with_an_error(folder: Path) -> None:
-    done = check_data(f"--images={folder / 'images'}", f"--annotations={folder / 'captions.jsonl'}", "--processes=1",
-                      f"--json={folder / 'corpus.json'}")
+    done = check_data(
+        f"--images={folder / 'images'}",
+        f"--annotations={folder / 'captions.jsonl'}",
+        "--processes=1",
+        f"--json={folder / 'corpus.json'}",
+    )
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("corpus json_lines\n\n")
     assert "\nerror: test: 1 images are also in train by their bytes: " in done.stdout
     assert json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["status"] == 1
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--data=nowhere"], "error: data folder nowhere does not exist; expected NAME/1.0.0/dataset_info.json in it."),
-    (["--data=nowhere", "--images=photos"],
-     "error: --data and --images are both given; expected a prepared dataset or a corpus, not both"),
-    (["--data={data}", "--annotations=captions.jsonl"], "error: --data and --annotations are both given; expected a"),
-    (["--data={data}", "--corpus=muge"], "error: --data and --corpus are both given; expected a prepared dataset or"),
-    (["--data={data}", "--text_fields=title"], "error: --data and --text_fields are both given; expected a prepared"),
-    (["--data={data}", "--json={data}"], "error: --json={data} cannot be written: Is a directory; name a file in a"),
-    (["--data={data}", "--json={data}/file/report.json"],
-     "error: --json={data}/file/report.json cannot be written: "),
-    ([], "error: corpus json_lines needs --images and --annotations; set both"),
-    (["nowhere"], "error: unknown argument 'nowhere'; every setting is a flag, like --data=FOLDER"),
-    (["--data={data}", "--vocabulary=absent.txt"], "error: vocabulary absent.txt does not exist; expected a WordPiece"),
-    (["--data={data}", "--processes=0"], "error: --processes is 0; expected 1 or more"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=nowhere"], "error: data folder nowhere does not exist; expected NAME/1.0.0/dataset_info.json in it."),
+        (
+            ["--data=nowhere", "--images=photos"],
+            "error: --data and --images are both given; expected a prepared dataset or a corpus, not both",
+        ),
+        (
+            ["--data={data}", "--annotations=captions.jsonl"],
+            "error: --data and --annotations are both given; expected a",
+        ),
+        (
+            ["--data={data}", "--corpus=muge"],
+            "error: --data and --corpus are both given; expected a prepared dataset or",
+        ),
+        (
+            ["--data={data}", "--text_fields=title"],
+            "error: --data and --text_fields are both given; expected a prepared",
+        ),
+        (
+            ["--data={data}", "--json={data}"],
+            "error: --json={data} cannot be written: Is a directory; name a file in a",
+        ),
+        (
+            ["--data={data}", "--json={data}/file/report.json"],
+            "error: --json={data}/file/report.json cannot be written: ",
+        ),
+        ([], "error: corpus json_lines needs --images and --annotations; set both"),
+        (["nowhere"], "error: unknown argument 'nowhere'; every setting is a flag, like --data=FOLDER"),
+        (
+            ["--data={data}", "--vocabulary=absent.txt"],
+            "error: vocabulary absent.txt does not exist; expected a WordPiece",
+        ),
+        (["--data={data}", "--processes=0"], "error: --processes is 0; expected 1 or more"),
+    ],
+)
 def test_bad_input(folder: Path, arguments: list[str], message: str) -> None:
     done = check_data(*(argument.format(data=folder / "data") for argument in arguments))
     assert done.returncode == 2
@@ -81,11 +107,19 @@ def test_stopped(tmp_path: Path, number: signal.Signals, processes: int) -> None
     names = [f"train{number}.jpg" for number in range(3000)]
     for name in names:
         (tmp_path / name).hardlink_to(tmp_path / "dev0.jpg")
-    lines = [{"image": name, "captions": ["狗"], "split": "train" if name in names else "dev"}
-             for name in ("dev0.jpg", *names)]
+    lines = [
+        {"image": name, "captions": ["狗"], "split": "train" if name in names else "dev"}
+        for name in ("dev0.jpg", *names)
+    ]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    command = [sys.executable, str(PROGRAM), f"--images={tmp_path}", f"--annotations={tmp_path / 'captions.jsonl'}",
-               f"--work={tmp_path / 'work'}", f"--processes={processes}"]
+    command = [
+        sys.executable,
+        str(PROGRAM),
+        f"--images={tmp_path}",
+        f"--annotations={tmp_path / 'captions.jsonl'}",
+        f"--work={tmp_path / 'work'}",
+        f"--processes={processes}",
+    ]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "work").glob("*/*.figures")) and started.poll() is None:
         time.sleep(0.05)

@@ -59,11 +59,18 @@ def test_a_run_is_published_with_the_rest_beside_it(tmp_path: Path, run: tuple[P
     assert np.array_equal(tensors["text_proj.weight"], kernel.T)
     beside = read_tensors(rest)
     assert {name.split("/")[0] for name in beside} == {
-        "params", "teacher", "opt_state", "queue", "feature_mean", "step"}
+        "params",
+        "teacher",
+        "opt_state",
+        "queue",
+        "feature_mean",
+        "step",
+    }
     assert {name.split("/")[1] for name in beside if name.startswith("params/")} == {"masked_lm_head"}
     assert np.array_equal(beside["teacher/text_projection/kernel"], state.teacher["text_projection"]["kernel"])
     assert len(beside) + len(jax.tree.leaves(state.params)) == len(jax.tree.leaves(state)) + len(
-        jax.tree.leaves(state.params["masked_lm_head"]))
+        jax.tree.leaves(state.params["masked_lm_head"])
+    )
 
 
 def test_the_teachers_weights_stand_in_for_the_students(run: tuple[Path, TrainState]) -> None:
@@ -117,10 +124,13 @@ def test_a_published_file_is_told_that_punctuation_was_mapped(tmp_path: Path) ->
     assert not open_model(tmp_path / "ours", map_punctuation=False).maps_punctuation
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("absent.pth", "absent.pth is no file; expected a checkpoint"),
-    ("absent", "absent is no model; expected a published"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.pth", "absent.pth is no file; expected a checkpoint"),
+        ("absent", "absent is no model; expected a published"),
+    ],
+)
 def test_bad_input_ends_with_one_message_and_status_2(tmp_path: Path, name: str, message: str) -> None:
     done = convert(f"--input={tmp_path / name}", f"--output={tmp_path / 'out'}")
     assert (done.returncode, done.stdout) == (2, "")
@@ -135,17 +145,35 @@ def test_an_absent_vocabulary_is_refused(tmp_path: Path) -> None:
         open_model(tmp_path / "in.pth", vocabulary=tmp_path / "absent.txt")
 
 
-@pytest.mark.parametrize(("form", "name"), [
-    ("ours", "out"), ("published", "out.pth"), ("published", "out.safetensors"), ("transformers", "out"),
-    ("onnx", "out"),
-])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("ours", "out"),
+        ("published", "out.pth"),
+        ("published", "out.safetensors"),
+        ("transformers", "out"),
+        ("onnx", "out"),
+    ],
+)
 def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path, form: str, name: str) -> None:
     """No file may grow beyond 25 kB here, which stops a write as a full disk does."""
     write_model(random_model(tokens=VOCABULARY), tmp_path / "in")
     done = subprocess.run(
-        ["sh", "-c", 'ulimit -f 50; exec "$@"', "sh", sys.executable, "-B", str(PROGRAM), f"--input={tmp_path / 'in'}",
-         f"--output={tmp_path / name}", f"--format={form}"],
-        capture_output=True, text=True)
+        [
+            "sh",
+            "-c",
+            'ulimit -f 50; exec "$@"',
+            "sh",
+            sys.executable,
+            "-B",
+            str(PROGRAM),
+            f"--input={tmp_path / 'in'}",
+            f"--output={tmp_path / name}",
+            f"--format={form}",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert f"error: cannot write {tmp_path / name}: " in done.stderr
     assert "nothing was left there" in done.stderr
@@ -156,11 +184,16 @@ def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path, form: str, na
 def test_pytorch_is_not_needed_but_for_its_own_files(tmp_path: Path) -> None:
     write_model(random_model(tokens=VOCABULARY), tmp_path / "in.safetensors")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
-    for source, target, form in (("in.safetensors", "ours", "ours"), ("ours", "hf", "transformers"),
-                                 ("hf", "out.safetensors", "published")):
-        program = (f"import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--input={tmp_path / source}', "
-                   f"'--output={tmp_path / target}', '--format={form}', '--vocabulary={tmp_path / 'vocab.txt'}']; "
-                   f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')")
+    for source, target, form in (
+        ("in.safetensors", "ours", "ours"),
+        ("ours", "hf", "transformers"),
+        ("hf", "out.safetensors", "published"),
+    ):
+        program = (
+            f"import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--input={tmp_path / source}', "
+            f"'--output={tmp_path / target}', '--format={form}', '--vocabulary={tmp_path / 'vocab.txt'}']; "
+            f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
+        )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     before, after = read_tensors(tmp_path / "in.safetensors"), read_tensors(tmp_path / "out.safetensors")

@@ -85,11 +85,11 @@ def test_processes_that_decode_do_not_import_the_loop() -> None:
     program = """
 import runpy, sys
 runpy.run_path("launch/main.py", run_name="__mp_main__")
-print(sorted({"torch", "flax", "r2d2_jax.config", "r2d2_jax.train.loop"} & set(sys.modules)))
+print(sorted({"torch", "flax", "r2d2_jax.config.reading", "r2d2_jax.train.loop"} & set(sys.modules)))
 """
     command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, timeout=60, capture_output=True, text=True)
-    assert done.stdout.strip() == "['r2d2_jax.config']", done.stderr
+    assert done.stdout.strip() == "['r2d2_jax.config.reading']", done.stderr
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:

@@ -44,8 +44,14 @@ class Case:
         return Candidates(*map(jnp.array, (self.key_image, self.key_text, self.weight, self.valid)))
 
     def arguments(self, temperature: float, share: float) -> tuple[Any, ...]:
-        return (jnp.array(self.image), jnp.array(self.text), self.candidates(), jnp.array(self.positive),
-                jnp.float32(temperature), jnp.float32(share))
+        return (
+            jnp.array(self.image),
+            jnp.array(self.text),
+            self.candidates(),
+            jnp.array(self.positive),
+            jnp.float32(temperature),
+            jnp.float32(share),
+        )
 
     def loss(self, temperature: float = 0.1, share: float = 0.4) -> jax.Array:
         return compiled_tgd(*self.arguments(temperature, share))
@@ -55,8 +61,17 @@ class Case:
         return tgd_gradients(*self.arguments(temperature, share))
 
     def oracle(self, temperature: float = 0.1, share: float = 0.4) -> float:
-        return oracles.tgd(self.image, self.text, self.key_image, self.key_text, self.weight, self.valid,
-                           self.positive, temperature, share)
+        return oracles.tgd(
+            self.image,
+            self.text,
+            self.key_image,
+            self.key_text,
+            self.weight,
+            self.valid,
+            self.positive,
+            temperature,
+            share,
+        )
 
 
 @pytest.fixture
@@ -87,8 +102,14 @@ def test_tgd_gradients_equal_the_oracle_with_a_fixed_target(case: Case) -> None:
 def test_tgd_sends_no_gradient_into_the_candidates(case: Case) -> None:
     def loss(image_embed: jax.Array, text_embed: jax.Array, weight: jax.Array) -> jax.Array:
         candidates = Candidates(image_embed, text_embed, weight, jnp.array(case.valid))
-        return tgd(jnp.array(case.image), jnp.array(case.text), candidates, jnp.array(case.positive),
-                   jnp.array(0.1), jnp.array(0.4))
+        return tgd(
+            jnp.array(case.image),
+            jnp.array(case.text),
+            candidates,
+            jnp.array(case.positive),
+            jnp.array(0.1),
+            jnp.array(0.4),
+        )
 
     keys = tuple(map(jnp.array, (case.key_image, case.key_text, case.weight)))
     for gradient in jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*keys):
@@ -164,8 +185,13 @@ def test_tgd_by_hand() -> None:
 
 
 def targets(case: Case, share: float) -> np.ndarray:
-    return np.asarray(compiled_target(*map(jnp.array, (case.key_image[:B], case.key_text, case.positive, case.valid)),
-                                  jnp.array(0.1), jnp.float32(share)))
+    return np.asarray(
+        compiled_target(
+            *map(jnp.array, (case.key_image[:B], case.key_text, case.positive, case.valid)),
+            jnp.array(0.1),
+            jnp.float32(share),
+        )
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])

@@ -168,7 +168,9 @@ def test_words_are_drawn_as_the_rule_says(share: float, exact: Fraction) -> None
 def test_the_rule_by_hand() -> None:
     """Six tokens, two of them masked: the long word alone if it comes first, else both short ones."""
     assert oracles.masked_words([4, 1, 1], Fraction(4, 10)) == {
-        frozenset([0]): Fraction(1, 3), frozenset([1, 2]): Fraction(2, 3)}
+        frozenset([0]): Fraction(1, 3),
+        frozenset([1, 2]): Fraction(2, 3),
+    }
     assert oracles.masked_words([], Fraction(1, 2)) == {frozenset(): 1}
 
 
@@ -217,8 +219,11 @@ def test_word_numbers_of_what_is_never_masked_are_not_read() -> None:
 
 def lm_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(4, 3, 11)).astype(np.float32) * 4, rng.integers(0, 11, (4, 3)).astype(np.int32),
-            np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]], bool))
+    return (
+        rng.normal(size=(4, 3, 11)).astype(np.float32) * 4,
+        rng.integers(0, 11, (4, 3)).astype(np.int32),
+        np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]], bool),
+    )
 
 
 def loss_of(logits: np.ndarray, label: np.ndarray, masked: np.ndarray) -> tuple[float, np.ndarray]:

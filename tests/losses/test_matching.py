@@ -101,8 +101,11 @@ def test_the_draw_is_a_function_of_the_key() -> None:
 
 def pairs(seed: int = 3, rows: int = 7, encoders: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(rows, encoders, 2)).astype(np.float32) * 3,
-            np.array([1, 0, 0, 1, 0, 0, 1], bool)[:rows], np.array([1, 1, 0, 1, 1, 1, 1], bool)[:rows])
+    return (
+        rng.normal(size=(rows, encoders, 2)).astype(np.float32) * 3,
+        np.array([1, 0, 0, 1, 0, 0, 1], bool)[:rows],
+        np.array([1, 1, 0, 1, 1, 1, 1], bool)[:rows],
+    )
 
 
 def loss_of(logits: np.ndarray, label: np.ndarray, counts: np.ndarray, weights: tuple[float, float]) -> float:
@@ -112,8 +115,12 @@ def loss_of(logits: np.ndarray, label: np.ndarray, counts: np.ndarray, weights: 
 @pytest.mark.parametrize(("weights", "encoders"), [((1.0, 2.0), 2), ((1.0, 1.0), 2), ((0.5, 3.0), 1)])
 def test_match_loss_equals_oracle(weights: tuple[float, float], encoders: int) -> None:
     logits, label, counts = pairs(encoders=encoders)
-    np.testing.assert_allclose(loss_of(logits, label, counts, weights),
-                               oracles.match_loss(logits, label, counts, weights), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(logits, label, counts, weights),
+        oracles.match_loss(logits, label, counts, weights),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_match_loss_gradient_equals_oracle() -> None:
@@ -139,8 +146,9 @@ def test_a_row_that_does_not_count_changes_nothing(logit: float) -> None:
 def test_uniform_logits_cost_log_two() -> None:
     label = np.array([1, 0, 0] * 4, bool)
     for weights in ((1.0, 1.0), (1.0, 2.0)):
-        np.testing.assert_allclose(loss_of(np.full((12, 2, 2), 0.7), label, np.ones(12, bool), weights), math.log(2),
-                                   rtol=1e-6)
+        np.testing.assert_allclose(
+            loss_of(np.full((12, 2, 2), 0.7), label, np.ones(12, bool), weights), math.log(2), rtol=1e-6
+        )
 
 
 def test_with_weights_one_and_two_guessing_the_prior_gains_nothing() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.config import TextTowerConfig
+from r2d2_jax.config.model import TextTowerConfig
 from r2d2_jax.models.bert import BertLayer, MaskedLmHead, TextEncoder
 
 SIZE = TextTowerConfig(vocabulary_size=30, text_length=7, width=12, layers=2, heads=3, mlp_width=20, max_positions=16)
@@ -79,9 +79,7 @@ def test_every_real_token_has_an_influence_on_cls(parameters: oracles.Tree) -> N
 def test_masked_lm_head_equals_oracle_and_is_tied() -> None:
     tokens, embedding = normal(6, 2, 3, 12), normal(7, 30, 12)
     module = MaskedLmHead(30, jnp.float32)
-    weights = oracles.random_parameters(
-        jax.eval_shape(module.init, jax.random.key(0), tokens, embedding)["params"], 8
-    )
+    weights = oracles.random_parameters(jax.eval_shape(module.init, jax.random.key(0), tokens, embedding)["params"], 8)
     logits = jax.jit(module.apply)({"params": weights}, tokens, embedding)
     assert logits.dtype == jnp.float32
     assert logits.shape == (2, 3, 30)

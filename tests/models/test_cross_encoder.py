@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.config import CrossEncoderConfig
+from r2d2_jax.config.model import CrossEncoderConfig
 from r2d2_jax.models.cross_encoder import CrossEncoder, CrossLayer
 
 SIZE = CrossEncoderConfig(layers=3, width=12, heads=3, mlp_width=20)

@@ -13,7 +13,7 @@ import pytest
 from reference import ABSENT, FOLDER
 from safetensors import safe_open
 
-from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.models.r2d2 import R2D2
 
 VIT_L = ImageTowerConfig(image_size=224, patch_size=14, width=1024, layers=24, heads=16, mlp_width=4096)
@@ -101,8 +101,10 @@ UNUSED_JOINT = (r"(text|img)_joint_layer\.embeddings\.(word_embeddings|position_
 
 def name_map(config: ModelConfig) -> dict[str, str]:
     """Published name -> our path, layers written out."""
-    stages = [("visual_encoder", "image_encoder", IMAGE, config.image.layers),
-              ("text_encoder", "text_encoder", TEXT_EMBEDDINGS | BERT_LAYERS, config.text.layers)]
+    stages = [
+        ("visual_encoder", "image_encoder", IMAGE, config.image.layers),
+        ("text_encoder", "text_encoder", TEXT_EMBEDDINGS | BERT_LAYERS, config.text.layers),
+    ]
     heads = HEADS
     if config.cross.layers:
         stages.append(("text_joint_layer", "text_image_encoder", CROSS_LAYERS, config.cross.layers))
@@ -183,10 +185,23 @@ def test_parameters_are_those_of_the_published_checkpoint(name: str, config: Mod
 
 def tiny_config(sizes: dict[str, Any]) -> ModelConfig:
     return ModelConfig(
-        image=ImageTowerConfig(sizes["image_size"], sizes["patch_size"], sizes["vision_width"], sizes["vision_layers"],
-                               sizes["vision_heads"], sizes["vision_mlp"]),
-        text=TextTowerConfig(sizes["vocab"], sizes["text_len"], sizes["text_width"], sizes["text_layers"],
-                             sizes["text_heads"], sizes["text_mlp"], max_positions=sizes["max_pos"]),
+        image=ImageTowerConfig(
+            sizes["image_size"],
+            sizes["patch_size"],
+            sizes["vision_width"],
+            sizes["vision_layers"],
+            sizes["vision_heads"],
+            sizes["vision_mlp"],
+        ),
+        text=TextTowerConfig(
+            sizes["vocab"],
+            sizes["text_len"],
+            sizes["text_width"],
+            sizes["text_layers"],
+            sizes["text_heads"],
+            sizes["text_mlp"],
+            max_positions=sizes["max_pos"],
+        ),
         cross=CrossEncoderConfig(sizes["cross_layers"], sizes["text_width"], sizes["text_heads"], sizes["text_mlp"]),
         embed_size=sizes["embed_dim"],
     )
@@ -201,7 +216,10 @@ def test_the_published_fine_tuning_sends_gradients_to_what_is_mapped_and_to_noth
     config = tiny_config(json.loads((FOLDER / "sizes.json").read_text()))
     ours, names = our_shapes(config), name_map(config)
     with safe_open(FOLDER / "expected.safetensors", framework="numpy") as values:
-        gradients = {key.removeprefix("grad."): tuple(values.get_slice(key).get_shape())
-                     for key in values.keys() if key.startswith("grad.")}  # noqa: SIM118 - it is no mapping
+        gradients = {
+            key.removeprefix("grad."): tuple(values.get_slice(key).get_shape())
+            for key in values.keys()  # noqa: SIM118 - it is no mapping
+            if key.startswith("grad.")
+        }
     trained = {key: ours[path] for key, path in names.items() if not key.startswith("visual_encoder.")}
     assert gradients == trained

@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.config import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN, R2D2, cls_of, normalise_images
 
 CONFIG = ModelConfig(
@@ -79,13 +79,20 @@ def test_every_stage_equals_its_oracle(parameters: oracles.Tree, outputs: dict[s
     mask = MASK[:, :LENGTH]
     image = oracles.image_encoder(parameters["image_encoder"], IMAGES, 4, layers=2, heads=4)
     text = oracles.text_encoder(parameters["text_encoder"], INPUT_IDS[:, :LENGTH], mask, layers=2, heads=3)
-    features = {"image": oracles.dense(parameters["image_projection"], image[:, 0]),
-                "text": oracles.dense(parameters["text_projection"], text[:, 0])}
+    features = {
+        "image": oracles.dense(parameters["image_projection"], image[:, 0]),
+        "text": oracles.dense(parameters["text_projection"], text[:, 0]),
+    }
     queries = oracles.dense(parameters["image_text_projection"], image)
     text_image = oracles.cross_encoder(parameters["text_image_encoder"], text, mask, image, None, layers=3, heads=2)
     image_text = oracles.cross_encoder(parameters["image_text_encoder"], queries, None, text, mask, layers=3, heads=2)
-    match = np.stack([oracles.dense(parameters["text_image_match_head"], text_image[:, 0]),
-                      oracles.dense(parameters["image_text_match_head"], image_text[:, 0])], axis=1)
+    match = np.stack(
+        [
+            oracles.dense(parameters["text_image_match_head"], text_image[:, 0]),
+            oracles.dense(parameters["image_text_match_head"], image_text[:, 0]),
+        ],
+        axis=1,
+    )
     words = parameters["text_encoder"]["word_embedding"]["embedding"]
     expected = {
         "image_tokens": image,

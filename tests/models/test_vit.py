@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.config import ImageTowerConfig
+from r2d2_jax.config.model import ImageTowerConfig
 from r2d2_jax.models.vit import ImageEncoder, VitLayer, patchify
 
 SIZE = ImageTowerConfig(image_size=8, patch_size=4, width=12, layers=2, heads=3, mlp_width=20)

@@ -70,9 +70,7 @@ def assert_all_are_named(lines: list[str]) -> None:
         assert re.fullmatch(reason, line.removeprefix(f"{name}: ")), (way, line)
 
 
-def test_one_per_cent_damaged_in_every_way(
-    damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_per_cent_damaged_in_every_way(damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outcome = run(damaged, tmp_path, 0.01)
     assert (outcome.step, outcome.finished, outcome.broken) == (25, True, len(DAMAGES))
     assert log_lines(tmp_path)[-2]["broken_records"] == len(DAMAGES)

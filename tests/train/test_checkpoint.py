@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from small_model import assert_bitwise_equal, named_leaves, small_config
 
-from r2d2_jax.config import TrainConfig
+from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.errors import UserError
-from r2d2_jax.train.checkpoint import BEFORE_THE_KEY, Checkpoints, load_state
+from r2d2_jax.runs import BEFORE_THE_KEY, load_state
+from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.queue import empty_queue, enqueue
 from r2d2_jax.train.state import TrainState
 

@@ -11,7 +11,8 @@ import transformers
 from small_model import assert_bitwise_equal, named_leaves, small_config, small_recipe
 from transformers_models import bert_config, clip_config
 
-from r2d2_jax.config import Config, InitialWeightsConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import InitialWeightsConfig
 from r2d2_jax.convert.conversion import write_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
 from r2d2_jax.convert.resize import resized_positions
@@ -78,10 +79,13 @@ def test_a_whole_model_goes_on_from_another(tmp_path: Path) -> None:
     assert notes == [f"whole model from {tmp_path / 'model'}"]
 
 
-@pytest.mark.parametrize("maps, note", [
-    (False, "as [UNK], in this run they are ASCII: data.map_punctuation is True"),
-    (True, "as ASCII, in this run they are [UNK]: data.map_punctuation is False"),
-])
+@pytest.mark.parametrize(
+    "maps, note",
+    [
+        (False, "as [UNK], in this run they are ASCII: data.map_punctuation is True"),
+        (True, "as ASCII, in this run they are [UNK]: data.map_punctuation is False"),
+    ],
+)
 def test_a_model_that_learned_other_punctuation_is_taken_and_said(tmp_path: Path, maps: bool, note: str) -> None:
     config = small_config({"data": {"map_punctuation": not maps}})
     fresh = sharded_init_state(small_recipe(config), jax.random.key(5))

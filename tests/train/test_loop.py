@@ -30,10 +30,10 @@ from small_model import (
 )
 
 from r2d2_jax.convert.conversion import open_model
-from r2d2_jax.data.writer import write_dataset
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport
 from r2d2_jax.evaluation.retrieval import RetrievalReport
+from r2d2_jax.preparation.writer import write_dataset
 from r2d2_jax.train import compiled, loop, signals, start
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.compiled import compile_train_step
@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_exactly(prepared: Path, undisturbed: tuple[Path, O
 import json, os, signal, sys
 from pathlib import Path
 from ml_collections import ConfigDict
-from r2d2_jax.config import Config
+from r2d2_jax.config.reading import Config
 from r2d2_jax.train import loop
 original, calls = loop.next_batch, iter(range(1, 1000))
 def next_batch(batches, progress):

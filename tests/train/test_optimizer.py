@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_model import small_config
 
-from r2d2_jax.config import OptimizerConfig
+from r2d2_jax.config.run import OptimizerConfig
 from r2d2_jax.models.r2d2 import init_params
 from r2d2_jax.train.optimizer import decayed, learning_rate_schedule, make_optimizer
 from r2d2_jax.train.state import make_model

@@ -1,0 +1,107 @@
+"""The sizes of the model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from r2d2_jax.config.ranges import not_positive
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig:
+    """Sizes of the image tower; `image_size` and `patch_size` in pixels."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+
+    @property
+    def patches(self) -> int:
+        """How many patches an image has; with CLS, one more are its tokens."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextTowerConfig:
+    """Sizes of the text tower; `text_length` is the `l` every text is padded or cut to."""
+
+    vocabulary_size: int
+    text_length: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    max_positions: int = 512
+    token_types: int = 2
+
+
+@dataclass(frozen=True)
+class CrossEncoderConfig:
+    """Sizes of each of the two cross encoders; `layers` 0 means that there are none (PRD2)."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The whole model. `dtype` is that of the matrix products: bfloat16 on accelerators, float32 on CPU."""
+
+    image: ImageTowerConfig
+    text: TextTowerConfig
+    cross: CrossEncoderConfig
+    embed_size: int = 768
+    temperature_init: float = 0.07
+    temperature_range: tuple[float, float] = (0.001, 0.5)
+    freeze_image_tower: bool = True
+    dtype: str = "bfloat16"
+    remat: bool = False
+    unroll: bool = False
+
+
+def model_contradictions(model: ModelConfig) -> Iterator[str]:
+    """Yields one sentence per size that is out of range or contradicts another."""
+    image, text, cross = model.image, model.text, model.cross
+    yield from not_positive(_sizes(model))
+    if image.patch_size > 0 and image.image_size % image.patch_size:
+        yield (
+            f"model.image.image_size {image.image_size} is not a multiple of model.image.patch_size {image.patch_size}"
+        )
+    for name, tower in (("image", image), ("text", text), ("cross", cross)):
+        if tower.heads > 0 and tower.width % tower.heads:
+            yield f"model.{name}.width {tower.width} is not a multiple of model.{name}.heads {tower.heads}"
+    if text.text_length > text.max_positions:
+        yield (
+            f"model.text.text_length {text.text_length} is larger than model.text.max_positions "
+            f"{text.max_positions}; there is no position embedding for the last tokens"
+        )
+    if text.text_length < 3:
+        yield f"model.text.text_length is {text.text_length}; expected at least 3: CLS, one token, SEP"
+    if cross.layers and cross.width != text.width:
+        yield (
+            f"model.cross.width {cross.width} differs from model.text.width {text.width}; the text-image cross "
+            "encoder is fed with text tokens directly"
+        )
+    if cross.layers < 0:
+        yield f"model.cross.layers is {cross.layers}; expected 1 or more, or 0 for PRD2"
+    if model.dtype not in ("bfloat16", "float32"):
+        yield f"model.dtype is {model.dtype!r}; expected 'bfloat16' or 'float32'"
+    low, high = model.temperature_range
+    if not 0 < low <= model.temperature_init <= high:
+        yield (
+            f"model.temperature_init {model.temperature_init} lies outside model.temperature_range "
+            f"{model.temperature_range}"
+        )
+
+
+def _sizes(model: ModelConfig) -> Iterator[tuple[str, int]]:
+    """Every size of the model that must be positive, with its name; the cross encoders' layers may be none."""
+    yield "model.embed_size", model.embed_size
+    for part in ("image", "text", "cross"):
+        for name, size in vars(getattr(model, part)).items():
+            if (part, name) != ("cross", "layers"):
+                yield f"model.{part}.{name}", size

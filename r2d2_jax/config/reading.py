@@ -1,0 +1,162 @@
+"""The configuration: a ConfigDict goes in, frozen dataclasses come out.
+
+This is the only reader of ConfigDict. All unknown keys, missing keys, wrong types and contradictions of a configuration
+are reported together in one `UserError`.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ml_collections
+
+from r2d2_jax.config.data import DataConfig, data_contradictions
+from r2d2_jax.config.model import ModelConfig, model_contradictions
+from r2d2_jax.config.run import (
+    EvaluationConfig,
+    InitialWeightsConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+    evaluation_contradictions,
+    initial_contradictions,
+    mesh_contradictions,
+    optimizer_contradictions,
+    train_contradictions,
+)
+from r2d2_jax.config.tasks import LossConfig, loss_contradictions
+from r2d2_jax.errors import UserError, bulleted
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    initial: InitialWeightsConfig = field(default_factory=InitialWeightsConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @classmethod
+    def from_config_dict(cls, config: ml_collections.ConfigDict) -> "Config":
+        """Reads and checks a whole configuration.
+
+        Raises:
+            UserError: names every unknown or missing key, wrong type and contradiction, in one message.
+        """
+        problems: list[str] = []
+        resolved = _read(cls, config.to_dict(), "", problems)
+        if not problems:
+            problems = list(_contradictions(resolved))
+        if problems:
+            raise UserError(
+                f"the configuration has {len(problems)} problem(s); correct them in the config file or with "
+                f"--config.KEY=VALUE:\n{bulleted(problems)}"
+            )
+        return resolved
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration as plain JSON values, tuples as lists."""
+        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+
+
+def model_config(values: Any) -> ModelConfig:
+    """The sizes of a model from the plain values that `dataclasses.asdict` and JSON made of them.
+
+    Raises:
+        UserError: names every unknown or missing key, wrong type and contradiction, in one message.
+    """
+    problems: list[str] = []
+    resolved = _read(ModelConfig, values, "model.", problems)
+    if not problems:
+        problems = list(model_contradictions(resolved))
+    if problems:
+        raise UserError(f"the sizes of the model are wrong:\n{bulleted(problems)}")
+    return resolved
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Adds every key that a config leaves at its default, because flags can only override keys that are there."""
+
+    def fill(values: ml_collections.ConfigDict, cls: type) -> None:
+        hints = typing.get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(hints[f.name]):
+                if f.name not in values:
+                    values[f.name] = ml_collections.ConfigDict()
+                if isinstance(values[f.name], ml_collections.ConfigDict):
+                    fill(values[f.name], typing.cast(type, hints[f.name]))
+            elif f.name not in values and f.default is not dataclasses.MISSING:
+                values[f.name] = f.default
+
+    fill(config, Config)
+    return config
+
+
+Dataclass = TypeVar("Dataclass")
+
+
+def _read(cls: type[Dataclass], values: Any, where: str, problems: list[str]) -> Dataclass:
+    """Builds a dataclass from a dict, appending to `problems`; what it returns is of use only if there are none."""
+    if not isinstance(values, dict):
+        problems.append(f"{where.rstrip('.')} is {values!r}; expected a block of keys")
+        values = {}
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in sorted(set(values) - set(fields)):
+        problems.append(f"unknown key {where}{name}; known here: {', '.join(fields)}")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name, declared in fields.items():
+        if name in values:
+            arguments[name] = _value(hints[name], values[name], f"{where}{name}", problems)
+        elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
+            problems.append(f"missing key {where}{name} ({_type_name(hints[name])})")
+            arguments[name] = None
+    return cls(**arguments)
+
+
+def _value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _read(typing.cast(type, kind), value, f"{where}.", problems)
+    if kind is float and type(value) is int:
+        return float(value)
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        if parts[-1] is Ellipsis and isinstance(value, (list, tuple)):
+            parts = parts[:1] * len(value)
+        if isinstance(value, (list, tuple)) and len(value) == len(parts):
+            return tuple(_value(part, item, where, problems) for part, item in zip(parts, value, strict=True))
+    elif type(value) is kind:
+        return value
+    problems.append(f"{where} is {value!r} of type {type(value).__name__}; expected {_type_name(kind)}")
+    return value
+
+
+def _type_name(kind: Any) -> str:
+    return str(kind) if isinstance(kind, types.GenericAlias) else kind.__name__
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """Yields one sentence per value that is out of range or contradicts another."""
+    yield from model_contradictions(config.model)
+    yield from loss_contradictions(config.loss, config.model, config.train.batch_size)
+    yield from optimizer_contradictions(config.optimizer)
+    yield from train_contradictions(config.train)
+    yield from data_contradictions(config.data)
+    yield from mesh_contradictions(config.mesh)
+    yield from initial_contradictions(config.initial)
+    match_heads = config.loss.fgr and config.model.cross.layers > 0
+    yield from evaluation_contradictions(config.evaluation, match_heads=match_heads)

@@ -1,0 +1,123 @@
+"""How a run goes: optimizer, length and intervals, devices, initial weights, evaluation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from r2d2_jax.config.ranges import negative, not_positive
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up to `learning_rate` and cosine decay to `final_learning_rate`."""
+
+    learning_rate: float
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.02
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+
+
+def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
+    """Yields one sentence per value that is out of range."""
+    yield from not_positive((f"optimizer.{name}", getattr(optimizer, name)) for name in ("learning_rate", "clip_norm"))
+    counts = ("warmup_steps", "weight_decay", "final_learning_rate", "epsilon")
+    yield from negative((f"optimizer.{name}", getattr(optimizer, name)) for name in counts)
+    for name, share in (("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)):
+        if not 0 <= share < 1:  # at 1 nothing of any gradient would be seen, and the bias correction divide by zero
+            yield f"{name} is {share}; expected 0 or more and less than 1"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run: `batch_size` is global, in pairs; `epochs` counts visits to every image.
+
+    The intervals are in steps; `evaluate_every` and `checkpoint_every` 0 mean once, at the end.
+    """
+
+    batch_size: int
+    epochs: float
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    evaluate_every: int = 1000
+    keep_last: int = 2
+    keep_best: int = 1
+
+
+def train_contradictions(train: TrainConfig) -> Iterator[str]:
+    """Yields one sentence per value that is out of range."""
+    counts = ("batch_size", "epochs", "log_every", "keep_last")
+    yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
+    counts = ("seed", "checkpoint_every", "evaluate_every", "keep_best")
+    yield from negative((f"train.{name}", getattr(train, name)) for name in counts)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along the mesh's axes: the batch is split over both, parameters over `fsdp`. -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+def mesh_contradictions(mesh: MeshConfig) -> Iterator[str]:
+    """Yields one sentence per axis that is no number of devices."""
+    for name, size in (("mesh.data", mesh.data), ("mesh.fsdp", mesh.fsdp)):
+        if size != -1 and size < 1:
+            yield f"{name} is {size}; expected a number of devices, or -1 for all that are left"
+    if mesh.data == mesh.fsdp == -1:
+        yield "mesh.data and mesh.fsdp are both -1; at most one axis can take what is left"
+
+
+@dataclass(frozen=True)
+class InitialWeightsConfig:
+    """Where parameters come from before the first step; "" leaves them random.
+
+    image: CLIP's image tower: a file, a folder of transformers, or a hub name. text: BERT or RoBERTa, likewise.
+    model: a whole model instead: a published checkpoint, a converted folder, or another run's workdir.
+    resize_positions: interpolate the image tower's position embeddings if they are for another image size.
+    """
+
+    image: str = ""
+    text: str = ""
+    model: str = ""
+    resize_positions: bool = False
+
+
+def initial_contradictions(initial: InitialWeightsConfig) -> Iterator[str]:
+    """Yields a sentence if a whole model and a tower are named."""
+    if initial.model and (initial.image or initial.text):
+        yield "initial.model is set and so is initial.image or initial.text; expected a whole model or towers, not both"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Retrieval on the validation split.
+
+    rerank_candidates: how many of each query's nearest candidates the cross encoders re-rank; 0 means no re-ranking.
+    rerank_during_training: also re-rank in the evaluations before the last one.
+    batch_size: images, texts or pairs per forward.
+    """
+
+    rerank_candidates: int = 16
+    rerank_during_training: bool = True
+    batch_size: int = 64
+
+    @property
+    def compared_by(self) -> str:
+        """The stage of retrieval that every evaluation of a run measures, so that its checkpoints can be compared."""
+        return "reranked" if self.rerank_candidates and self.rerank_during_training else "dual"
+
+
+def evaluation_contradictions(evaluation: EvaluationConfig, *, match_heads: bool) -> Iterator[str]:
+    """Yields one sentence per value that is out of range, or that asks untrained match heads to re-rank."""
+    yield from not_positive([("evaluation.batch_size", evaluation.batch_size)])
+    yield from negative([("evaluation.rerank_candidates", evaluation.rerank_candidates)])
+    if evaluation.rerank_candidates and not match_heads:
+        yield (
+            f"evaluation.rerank_candidates is {evaluation.rerank_candidates} but no match heads are trained "
+            "(loss.fgr is False or model.cross.layers is 0); set it to 0"
+        )

@@ -1,0 +1,71 @@
+"""What a run trains for: the terms of each task and their constants."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.ranges import negative, not_a_share, not_positive
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which terms there are and their constants.
+
+    contrastive: "tgd" (GCPR with soft targets and queue) or "gcpr" (hard targets, no teacher, no queue).
+    enhanced_training: one masked text forward serves every term; otherwise clean text, and an extra masked pass.
+    soft_target_share: alpha, the share of the teacher in the target; reached linearly over `soft_target_ramp_epochs`.
+    queue_length: `k`. queue_decay: what a queue entry's weight is multiplied with each step.
+    mask_share: share of the tokens masked. teacher_momentum: of the exponential moving average.
+    whole_word_masking: mask all tokens of a word together, as the text tower's own pre-training did (Cui et al.,
+        "Pre-Training with Whole Word Masking for Chinese BERT", arXiv 1906.08101), not single tokens (article).
+    match_class_weights: weights of (no match, match) in FGR's cross-entropy.
+    """
+
+    contrastive: str = "tgd"
+    fgr: bool = True
+    mlm: bool = True
+    fgd: bool = True
+    enhanced_training: bool = True
+    soft_target_share: float = 0.4
+    soft_target_ramp_epochs: float = 1.0
+    queue_length: int = 36864
+    queue_decay: float = 0.99
+    mask_share: float = 0.15
+    whole_word_masking: bool = False
+    match_class_weights: tuple[float, float] = (1.0, 2.0)
+    teacher_momentum: float = 0.995
+    fgd_teacher_temperature: float = 0.04
+    fgd_student_temperature: float = 0.1
+    fgd_mean_momentum: float = 0.9
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any term distils from momentum weights."""
+        return self.contrastive == "tgd" or self.fgd
+
+
+def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -> Iterator[str]:
+    """Yields one sentence per value that is out of range or contradicts another, the model or the global batch."""
+    if loss.contrastive not in ("tgd", "gcpr"):
+        yield f"loss.contrastive is {loss.contrastive!r}; expected 'tgd' or 'gcpr'"
+    if loss.contrastive == "tgd" and loss.queue_length < batch_size:
+        yield (
+            f"loss.queue_length {loss.queue_length} is shorter than the global train.batch_size {batch_size}; "
+            "a whole batch must fit into the queue"
+        )
+    if (loss.fgr or loss.mlm) and not model.cross.layers:
+        yield "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither"
+    if loss.fgr and batch_size < 2:
+        yield "loss.fgr needs a hard negative, so train.batch_size must be at least 2"
+    shares = ("soft_target_share", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
+    yield from not_a_share((f"loss.{name}", getattr(loss, name)) for name in shares)
+    if not 0 < loss.mask_share < 1:
+        yield f"loss.mask_share is {loss.mask_share}; expected a number between 0 and 1"
+    temperatures = ("fgd_teacher_temperature", "fgd_student_temperature")
+    yield from not_positive((f"loss.{name}", getattr(loss, name)) for name in temperatures)
+    yield from negative(
+        (
+            ("loss.soft_target_ramp_epochs", loss.soft_target_ramp_epochs),
+            ("loss.match_class_weights", min(loss.match_class_weights)),
+        )
+    )

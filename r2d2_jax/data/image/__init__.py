@@ -1,0 +1,1 @@
+"""Images: decoding, resizing, transforms and augmentation."""

@@ -1,0 +1,1 @@
+"""Texts: the tokenizer and the words of a caption."""

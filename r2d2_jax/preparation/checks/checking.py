@@ -1,0 +1,82 @@
+"""Checks a corpus or a prepared dataset: reads all parts, adds their figures up, compares their sightings."""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.checks.assembly import Assembly
+from r2d2_jax.preparation.checks.findings import findings
+from r2d2_jax.preparation.checks.parts import CheckJob, check_part
+from r2d2_jax.preparation.checks.report import CheckSettings, Report
+from r2d2_jax.preparation.checks.sources import Part, Source
+from r2d2_jax.preparation.entry_progress import EntryProgress
+from r2d2_jax.preparation.local_runner import check_processes, run_tasks
+from r2d2_jax.preparation.progress import News
+
+
+def check(
+    open_source: Callable[[Path], Source], name: str, settings: CheckSettings, *, processes: int = 1, work: str = ""
+) -> Report:
+    """Reads everything once and reports on it.
+
+    Args:
+        open_source: opens what is checked, given a folder for its catalog.
+        name: what the report calls it.
+        settings: what to compare it with.
+        processes: how many read; the report does not depend on it.
+        work: folder for what is too large for memory, about 160 bytes for an image with one caption; "" takes the
+            system's own. It is emptied afterwards.
+
+    Raises:
+        UserError: there is nothing to check, the vocabulary is bad, or a process was killed.
+    """
+    check_processes(processes)
+    tokenizer = _tokenizer(settings)
+    with tempfile.TemporaryDirectory(prefix="check-", dir=_work_folder(work)) as folder:
+        source = open_source(Path(folder))
+        parts = source.parts()
+        splits = tuple(sorted({part.split: None for part in parts}, key=lambda split: split != "train"))
+        job = CheckJob(source, splits, Path(folder), tokenizer)
+        _read(job, parts, processes)
+        report = Assembly(job, parts, settings).report(name)
+    errors, warnings = findings(report)
+    return replace(report, errors=errors, warnings=warnings, status=int(bool(errors)))
+
+
+def _tokenizer(settings: CheckSettings) -> Tokenizer | None:
+    if settings.vocabulary is None:
+        return None
+    return load_tokenizer(settings.vocabulary, settings.text_length, map_punctuation=settings.map_punctuation)
+
+
+def _work_folder(work: str) -> Path | None:
+    if not work:
+        return None
+    folder = Path(work).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--work={work} cannot be made: {error.strerror}; name a folder that can be written to"
+        ) from error
+    return folder
+
+
+def _read(job: CheckJob, parts: list[Part], processes: int) -> None:
+    progress = EntryProgress(job.source.unit)
+
+    def take(news: News) -> None:
+        progress.advance(news.weight, news.entries)
+
+    try:
+        with progress.showing(sum(part.weight for part in parts)):
+            run_tasks(functools.partial(check_part, job), parts, take, processes)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads the data was killed, perhaps for want of memory; lower --processes and start again"
+        ) from error

@@ -1,0 +1,185 @@
+"""All annotations of a corpus in one file on disk, numbered split by split.
+
+A catalog makes the order of a corpus a fact before its images are read: which process then reads which entries changes
+nothing. It is an SQLite database, so captions that lie far apart in the annotation files meet at their image without
+being in memory, however many there are.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.preparation.examples import Annotation, Place
+
+_TABLES = """
+CREATE TABLE file (number INTEGER PRIMARY KEY, path TEXT UNIQUE);
+CREATE TABLE size (position INTEGER PRIMARY KEY, split TEXT, entries INTEGER);
+CREATE TABLE entry (split TEXT, number INTEGER, image TEXT, image_id TEXT, label INTEGER, file INTEGER, line INTEGER,
+    grouped TEXT, PRIMARY KEY (split, number)) WITHOUT ROWID;
+CREATE TABLE caption (split TEXT, number INTEGER, position INTEGER, text TEXT, PRIMARY KEY (split, number, position))
+    WITHOUT ROWID;
+CREATE UNIQUE INDEX entry_grouped ON entry (split, grouped) WHERE grouped IS NOT NULL;
+CREATE TABLE seen (split TEXT, name TEXT, file INTEGER, line INTEGER, PRIMARY KEY (split, name)) WITHOUT ROWID;
+CREATE TABLE blob (name TEXT PRIMARY KEY, file INTEGER, line INTEGER, position INTEGER, length INTEGER) WITHOUT ROWID;
+CREATE TABLE remark (number INTEGER PRIMARY KEY, line TEXT);
+CREATE TABLE skipped (number INTEGER PRIMARY KEY, split TEXT, file INTEGER, line INTEGER, reason TEXT);
+"""
+_ENTRIES = """
+SELECT image, image_id, label, path, line,
+    (SELECT json_group_array(text) FROM (SELECT text FROM caption
+        WHERE caption.split = entry.split AND caption.number = entry.number ORDER BY position))
+FROM entry JOIN file ON file = file.number
+WHERE split = ? AND entry.number >= ? AND entry.number < ? ORDER BY entry.number
+"""
+_ADD = "INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_GROUP = "SELECT entry.number, path, line FROM entry JOIN file ON file = file.number WHERE split = ? AND grouped = ?"
+_SEEN_PLACE = "SELECT path, line FROM seen JOIN file ON file = file.number WHERE split = ? AND name = ?"
+_CACHE_KIB = 8 * 1024  # our decision; while it is written, where the annotations of an image lie far apart
+_BLOB_PLACE = "SELECT path, line FROM blob JOIN file ON file = file.number WHERE name = ?"
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Where the bytes of an image lie within a larger file."""
+
+    place: Place
+    position: int
+    length: int
+
+
+class Catalog:
+    """The annotations of a corpus; written by one process, then, once it is closed, read by any number.
+
+    Every method may be called from the process that opened it; pickling hands over only the path.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        """Opens a catalog for reading, or makes a new one."""
+        self.path, self._created = path, create
+        self._sizes, self._files, self._captions = dict[str, int](), dict[str, int](), 0
+        if create:
+            self._database = sqlite3.connect(path)
+            # It is written once and thrown away if that is interrupted: there is nothing to protect with a journal.
+            self._database.executescript(
+                f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{_CACHE_KIB}; {_TABLES}"
+            )
+        else:
+            self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+
+    def add(self, place: Place, split: str, annotation: Annotation, *, grouped: bool) -> None:
+        """Gives an annotation the next number of its split.
+
+        Args:
+            place: where it is written.
+            split: the split it belongs to.
+            annotation: what it says.
+            grouped: whether its captions join those of an earlier annotation of the same image.
+
+        Raises:
+            UnusableRecord: what may be annotated once only has been annotated before.
+        """
+        file = self._file_number(place.file)
+        grouped_once = grouped and annotation.unique == annotation.image  # what groups them also tells them apart
+        if annotation.unique and not grouped_once:
+            self._see(split, annotation.unique, file, place)
+        number = self._sizes.get(split, 0)
+        row = (
+            split,
+            number,
+            annotation.image,
+            annotation.image_id or annotation.image,
+            annotation.label,
+            file,
+            place.line,
+            annotation.image if grouped else None,
+        )
+        if self._database.execute(_ADD, row).rowcount:
+            self._sizes[split] = number + 1
+        else:
+            number, *first = self._database.execute(_GROUP, (split, annotation.image)).fetchone()
+            if grouped_once:
+                raise UnusableRecord(f"{annotation.unique} has been annotated before, in {Place(*first)}")
+        self._add_captions(split, number, annotation.captions)
+
+    def add_blob(self, name: str, blob: Blob) -> None:
+        """Notes where an image's bytes lie; raises UnusableRecord if there is an image of that name already."""
+        row = (name, self._file_number(blob.place.file), blob.place.line, blob.position, blob.length)
+        if not self._database.execute("INSERT OR IGNORE INTO blob VALUES (?, ?, ?, ?, ?)", row).rowcount:
+            first = Place(*self._database.execute(_BLOB_PLACE, (name,)).fetchone())
+            raise UnusableRecord(f"image {name} has been given before, in {first}")
+
+    def skip(self, place: Place, split: str, reason: UnusableRecord) -> None:
+        """Notes a line that could not be used; `split` is "" if it names none."""
+        row = (split, self._file_number(place.file), place.line, str(reason))
+        self._database.execute("INSERT INTO skipped (split, file, line, reason) VALUES (?, ?, ?, ?)", row)
+
+    def remark(self, line: str) -> None:
+        """Notes something that the report is to say of the corpus, besides what was skipped."""
+        self._database.execute("INSERT INTO remark (line) VALUES (?)", (line,))
+
+    def close(self) -> None:
+        """Writes what is open."""
+        if self._created:
+            self._database.executemany("INSERT INTO size (split, entries) VALUES (?, ?)", self._sizes.items())
+        self._database.commit()
+        self._database.close()
+
+    def sizes(self) -> dict[str, int]:
+        """Split name -> number of entries, in the order in which the annotations first name the splits."""
+        return dict(self._database.execute("SELECT split, entries FROM size ORDER BY position"))
+
+    def entries(self, split: str, start: int, stop: int) -> Iterator[tuple[Place, Annotation]]:
+        """The entries number `start` to `stop` (exclusive) of a split, in order."""
+        rows = self._database.execute(_ENTRIES, (split, start, stop))
+        for image, image_id, label, path, line, captions in rows:
+            yield Place(path, line), Annotation(image, tuple(json.loads(captions)), split, image_id, label)
+
+    def blob(self, name: str) -> Blob | None:
+        """Where the bytes of an image lie; None if there is no such image."""
+        query = "SELECT path, line, position, length FROM blob JOIN file ON file = file.number WHERE name = ?"
+        row = self._database.execute(query, (name,)).fetchone()
+        return None if row is None else Blob(Place(row[0], row[1]), row[2], row[3])
+
+    def unnamed_blobs(self, split: str, prefix: str) -> int:
+        """How many images, of those whose names begin with `prefix`, no annotation of the split names."""
+        query = (
+            "SELECT COUNT(*) FROM blob WHERE substr(name, 1, ?) = ? AND NOT EXISTS "
+            "(SELECT 1 FROM entry WHERE split = ? AND grouped = name)"
+        )
+        return self._database.execute(query, (len(prefix), prefix, split)).fetchone()[0]
+
+    def remarks(self) -> tuple[str, ...]:
+        """What the report is to say of the corpus, in order."""
+        return tuple(line for (line,) in self._database.execute("SELECT line FROM remark ORDER BY number"))
+
+    def skipped(self) -> dict[str, int]:
+        """Split name (or "") -> number of lines that could not be used."""
+        return dict(self._database.execute("SELECT split, COUNT(*) FROM skipped GROUP BY split"))
+
+    def skipped_lines(self) -> Iterable[str]:
+        """Each of them with its place and reason."""
+        query = "SELECT path, line, reason FROM skipped JOIN file ON file = file.number ORDER BY skipped.number"
+        return (f"{Place(path, line)}: {reason}" for path, line, reason in self._database.execute(query))
+
+    def __reduce__(self) -> tuple[type["Catalog"], tuple[Path]]:
+        return Catalog, (self.path,)
+
+    def _add_captions(self, split: str, number: int, captions: Iterable[str]) -> None:
+        for caption in captions:
+            self._database.execute("INSERT INTO caption VALUES (?, ?, ?, ?)", (split, number, self._captions, caption))
+            self._captions += 1
+
+    def _see(self, split: str, name: str, file: int, place: Place) -> None:
+        row = (split, name, file, place.line)
+        if not self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?)", row).rowcount:
+            first = Place(*self._database.execute(_SEEN_PLACE, (split, name)).fetchone())
+            raise UnusableRecord(f"{name} has been annotated before, in {first}")
+
+    def _file_number(self, path: str) -> int:
+        if path not in self._files:
+            self._files[path] = len(self._files) + 1
+            self._database.execute("INSERT INTO file VALUES (?, ?)", (self._files[path], path))
+        return self._files[path]

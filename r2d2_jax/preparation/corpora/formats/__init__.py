@@ -1,0 +1,1 @@
+"""The file formats that corpora are read from."""

@@ -1,0 +1,113 @@
+"""Values out of annotations: objects with the keys they need, texts that are texts, columns."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from r2d2_jax.data.bad_records import UnusableRecord
+
+_NO_TEXT = re.compile("[\\ud800-\\udfff\\0]")
+
+
+def json_object(text: str, *keys: str) -> dict[str, Any]:
+    """One JSON object that has all of `keys`.
+
+    Raises:
+        UnusableRecord: it is something else, or lacks one.
+    """
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnusableRecord(f"invalid JSON ({error})") from error
+    return with_keys(entry, *keys)
+
+
+def with_keys(entry: Any, *keys: str) -> dict[str, Any]:
+    """The entry itself, if it is an object with all of `keys`; raises UnusableRecord otherwise."""
+    if not isinstance(entry, dict):
+        raise UnusableRecord("not a JSON object")
+    absent = [f'"{key}"' for key in keys if key not in entry]
+    if absent:
+        raise UnusableRecord(f"no {', '.join(absent)}")
+    return entry
+
+
+def text_of(entry: dict[str, Any], key: str) -> str:
+    """A text that is not blank, without the blanks around it; raises UnusableRecord otherwise."""
+    return as_text(entry[key], f'"{key}"')
+
+
+def texts_of(entry: dict[str, Any], key: str) -> tuple[str, ...]:
+    """The texts of a list with at least one; raises UnusableRecord unless all are texts."""
+    if not isinstance(entry[key], list) or not entry[key]:
+        raise UnusableRecord(f'"{key}" is not a list with at least one text')
+    return tuple(as_text(text, f'a text of "{key}"') for text in entry[key])
+
+
+def chosen_texts(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    """The texts under any of the keys, each a text or a list of texts; equal ones once, empty ones left out.
+
+    So are fractions, of which NaN is what many tables have where nothing is.
+
+    Args:
+        entry: keys may be spelt in lower case here.
+        keys: in the order in which the texts are to come.
+
+    Raises:
+        UnusableRecord: there is no text at all, or one is something else than a text.
+    """
+    texts: dict[str, None] = {}
+    numbers = []
+    for key in keys:
+        value = entry.get(key, entry.get(key.lower()))
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, float):
+                numbers.append(key)
+            elif text is not None and text != "" and not (isinstance(text, str) and text.isspace()):
+                texts[as_text(text, f'"{key}"')] = None
+    if not texts and numbers:
+        raise UnusableRecord(f'"{numbers[0]}" is not a text')
+    if not texts:
+        raise UnusableRecord(f"no text in {', '.join(keys)}; there is {', '.join(map(str, entry)) or 'nothing'}")
+    return tuple(texts)
+
+
+def as_text(value: Any, what: str) -> str:
+    """The value as a text that is not blank; `what` names it in the message.
+
+    Numbers, as image ids often are, become text.
+
+    Raises:
+        UnusableRecord: it is no text, or blank, or has something in it that is no character.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise UnusableRecord(f"{what} is not a text")
+    text = value.strip()
+    if not text:
+        raise UnusableRecord(f"{what} is empty")
+    if _NO_TEXT.search(text):  # JSON can say \u0000, and \ud83d without its other half
+        raise UnusableRecord(f"{what} has half a surrogate pair or a NUL in it")
+    return text
+
+
+def readable(name: str) -> str:
+    """A file's name as text that can be written anywhere: bytes that are no UTF-8, such as GBK's, become \\xe9.
+
+    Unlike replacement characters, these keep names apart that differ; our decision.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def columns(line: str, count: int, form: str) -> list[str]:
+    """The tab-separated columns of a line.
+
+    Raises:
+        UnusableRecord: there are more or fewer than `count`; `form` shows what a line looks like.
+    """
+    cells = line.split("\t")
+    if len(cells) != count:
+        raise UnusableRecord(f"{len(cells)} tab-separated columns, expected {count}: {form}")
+    return cells

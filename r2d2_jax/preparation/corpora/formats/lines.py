@@ -1,0 +1,118 @@
+"""Annotation files, one annotation at a time: lines of text, JSON lines, and JSON arrays."""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ijson
+
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.preparation.examples import Place
+
+Parsed = TypeVar("Parsed")
+
+_READ_ERRORS = (OSError, EOFError, zlib.error)  # the last two: of a .gz that is cut short, or broken
+
+
+def lines(path: Path) -> Iterator[tuple[Place, str | UnusableRecord]]:
+    """The lines of a UTF-8 file without their ends; blank ones are passed over, others than UTF-8 are unusable.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    number = 0
+    with open_annotations(path) as file:
+        try:
+            for number, raw in enumerate(file, start=1):
+                line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+                if line.strip():
+                    yield Place(str(path), number), _decoded(line.rstrip(b"\r\n"))
+        except _READ_ERRORS as error:
+            reason = f"cannot be read further ({first_line(error)}); this line and all after it are lost"
+            yield Place(str(path), number + 1), UnusableRecord(reason)
+
+
+def parsed_lines(path: Path, parse: Callable[[str], Parsed]) -> Iterator[tuple[Place, Parsed | UnusableRecord]]:
+    """The same, with `parse` applied to every line; what it raises as `UnusableRecord` takes the line's place."""
+    for place, line in lines(path):
+        yield place, line if isinstance(line, UnusableRecord) else _or_unusable(parse, line)
+
+
+def parsed_array(
+    path: Path, parse: Callable[[Any], Parsed], where: str = "item"
+) -> Iterator[tuple[Place, Parsed | UnusableRecord]]:
+    """The entries of a JSON array, which is never in memory as a whole.
+
+    `where` it is in the file: "item" if the file is the array, "images.item" if it is under the key "images".
+    Where the file breaks off or stops being JSON, the last outcome says so: what follows cannot be told apart.
+
+    Raises:
+        UserError: the file cannot be opened.
+    """
+    number = 0
+    with open_annotations(path) as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        entries = ijson.items(file, where, use_float=True)
+        while True:
+            number += 1
+            try:
+                entry = next(entries)
+            except StopIteration:
+                return
+            except (ijson.JSONError, UnicodeDecodeError, *_READ_ERRORS) as error:
+                reason = f"invalid JSON ({first_line(error)}); this entry and all after it are lost"
+                yield Place(str(path), number), UnusableRecord(reason)
+                return
+            yield Place(str(path), number), _or_unusable(parse, entry)
+
+
+def begins_with(path: Path, mark: bytes) -> bool:
+    """Whether the first bytes of a file that are not blank are these."""
+    with open_annotations(path) as file:
+        try:
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(mark)
+        except _READ_ERRORS:
+            return False  # whoever reads the lines will say so
+
+
+def refuse_array(path: Path, expected: str) -> None:
+    """Raises UserError if a file of JSON lines is one JSON array; `expected` shows a line."""
+    if begins_with(path, b"["):
+        raise UserError(
+            f"{path} is a JSON array; expected one object a line, like {expected}. Write each of its "
+            "entries on a line of its own"
+        )
+
+
+def open_annotations(path: Path) -> Any:
+    """Opens a file for reading bytes; one whose name ends in .gz is decompressed.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    try:
+        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    except OSError as error:
+        raise UserError(
+            f"annotation file {path} cannot be read: {error.strerror}; set --annotations to where the "
+            "published files lie, under their published names"
+        ) from error
+
+
+def _decoded(raw: bytes) -> str | UnusableRecord:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return UnusableRecord(f"invalid UTF-8 at byte {error.start} of the line")
+
+
+def _or_unusable(parse: Callable[[Any], Parsed], raw: Any) -> Parsed | UnusableRecord:
+    try:
+        return parse(raw)
+    except UnusableRecord as error:
+        return error

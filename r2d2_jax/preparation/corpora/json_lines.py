@@ -1,0 +1,49 @@
+"""One's own images in a folder, with a JSON-lines file of captions.
+
+Each line describes one image:
+
+    {"image": "a.jpg", "captions": ["两只狗在路上打架。", "花狗和黑狗要打架。"], "split": "train", "image_id": "42"}
+
+"image" is a path inside the image folder, "captions" has at least one text, "split" is train, validation (or val) or
+another name of letters, digits and underscores with a Latin letter first, and "image_id" may be left out or null: it is
+the image's path then.
+"""
+
+from pathlib import Path
+
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.preparation.corpora.annotation_corpus import LineCorpus
+from r2d2_jax.preparation.corpora.formats.fields import json_object, text_of, texts_of
+from r2d2_jax.preparation.corpora.formats.lines import refuse_array
+from r2d2_jax.preparation.examples import Annotation
+
+EXPECTED = '{"image": "a.jpg", "captions": ["..."], "split": "train"}'
+
+
+class JsonLines(LineCorpus):
+    """A folder of images and a JSON-lines file."""
+
+    name = "json_lines"
+    description = "Images with their captions, from a folder and a JSON-lines file."
+
+    def check(self) -> None:
+        """The file must not be one array."""
+        super().check()
+        for path in self.inputs():
+            refuse_array(path, EXPECTED)
+
+    def files(self) -> list[tuple[str, Path]]:
+        """The one file; its lines name their splits."""
+        assert self.annotations is not None
+        return [("", self.annotations)]
+
+    def parse(self, line: str) -> Annotation:
+        """Reads one line."""
+        try:
+            entry = json_object(line, "image", "captions", "split")
+        except UnusableRecord as error:
+            raise UnusableRecord(f"{error}; expected {EXPECTED}") from error
+        captions = texts_of(entry, "captions")
+        image = text_of(entry, "image")
+        image_id = "" if entry.get("image_id") is None else text_of(entry, "image_id")
+        return Annotation(image, captions, text_of(entry, "split"), image_id, unique=image)

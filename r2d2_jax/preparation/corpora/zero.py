@@ -1,0 +1,126 @@
+"""Zero (CCMB), 2.3 M, 23 M or 250 M images that have to be downloaded: read from what img2dataset makes of the links.
+
+    FOLDER/                                     part/00000.tar in subfolders is found as well
+        00000.tar  00000.parquet  00000_stats.json   00001.tar ...
+
+img2dataset's output formats webdataset (above), parquet and files are all read; all of it is the training split. A
+sample of a tar:
+
+    000000000.jpg
+    000000000.json   {"Title": "...", "Content": "...", "ImageKey": "...", "ImageQuery": "...",
+                      "url": "http://img/x.jpg", "key": "000000000", "status": "success", ...}
+
+The command that keeps what is needed (the links file has one JSON object a line):
+
+    img2dataset --url_list=zero.jsonl --input_format=jsonl --url_col=ImageUrl --output_format=webdataset
+        --save_additional_columns='["ImageKey","Title","ImageQuery","Content"]' --output_folder=FOLDER
+
+The published fields are Url, Title, Content, Keywords, ImageKey, ImageUrl, ImageQuery (certain: the page of the
+corpus); how their values look when they are missing is not known, so null, "" and lists are all taken. An image's texts
+are the fields of --text_fields, by default in this order (our decision, shortest and nearest to the image first):
+
+    Title        what the site calls the image
+    ImageQuery   what people searched for when they chose it
+    Content      the text around it
+    caption, txt what img2dataset makes of the column named by --caption_col
+
+Each may also be spelt in lower case. Equal texts of an image count once. An image's identity is its ImageKey, else its
+url, else ARCHIVE#KEY: img2dataset's keys are unique within one download only. Links that were dead are no entries; how
+many there were is reported from the _stats.json. It also says how many samples there were once: those that are not
+there any more are unusable entries, each by itself. A shard without its _stats.json is unfinished and refused.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus, Found
+from r2d2_jax.preparation.corpora.catalog import Catalog
+from r2d2_jax.preparation.corpora.formats import img2dataset
+from r2d2_jax.preparation.corpora.formats.fields import as_text
+from r2d2_jax.preparation.corpora.formats.parquet import parquet_samples
+from r2d2_jax.preparation.corpora.formats.samples import folder_samples
+from r2d2_jax.preparation.corpora.formats.tars import tar_samples
+
+TEXT_FIELDS = ("Title", "ImageQuery", "Content")
+HOMEPAGE = "https://zero.so.com"
+_IMAGE_COLUMNS = ("jpg", "png", "webp")  # img2dataset's encode_format
+_IDENTITIES = ("ImageKey", "imagekey", "url")
+_IMAGE_BYTES = 20_000  # assumed of files in folders, where looking at each would take long; our decision
+
+
+class Zero(ArchiveCorpus):
+    """Zero as img2dataset downloaded it."""
+
+    name = "zero"
+    description = "Zero (CCMB): images from the web with title, search query and surrounding text."
+    homepage = HOMEPAGE
+    default_text_fields = (*TEXT_FIELDS, "caption", "txt")
+
+    def check(self) -> None:
+        """There must be finished shards and no others."""
+        super().check()
+        self._shards()
+
+    def archives(self) -> dict[str, list[Path]]:
+        """All shards, for training."""
+        return {"train": [shard.archive for shard in self._shards()]}
+
+    def weight(self, archive: Path) -> int:
+        """Bytes; of a folder about as many as its files have."""
+        if archive.is_dir():
+            return _downloads(archive).successes * _IMAGE_BYTES
+        return super().weight(archive)
+
+    def index(self, catalog: Catalog) -> None:
+        """Adds up the dead links."""
+        numbers = [(shard, img2dataset.downloads(shard.stats)) for shard in self._shards()]
+        links = sum(found.links for _, found in numbers)
+        dead = sum(found.dead for _, found in numbers)
+        if dead:
+            shard, worst = max(numbers, key=lambda item: item[1].dead / max(item[1].links, 1))
+            catalog.remark(
+                f"{dead:,} of {links:,} links were dead ({dead / links:.1%}) and are no entries; most in "
+                f"{self.name_in_corpus(shard.archive)}: {worst.dead:,} of {worst.links:,}"
+            )
+
+    def samples(self, archive: Path) -> Iterator[Found]:
+        """The samples of a shard in any of the formats, then what the _stats.json has more of."""
+        expected, there, broken = _downloads(archive).successes, 0, None
+        for found in self._there(archive):
+            if found.key:
+                there += 1
+                yield found
+            else:
+                broken = found
+        lost = expected - there
+        if broken:
+            yield dataclasses.replace(broken, lost=max(lost, 1))
+        elif lost > 0:
+            reason = f"{lost:,} of the {expected:,} samples that its {img2dataset.STATS} counts are not there"
+            yield Found("", UnusableRecord(reason), self.weight(archive), lost)
+
+    def _there(self, archive: Path) -> Iterator[Found]:
+        if archive.suffix == ".tar":
+            return tar_samples(archive)
+        if archive.suffix == ".parquet":
+            return parquet_samples(archive, _IMAGE_COLUMNS)
+        return folder_samples(archive, self.weight(archive))
+
+    def image_id(self, archive: Path, key: str, fields: dict[str, Any]) -> str:
+        """ImageKey, url or the sample's place."""
+        for name in _IDENTITIES:
+            if fields.get(name):
+                return as_text(fields[name], f'"{name}"')
+        return f"{self.name_in_corpus(archive)}#{key}"
+
+    def _shards(self) -> list[img2dataset.Shard]:
+        assert self.images is not None
+        return img2dataset.finished_shards(self.images)
+
+
+def _downloads(archive: Path) -> img2dataset.Downloads:
+    name = archive.name.removesuffix(".tar").removesuffix(".parquet")
+    return img2dataset.downloads(archive.with_name(f"{name}{img2dataset.STATS}"))

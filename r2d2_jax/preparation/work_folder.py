@@ -1,0 +1,106 @@
+"""The folder of a preparation's unfinished work: whose it is, what in it may be believed, and when it goes."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
+from r2d2_jax.preparation.writer import check_absent
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY = "preparation.json"
+_LOCK = "lock"
+
+
+@contextlib.contextmanager
+def unfinished_work(folder: Path, dataset: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Holds the folder for one preparation; it is removed at the end, and kept if that is not reached.
+
+    Args:
+        folder: where the work is; made if absent.
+        dataset: where the finished dataset will be.
+        identity: what the preparation depends on, as plain JSON values; only work with the same is gone on with.
+
+    Raises:
+        UserError: there is such a dataset, another preparation is at work, the folder holds other work, or it cannot be
+            written to.
+    """
+    with _held(folder):
+        if dataset.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a preparation that was killed when all was done
+        check_absent(dataset)
+        _enter(folder, dataset, identity)
+        yield
+        (folder / _IDENTITY).unlink()  # first, for without it nothing that may be left is believed
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as closed:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = closed.enter_context((folder / _LOCK).open("w"))
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror}; check --output and its permissions") from error
+        _take(lock, folder)
+        yield
+
+
+def _take(lock: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process that is killed lets go of it
+    except BlockingIOError as error:
+        raise UserError(
+            f"another preparation is at work in {folder}; let it end, or choose another --output"
+        ) from error
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s); see that no other preparation writes there", folder, error.strerror)
+
+
+def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
+    before = _read_identity(folder / _IDENTITY)
+    differing = list(_differences(before, identity)) if before else []
+    if differing:
+        raise UserError(
+            f"{folder} was left over by a preparation with other settings or files; delete it, or go back "
+            f"to them. {len(differing):,} differences, the first:\n{bulleted(differing[:FIRST_NAMES])}"
+        )
+    _remove(folder.glob("*.unfinished-*") if before else folder.iterdir())  # of killed processes; of nobody knows whom
+    _remove(dataset.parent.glob("*incomplete*"))  # TFDS's, killed while it took the shards
+    if not before:
+        with written_whole(folder / _IDENTITY) as unfinished:
+            unfinished.write_text(json.dumps(identity, ensure_ascii=False), encoding="utf-8")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What differs; of the files of a corpus only those that do."""
+    for key in now:
+        old, new = before.get(key), now[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+            yield from (f"{key}: {name}: {old.get(name, 'absent')}, now {new.get(name, 'absent')}" for name in names)
+        elif old != new:
+            yield f"{key}: {old!r}, now {new!r}"
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # absent, or cut short when the machine went down
+        return {}
+
+
+def _remove(paths: Iterator[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()

@@ -1,0 +1,78 @@
+"""A run's folder on disk: its newest checkpoint, what that holds, and the configuration it was made with."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from r2d2_jax.errors import UserError
+from r2d2_jax.trees import flat
+
+# Keys that may change when a run goes on: they move, watch or keep it, but do not change what is learned.
+FREE_KEYS = (
+    "mesh.",
+    "evaluation.",
+    "initial.",  # read only before the first step
+    "data.directory",
+    "data.corpora",  # folders may move; that each has as many records as before is checked
+    "data.vocabulary",
+    "data.validation_split",
+    "data.foil_split",
+    "data.validation_images",
+    "data.workers",
+    "data.max_broken_share",
+    "model.remat",
+    "model.unroll",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.keep_last",
+    "train.keep_best",
+)
+
+# What a run did when there was no key for it yet: a checkpoint of that time goes on with a configuration that says so.
+BEFORE_THE_KEY = {
+    "data.augmentation": "crop_and_flip",
+    "data.augmentation_magnitude": 5.0,
+    "data.corpus_weights": [],
+    "data.map_punctuation": True,
+    "loss.whole_word_masking": False,
+}
+
+
+def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+    """How each item of a checkpoint is kept; named so that its metadata can be read before anything is restored."""
+    json_items = {name: ocp.JsonCheckpointHandler() for name in ("config", "progress")}
+    return {"state": ocp.StandardCheckpointHandler(), **json_items}
+
+
+def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The train state, as nested dicts in host memory, and the configuration of a run's newest checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    directory = (workdir / "checkpoints").absolute()
+    # Not read_only, of which Orbax warns every time; with these it writes nothing either.
+    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
+    manager = ocp.CheckpointManager(directory, options=options, itemitem_handlers=item_handlers())
+    step = manager.latest_step() if directory.is_dir() else None
+    if step is None:
+        raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
+    saved = manager.restore(step, args=items)
+    return saved["state"], saved["config"]
+
+
+def config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
+    """Yields one line for each key that differs and may not: both as `Config.to_dict` gives them."""
+    before, now = BEFORE_THE_KEY | dict(flat(saved, ".")), dict(flat(asked, "."))
+    for key in sorted(before.keys() | now.keys()):
+        if not key.startswith(FREE_KEYS) and before.get(key) != now.get(key):
+            yield f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "absent"

@@ -1,0 +1,122 @@
+"""The launcher prints a table, or one message and exit status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from absl.testing import flagsaver
+from small_data import encode
+
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.preparation.writer import SplitSummary
+
+LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "prepare_data.py"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with five images and their captions."""
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(encode(seed=number))
+    splits = ["train"] * 4 + ["val"]
+    lines = [{"image": f"{n}.jpg", "captions": ["一只狗"], "split": split} for n, split in enumerate(splits)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def run(launcher: ModuleType, *arguments: str, **settings: Any) -> None:
+    with flagsaver.flagsaver(**settings):
+        launcher.main(["prepare_data.py", *arguments])
+
+
+def places(corpus: Path) -> dict[str, str]:
+    return {
+        flag: str(corpus / name)
+        for flag, name in (("images", "images"), ("annotations", "captions.jsonl"), ("output", "out"))
+    }
+
+
+def test_as_a_program_from_anywhere(corpus: Path, vocabulary: Path) -> None:
+    arguments = ["--images=images", "--annotations=captions.jsonl", f"--vocabulary={vocabulary}", "--output=out"]
+    done = subprocess.run([sys.executable, LAUNCHER, *arguments], cwd=corpus, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [row.split() for row in done.stdout.splitlines()]
+    assert [row[:4] for row in rows] == [
+        ["split", "records", "captions", "skipped"],
+        ["train", "4", "4", "0"],
+        ["validation", "1", "1", "0"],
+    ]
+    assert len(RecordSource(corpus / "out", "train")) == 4
+    assert (corpus / "out" / "vocab.txt").is_file()
+
+
+def test_bad_input_is_one_message_and_status_2(
+    launcher: ModuleType, corpus: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (corpus / "images" / "3.jpg").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        run(launcher, **places(corpus))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: 1 of the 5 entries are unusable so far, more than --max_broken_share=0.01 ")
+    assert "images/3.jpg cannot be read" in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_share_flag(launcher: ModuleType, corpus: Path, capsys: pytest.CaptureFixture) -> None:
+    (corpus / "images" / "3.jpg").unlink()
+    run(launcher, **places(corpus), max_broken_share=0.5)
+    assert "captions.jsonl:4: image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "--output is not set; name the folder that is to hold the dataset"),
+        ({"output": "out"}, "corpus json_lines needs --images and --annotations; set both"),
+        ({"output": "out", "corpus": "flickr"}, "--corpus=flickr is not known; expected one of json_lines"),
+        ({"output": "out", "images": "images"}, "corpus json_lines needs --images and --annotations; set both"),
+    ],
+)
+def test_missing_flags(launcher: ModuleType, capsys: pytest.CaptureFixture, settings: dict, message: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(launcher, **settings)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_demonstration_has_no_use_for_a_corpus() -> None:
+    done = subprocess.run(
+        [sys.executable, LAUNCHER, "--demo", "--output=out", "--shards=3", "--corpus=muge"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: --demo draws its own data and has no use for --corpus, --shards; leave that out"
+    )
+
+
+def test_stray_argument(launcher: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run(launcher, "out")
+    assert "unknown argument 'out'; every setting is a flag" in capsys.readouterr().err
+
+
+def test_demo(launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    asked = []
+
+    def write_demonstration(*arguments: object) -> list[SplitSummary]:
+        asked.append(arguments)
+        return [SplitSummary("train", 60, 120, 4000, 1)]
+
+    monkeypatch.setattr(launcher, "write_demonstration", write_demonstration)
+    run(launcher, demo=True, output="demo-folder", seed=7)
+    assert asked == [("demo-folder", 7)]
+    assert capsys.readouterr().out.split("\n")[1].split() == ["train", "60", "120", "0", "4,000", "1"]
