@@ -158,5 +158,5 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from data_contradictions(config.data)
     yield from mesh_contradictions(config.mesh)
     yield from initial_contradictions(config.initial)
-    match_heads = config.loss.fgr and config.model.cross.layers > 0
+    match_heads = config.loss.fgr and config.model.cross.layers != 0
     yield from evaluation_contradictions(config.evaluation, match_heads=match_heads)
