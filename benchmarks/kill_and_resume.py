@@ -110,7 +110,7 @@ def train(data: str, workdir: Path) -> None:
         return original(batches, progress)
 
     loop.next_batch = next_batch
-    loop.pretrain(tiny_config(data), workdir)
+    loop.train(tiny_config(data), workdir)
 
 
 class Child:

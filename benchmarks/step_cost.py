@@ -7,13 +7,12 @@
 
 The first and the last fail, with exit status 1, where a figure is above what the project promises.
 
-The forward is `pretraining_loss`: student, teacher, all terms. XLA counts the body of a loop once, so the layers are
+The forward is the task's loss: student, teacher, all terms. XLA counts the body of a loop once, so the layers are
 unrolled; it counts two operations per multiply-add. The similarity with the queue is part of the count; it is the same
 for every pair, so the queue keeps its configured length and the batch is small.
 """
 
 import importlib.util
-import os
 import resource
 import sys
 import time
@@ -24,16 +23,16 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
-from r2d2_jax.errors import UserError, first_line
-from r2d2_jax.sharding import global_batch, make_mesh
-from r2d2_jax.train.compiled import abstract_batch, compile_train_step
-from r2d2_jax.train.state import Recipe, SpecialTokens, abstract_state, make_recipe, sharded_init_state
-from r2d2_jax.train.step import pretraining_loss
+from r2d2_jax.errors import UserError
+from r2d2_jax.sharding import global_batch
+from r2d2_jax.tasks.task import BERT_TOKENS
+from r2d2_jax.train.compiled import abstract_batch
+from r2d2_jax.train.plan import StepPlan, step_memory, step_plan, tpu_chips
+from r2d2_jax.train.state import abstract_state, sharded_init_state
 
 ARTICLE = 154.0  # G multiply-adds per pair of R2D2 ViT-L with enhanced training, as the article reports them
 MEMORY_LIMIT = 24.0  # GiB that one step of the largest model may take on a CPU (our decision)
@@ -45,9 +44,6 @@ RUN = flags.DEFINE_bool("run", False, "Run one train step of --pairs pairs in fl
 DEVICES = flags.DEFINE_integer("devices", 8, "With --memory: devices to imitate.", lower_bound=1)
 TOPOLOGY = flags.DEFINE_string("topology", None, "With --memory: a TPU topology to compile for, such as v5e:4x4.")
 BATCH = flags.DEFINE_integer("batch_size", 256, "With --memory: the global batch.", lower_bound=1)
-
-# Ids of the published vocabulary; they change nothing in the count.
-TOKENS = SpecialTokens(mask_id=103, cls_id=101, sep_id=102, pad_id=0)
 
 
 def main(_: list[str]) -> None:
@@ -82,14 +78,17 @@ def check_peak(gib: float) -> None:
 
 
 def forward_cost(config: ConfigDict, pairs: int, enhanced_training: bool) -> float:
-    """G multiply-adds per pair of `pretraining_loss` on a batch of so many pairs."""
+    """G multiply-adds per pair of the configured task's loss on a batch of so many pairs."""
     config.loss.enhanced_training = enhanced_training
     config.model.update(unroll=True, remat=False)
     config.train.batch_size = pairs
-    resolved, recipe = _resolved(config, jax.devices()[:1], MeshConfig(1, 1))
-    state, batch = abstract_state(recipe), abstract_batch(resolved, recipe)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    forward = lambda state, batch, key: pretraining_loss(state.params, state, batch, key, recipe)[0]  # noqa: E731
+    plan = _plan(config, jax.devices()[:1], MeshConfig(1, 1))
+    state = abstract_state(plan.task, plan.optimizer, plan.mesh)
+    batch, key = abstract_batch(plan.task, pairs, plan.mesh), jax.eval_shape(lambda: jax.random.key(0))
+
+    def forward(state: Any, batch: Any, key: Any) -> jax.Array:
+        return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh)[0]
+
     return multiply_adds(forward, state, batch, key) / pairs / 1e9
 
 
@@ -102,56 +101,36 @@ def print_memory(config: ConfigDict) -> None:
     """Compiles the whole step ahead of time and prints what XLA says it needs."""
     config.train.batch_size = BATCH.value
     devices = tpu_chips(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
-    resolved, recipe = _resolved(config, devices)
+    plan = _plan(config, devices)
     start = time.perf_counter()
-    compiled = compile_train_step(resolved, recipe)
-    memory = compiled.memory_analysis()
-    gib = 2**30
-    seconds = time.perf_counter() - start
+    memory = step_memory(plan.compiled())
+    gib, seconds = 2**30, time.perf_counter() - start
     print(f"{Path(CONFIG.value).stem}: train step for {len(devices)} x {devices[0].device_kind}, mesh "
-          f"{dict(recipe.mesh.shape)}, global batch {BATCH.value}, compiled in {seconds:.0f} s")  # fmt: skip
-    print(f"  arguments {memory.argument_size_in_bytes / gib:.2f} GiB, of them donated "
-          f"{memory.alias_size_in_bytes / gib:.2f} GiB, temporaries {memory.temp_size_in_bytes / gib:.2f} GiB "
-          "per device")  # fmt: skip
-
-
-def tpu_chips(topology: str) -> list[Any]:
-    """The chips of a TPU topology that is only described.
-
-    Raises:
-        UserError: libtpu is not installed, or it does not know the topology.
-    """
-    # It asks neither a metadata server nor other hosts for what this one is.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
-    except Exception as error:
-        raise UserError(
-            f"cannot compile for --topology={topology}: {first_line(error)}; pip install libtpu, name one like v5e:4x4"
-        ) from error
+          f"{dict(plan.mesh.shape)}, global batch {BATCH.value}, compiled in {seconds:.0f} s")  # fmt: skip
+    print(f"  arguments {memory.arguments / gib:.2f} GiB, of them donated {memory.donated / gib:.2f} GiB, "
+          f"temporaries {memory.temporaries / gib:.2f} GiB per device")  # fmt: skip
 
 
 def run_one_step(config: ConfigDict) -> None:
     """Runs one step on random pixels and tokens and prints its loss terms and this process's peak memory."""
     config.model.dtype = "float32"
     config.train.batch_size = PAIRS.value
-    resolved, recipe = _resolved(config, jax.devices()[:1], MeshConfig(1, 1))
-    state = sharded_init_state(recipe, jax.random.key(0))
-    step = compile_train_step(resolved, recipe)
-    rng, text, side = np.random.default_rng(0), resolved.model.text, resolved.model.image.image_size
+    plan = _plan(config, jax.devices()[:1], MeshConfig(1, 1))
+    state = sharded_init_state(plan.task, plan.optimizer, plan.mesh, jax.random.key(0))
+    step, sizes = plan.compiled(), plan.task.model.config
+    rng, text, side = np.random.default_rng(0), sizes.text, sizes.image.image_size
     input_ids = rng.integers(1000, text.vocabulary_size, (PAIRS.value, text.text_length), dtype=np.int32)
-    input_ids[:, 0], input_ids[:, -1] = TOKENS.cls_id, TOKENS.sep_id
+    input_ids[:, 0], input_ids[:, -1] = BERT_TOKENS.cls_id, BERT_TOKENS.sep_id
     rows = {
         "images": rng.integers(0, 256, (PAIRS.value, side, side, 3), dtype=np.uint8),
         "input_ids": input_ids,
         "attention_mask": np.ones_like(input_ids, bool),
         "image_id": rng.integers(0, 2**32, (PAIRS.value, 2), dtype=np.uint32),
     }
-    if resolved.loss.whole_word_masking:
+    if plan.task.reads_words:
         rows["word"] = np.tile(np.arange(text.text_length, dtype=np.int32) // 2, (PAIRS.value, 1))
     start = time.perf_counter()
-    state, metrics = step(state, global_batch(recipe.mesh, rows), jax.random.key(0))
+    state, metrics = step(state, global_batch(plan.mesh, rows), jax.random.key(0))
     metrics = jax.device_get(metrics)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     print(f"{Path(CONFIG.value).stem}: one train step of {PAIRS.value} pairs in {time.perf_counter() - start:.0f} s, "
@@ -160,10 +139,8 @@ def run_one_step(config: ConfigDict) -> None:
     check_peak(peak)
 
 
-def _resolved(config: ConfigDict, devices: list[Any], mesh: MeshConfig | None = None) -> tuple[Config, Recipe]:
-    resolved = Config.from_config_dict(config)
-    placed = make_mesh(mesh or resolved.mesh, devices)
-    return resolved, make_recipe(resolved, TOKENS, placed, total_steps=1000, epoch_steps=100)
+def _plan(config: ConfigDict, devices: list[Any], mesh: MeshConfig | None = None) -> StepPlan:
+    return step_plan(Config.from_config_dict(config), devices, mesh)
 
 
 def _read(path: str) -> ConfigDict:

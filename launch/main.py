@@ -35,11 +35,11 @@ def main(_: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
     # Here, because every process that decodes imports this file again, and the loop brings 200 MB that none of them
     # needs (tensorboardX imports PyTorch, where that is installed).
-    from r2d2_jax.train.loop import pretrain
+    from r2d2_jax.train.loop import train
 
     try:
         _join()
-        outcome = pretrain(Config.from_config_dict(CONFIG.value), _workdir())
+        outcome = train(Config.from_config_dict(CONFIG.value), _workdir())
     except UserError as error:
         leave(_refused(error))
     except Exception:

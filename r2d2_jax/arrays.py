@@ -46,7 +46,7 @@ class Batch:
     input_ids: int32 [b l]; token 0 is CLS, padding at the end.
     attention_mask: bool [b l]; False on padding.
     image_id: uint32 [b 2]; the two halves of a 64-bit hash of the image's identity. Equal ids are the same image.
-    word: int32 [b l], which word of its text each token belongs to (`data.words`); None unless whole words are masked.
+    word: int32 [b l], which word of its text each token belongs to (`data.text.words`); None unless a task reads it.
     """
 
     images: jax.Array
@@ -54,6 +54,16 @@ class Batch:
     attention_mask: jax.Array
     image_id: jax.Array
     word: jax.Array | None = None
+
+    def words(self) -> jax.Array:
+        """`word`, where a task reads it.
+
+        Raises:
+            ValueError: the batch was made without.
+        """
+        if self.word is None:
+            raise ValueError("the batch does not say which word each token belongs to; its tokenizer numbers none")
+        return self.word
 
 
 @struct.dataclass

@@ -39,6 +39,10 @@ BEFORE_THE_KEY = {
     "data.corpus_weights": [],
     "data.map_punctuation": True,
     "loss.whole_word_masking": False,
+    "optimizer.rates": [],
+    "retrieval.fgr": True,
+    "retrieval.match_class_weights": [1.0, 2.0],
+    "task": "pretraining",
 }
 
 
@@ -52,18 +56,30 @@ def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The train state, as nested dicts in host memory, and the configuration of a run's newest checkpoint.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: there is no checkpoint, or it is of the former layout.
     """
     directory = (workdir / "checkpoints").absolute()
     # Not read_only, of which Orbax warns every time; with these it writes nothing either.
     options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
-    manager = ocp.CheckpointManager(directory, options=options, itemitem_handlers=item_handlers())
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
     step = manager.latest_step() if directory.is_dir() else None
     if step is None:
         raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")
+    check_layout(manager.item_metadata(step)["state"], directory / str(step))
     items = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
     saved = manager.restore(step, args=items)
     return saved["state"], saved["config"]
+
+
+def check_layout(metadata: Any, checkpoint: Path) -> None:
+    """Raises UserError if a checkpoint, by the metadata of its state, is of the layout before tasks had a memory."""
+    former = [name for name in ("teacher", "queue", "feature_mean") if name in metadata.tree]
+    if former:
+        raise UserError(
+            f"{checkpoint} was written by a version of r2d2_jax before 0.2, which kept {', '.join(former)} beside the "
+            "parameters; go on with that version, or convert its model with that version's launch/convert.py and name "
+            "the result as initial.model"
+        )
 
 
 def config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:

@@ -108,7 +108,7 @@ def _whole_tables(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
-def rows_at(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.Array:
+def ring_gather_rows(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.Array:
     """`values[index]` where both are split by rows, without the whole of `values` on any device.
 
     Indexing would have XLA gather all rows on every device: 4 GiB of ViT-L's image tokens at 8,192 pairs. Instead each

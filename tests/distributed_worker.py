@@ -1,12 +1,13 @@
 """Runs on several devices or processes what `test_distributed.py` compares; writes .npz files or a working directory.
 
 python distributed_worker.py --mode=steps --meshes=1x1,8x1,2x4 --devices=8 --output=FOLDER
-python distributed_worker.py --mode=pretrain --config=JSON --stop_before=5 --output=FOLDER
+python distributed_worker.py --mode=train --config=JSON --stop_before=5 --output=FOLDER
     --devices=1 --processes=2 --process=0 --port=12345
 python distributed_worker.py --mode=main --config=JSON --output=FOLDER --devices=1 --processes=2 ...
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import runpy
@@ -21,41 +22,49 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from small_model import TOKENS, named_leaves, random_state, small_config, small_rows
+from small_model import RETRIEVAL, named_leaves, random_state, small_config, small_plan, small_rows
 
 from r2d2_jax import processes
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.sharding import global_batch, make_mesh, state_shardings
 from r2d2_jax.train import loop
-from r2d2_jax.train.compiled import compile_train_step
-from r2d2_jax.train.state import Recipe, TrainState, make_recipe
+from r2d2_jax.train.optimizer import Optimizer
+from r2d2_jax.train.plan import StepPlan
+from r2d2_jax.train.state import TrainState
 
 STEPS = 3
 # Where the true gradient is zero (key biases: the softmax does not see them) Adam would scale rounding errors up to
 # whole steps; a large epsilon keeps updates proportional to gradients.
-CONFIG = small_config(
-    {"model": {"freeze_image_tower": False}, "train": {"batch_size": 16}, "optimizer": {"epsilon": 1e-2}}
-)
+SETTINGS: dict[str, Any] = {
+    "model": {"freeze_image_tower": False},
+    "train": {"batch_size": 16},
+    "optimizer": {"epsilon": 1e-2},
+}
+CONFIGS = {
+    "pretraining": small_config(SETTINGS),
+    "retrieval": small_config(SETTINGS, RETRIEVAL, {"optimizer": {"rates": (("bias", 2.0),)}}),
+}
 
 
-def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def recording(optimizer: Optimizer) -> Optimizer:
     """Keeps the raw gradients in front of the state of an optimizer."""
 
     def update(gradients: Any, state: Any, params: Any) -> Any:
-        updates, inner = optimizer.update(gradients, state[1], params)
+        updates, inner = optimizer.transformation.update(gradients, state[1], params)
         return updates, (gradients, inner)
 
-    return optax.GradientTransformation(lambda params: (params, optimizer.init(params)), update)
+    init = lambda params: (params, optimizer.transformation.init(params))  # noqa: E731
+    return dataclasses.replace(optimizer, transformation=optax.GradientTransformation(init, update))
 
 
-def steps(mesh_config: MeshConfig) -> dict[str, np.ndarray]:
+def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
     """Gradients and metrics of the first step, and metrics and state after `STEPS`."""
     devices = jax.devices()[: mesh_config.data * mesh_config.fsdp]
     mesh = make_mesh(mesh_config, devices)
-    recipe = make_recipe(CONFIG, TOKENS, mesh, total_steps=10, epoch_steps=2)
-    recipe = Recipe(**{**vars(recipe), "optimizer": recording(recipe.optimizer)})
-    step, state, key = compile_train_step(CONFIG, recipe), placed_state(recipe), jax.random.key(0)
+    plan = small_plan(config, total_steps=10, epoch_steps=2, mesh=mesh)
+    plan = dataclasses.replace(plan, optimizer=recording(plan.optimizer))
+    step, state, key = plan.compiled(), placed_state(plan), jax.random.key(0)
     found: dict[str, np.ndarray] = {}
     for number in range(STEPS):
         rows, part = small_rows(number, 16), 16 // jax.process_count()
@@ -67,13 +76,13 @@ def steps(mesh_config: MeshConfig) -> dict[str, np.ndarray]:
     return found | gathered("after", state.replace(opt_state=state.opt_state[1]))
 
 
-def placed_state(recipe: Recipe) -> TrainState:
+def placed_state(plan: StepPlan) -> TrainState:
     """The same state on every mesh, each array where it belongs."""
-    state = random_state(recipe)
+    state = random_state(plan)
     place: Callable[..., Any] = lambda leaf, sharding: jax.make_array_from_callback(  # noqa: E731
         np.shape(leaf), sharding, lambda index: np.asarray(leaf)[index]
     )
-    return jax.tree.map(place, state, state_shardings(state, recipe.mesh))
+    return jax.tree.map(place, state, state_shardings(state, plan.mesh))
 
 
 def gathered(name: str, tree: Any) -> dict[str, np.ndarray]:
@@ -83,7 +92,7 @@ def gathered(name: str, tree: Any) -> dict[str, np.ndarray]:
     return {f"{name}/{path}": leaf for path, leaf in named_leaves(tree).items()}
 
 
-def pretrain(config: str, stop_before: int, workdir: Path) -> None:
+def run(config: str, stop_before: int, workdir: Path) -> None:
     """A whole run, of which the last process alone is told to stop."""
     original, calls = loop.next_batch, iter(range(1, 10**6))
 
@@ -93,7 +102,7 @@ def pretrain(config: str, stop_before: int, workdir: Path) -> None:
         return original(batches, progress)
 
     loop.next_batch = next_batch
-    outcome = loop.pretrain(Config.from_config_dict(ConfigDict(json.loads(config))), workdir)
+    outcome = loop.train(Config.from_config_dict(ConfigDict(json.loads(config))), workdir)
     print(json.dumps({"step": outcome.step, "finished": outcome.finished}))
 
 
@@ -128,12 +137,13 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", given.devices)
     if given.processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{given.port}", given.processes, given.process)
-    if given.mode == "pretrain":
-        pretrain(given.config, given.stop_before, given.output)
+    if given.mode == "train":
+        run(given.config, given.stop_before, given.output)
     for mesh in given.meshes.split(",") if given.mode == "steps" else ():
-        found = steps(MeshConfig(*map(int, mesh.split("x"))))
-        if given.process == 0:
-            np.savez(given.output / f"{given.processes}_processes_{mesh}.npz", **found)
+        for task, config in CONFIGS.items():
+            found = steps(config, MeshConfig(*map(int, mesh.split("x"))))
+            if given.process == 0:
+                np.savez(given.output / f"{task}_{given.processes}_processes_{mesh}.npz", **found)
 
 
 if __name__ == "__main__":

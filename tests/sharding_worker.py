@@ -6,11 +6,10 @@
 train step, of those alone that move rows of the batch. That a shape has rows can be told from its sizes: the global
 batch is 8 * 7, and nothing else has a size that 7 divides.
 "whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
-"rows_at": rows that `rows_at` takes, and the gradient of their weighted sum.
+"rows_at": rows that `ring_gather_rows` takes, and the gradient of their weighted sum.
 """
 
 import json
-import re
 import sys
 from collections import Counter
 from typing import Any
@@ -23,14 +22,10 @@ from small_model import TOKENS, small_config, small_rows, small_words
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
-from r2d2_jax.sharding import batch_sharding, make_mesh, rows_at
-from r2d2_jax.train.compiled import compile_train_step
-from r2d2_jax.train.state import make_recipe
+from r2d2_jax.sharding import batch_sharding, ring_gather_rows
+from r2d2_jax.train.plan import collectives, step_plan
 
 DEVICES, ROWS = 8, 7
-COLLECTIVE = re.compile(
-    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(?:-start)?\("
-)
 # Wider than a device's rows are many: XLA then finds it cheaper to move activations than kernels, if it may choose.
 WIDE = {"width": 64, "layers": 2, "heads": 2, "mlp_width": 128}
 CONFIG = small_config(
@@ -48,13 +43,8 @@ CONFIG = small_config(
 
 def collectives_of_rows(program: str) -> Counter[str]:
     """Kind and result shape of every collective in an HLO text that moves rows of the batch, with its number."""
-    found: Counter[str] = Counter()
-    for results, kind in COLLECTIVE.findall(program):
-        for shape in re.findall(r"\w+\[([\d,]+)\]", results):
-            sizes = shape.split(",")
-            if any(int(size) % ROWS == 0 for size in sizes):
-                found[" ".join([kind, *sizes])] += 1
-    return found
+    found = ((kind, shape) for kind, shape in collectives(program) if any(size % ROWS == 0 for size in shape))
+    return Counter(" ".join([kind, *map(str, shape)]) for kind, shape in found)
 
 
 def rows_taken(mesh: Mesh) -> dict[str, Any]:
@@ -64,7 +54,7 @@ def rows_taken(mesh: Mesh) -> dict[str, Any]:
     index = jax.device_put(rng.integers(0, 24, 24).astype(np.int32), rows)
 
     def weighted(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        taken = rows_at(values, index, mesh)
+        taken = ring_gather_rows(values, index, mesh)
         return jnp.sum(taken * weights), taken
 
     gradient, taken = jax.jit(jax.grad(weighted, has_aux=True))(jax.device_put(values, rows))
@@ -83,7 +73,7 @@ def whole_words(mesh: Mesh) -> dict[str, Any]:
         return masked.lower(key, *inputs).compile()
 
     words, tokens = compiled(mask_words, *texts), compiled(mask_tokens, *texts[:2])
-    more = len(COLLECTIVE.findall(words.as_text())) - len(COLLECTIVE.findall(tokens.as_text()))
+    more = len(list(collectives(words.as_text()))) - len(list(collectives(tokens.as_text())))
     return {"input_ids": np.asarray(words(key, *texts)).tolist(), "more_collectives": more}
 
 
@@ -92,9 +82,8 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     for axes in sys.argv[1:]:
-        mesh = make_mesh(MeshConfig(*map(int, axes.split("x"))))
-        recipe = make_recipe(CONFIG, TOKENS, mesh, total_steps=10, epoch_steps=2)
-        program = compile_train_step(CONFIG, recipe).as_text()
+        plan = step_plan(CONFIG, jax.devices(), MeshConfig(*map(int, axes.split("x"))))
+        program, mesh = plan.compiled().as_text(), plan.mesh
         found = {"collectives": collectives_of_rows(program), "rows_at": rows_taken(mesh)}
         print(json.dumps(found | {"whole_words": whole_words(mesh)}))
 

@@ -12,16 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from small_data import encode, example
 
 from r2d2_jax.arrays import Batch
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
+from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.preparation.writer import write_dataset
 from r2d2_jax.sharding import make_mesh, replicated, state_shardings
+from r2d2_jax.tasks import build_task
+from r2d2_jax.tasks.pretraining import PretrainingMemory
+from r2d2_jax.tasks.task import SpecialTokens
 from r2d2_jax.train.compiled import abstract_batch
-from r2d2_jax.train.state import Recipe, SpecialTokens, TrainState, abstract_state, init_state, make_recipe
+from r2d2_jax.train.optimizer import make_optimizer
+from r2d2_jax.train.plan import StepPlan
+from r2d2_jax.train.state import TrainState, abstract_state, init_state
 from r2d2_jax.train.step import train_step
 
 # A test compiles much and computes little. XLA reads this when it first compiles, so importing the module is early
@@ -71,6 +78,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prd2": NO_CROSS,
     "trainable_image": {"model": {"freeze_image_tower": False}},
 }
+# Fine-tuning for retrieval, with the block of pre-training's terms at its defaults, as it must be.
+RETRIEVAL: dict[str, Any] = {"task": "retrieval", "loss": {"queue_length": LossConfig().queue_length}}
 # GCPR alone: the variant that compiles fastest.
 CHEAPEST: dict[str, Any] = {**NO_CROSS, "loss": {"fgr": False, "mlm": False, "fgd": False, "contrastive": "gcpr"}}
 
@@ -96,10 +105,11 @@ def _lay_over(values: dict[str, Any], change: Mapping[str, Any]) -> None:
             values[key] = value
 
 
-def small_recipe(config: Config, total_steps: int = 100, epoch_steps: int = 4) -> Recipe:
-    """The recipe on the first device alone."""
-    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    return make_recipe(config, TOKENS, mesh, total_steps=total_steps, epoch_steps=epoch_steps)
+def small_plan(config: Config, total_steps: int = 100, epoch_steps: int = 4, mesh: Mesh | None = None) -> StepPlan:
+    """Task and optimizer with the small vocabulary, on the first device alone unless there is a mesh."""
+    mesh = mesh or make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    task = build_task(config, tokens=TOKENS, epoch_steps=epoch_steps)
+    return StepPlan(task, make_optimizer(config.optimizer, total_steps), mesh, config.train.batch_size)
 
 
 def small_words(seed: int, rows: int = BATCH_SIZE) -> np.ndarray:
@@ -131,13 +141,23 @@ def small_batch(seed: int, rows: int = BATCH_SIZE, same_image: bool = False) -> 
     return Batch(**{name: jnp.asarray(value) for name, value in small_rows(seed, rows, same_image).items()})
 
 
-def random_state(recipe: Recipe, seed: int = 0, step: int = 3, filled: int = 13) -> TrainState:
+def random_state(plan: StepPlan, seed: int = 0, step: int = 3, filled: int = 13) -> TrainState:
     """A state in the middle of a run, in NumPy: no two parameters alike, teacher unlike student, queue part filled."""
-    shapes = jax.eval_shape(lambda key: init_state(recipe, key), jax.random.key(0))
-    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: init_state(plan.task, plan.optimizer, key), jax.random.key(0))
     params = oracles.random_parameters(shapes.params, seed, spread=0.2)
     params["temperature"] = np.float32(0.07)
-    teacher, queue, mean = shapes.teacher, shapes.queue, shapes.feature_mean
+    memory = shapes.memory
+    return TrainState(
+        step=np.int32(step),
+        params=params,
+        opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
+        memory=memory if memory is None else _random_memory(memory, params, seed, filled),
+    )
+
+
+def _random_memory(memory: PretrainingMemory, params: dict[str, Any], seed: int, filled: int) -> PretrainingMemory:
+    rng = np.random.default_rng(seed)
+    teacher, queue, mean = memory.teacher, memory.queue, memory.feature_mean
     if teacher is not None:
         noise = oracles.random_parameters(teacher, seed + 1, spread=0.05)
         student = {part: params[part] for part in teacher}
@@ -152,23 +172,21 @@ def random_state(recipe: Recipe, seed: int = 0, step: int = 3, filled: int = 13)
             valid=np.arange(length) < filled,
             head=np.int32(filled % length),
         )
-    return TrainState(
-        step=np.int32(step),
-        params=params,
+    return PretrainingMemory(
         teacher=teacher,
-        opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
         queue=queue,
         feature_mean=None if mean is None else rng.normal(size=mean.shape).astype(np.float32),
     )
 
 
-def compiled_step(config: Config, recipe: Recipe) -> jax.stages.Compiled:
-    """As `r2d2_jax.train.compiled.compile_train_step`, without donation, so that a state can be used twice."""
-    state = abstract_state(recipe)
-    placement = (state_shardings(state, recipe.mesh), replicated(recipe.mesh))
-    step = jax.jit(lambda state, batch, key: train_step(state, batch, key, recipe), out_shardings=placement)
+def compiled_step(plan: StepPlan) -> jax.stages.Compiled:
+    """As `StepPlan.compiled`, without donation, so that a state can be used twice."""
+    built = (plan.task, plan.optimizer, plan.mesh)
+    state = abstract_state(*built)
+    placement = (state_shardings(state, plan.mesh), replicated(plan.mesh))
+    step = jax.jit(lambda state, batch, key: train_step(state, batch, key, *built), out_shardings=placement)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return step.lower(state, abstract_batch(config, recipe), key).compile()
+    return step.lower(state, abstract_batch(plan.task, plan.batch_size, plan.mesh), key).compile()
 
 
 def saved_state(workdir: Path) -> dict[str, np.ndarray]:

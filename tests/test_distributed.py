@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from small_model import CHEAPEST, NO_CROSS, config_values, log_lines, saved_state, small_config, write_small_dataset
 
-from r2d2_jax.train.loop import pretrain
+from r2d2_jax.train.loop import train
 
 TESTS = Path(__file__).resolve().parent
 TIMEOUT = 900  # seconds; on two free cores everything here takes a minute or two
 DERIVED = ("gradients", "mu", "nu")
 ALONE = "1_processes_1x1"
+TASKS = ("pretraining", "retrieval")
 TOGETHER = ("1_processes_8x1", "1_processes_2x4", "2_processes_8x1", "2_processes_1x8")
 
 
@@ -95,9 +96,10 @@ def norm(value: np.ndarray) -> float:
     return float(np.linalg.norm(np.float64(value).ravel()))
 
 
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", TOGETHER)
 def test_devices_and_processes_change_nothing(
-    name: str, computed: dict[str, dict[str, np.ndarray]], capsys: pytest.CaptureFixture[str]
+    name: str, task: str, computed: dict[str, dict[str, np.ndarray]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Within 1e-5 of the norm of each: metrics of every step, gradients of the first, the whole state after the last.
 
@@ -105,7 +107,7 @@ def test_devices_and_processes_change_nothing(
     far larger numbers cancel, and so is its rounding error. Those of key biases are zero but for rounding (a softmax
     does not change when all its inputs grow alike); they must vanish beside the whole.
     """
-    alone, found = computed[ALONE], computed[name]
+    alone, found = computed[f"{task}_{ALONE}"], computed[f"{task}_{name}"]
     assert alone.keys() == found.keys()
     kinds = {key: kind_of(key) for key, value in alone.items() if value.dtype.kind == "f"}
     whole = {kind: sum(norm(alone[key]) ** 2 for key in kinds if kinds[key] == kind) ** 0.5 for kind in DERIVED}
@@ -121,7 +123,7 @@ def test_devices_and_processes_change_nothing(
             size = max(norm(expected), 1e-4 * whole[kind] if kind in DERIVED else 1e-30)
             worst[kind] = max(worst.get(kind, (0.0, "")), (norm(found[key] - np.float64(expected)) / size, key))
     with capsys.disabled():
-        print(f"\n{name}: " + ", ".join(f"{kind} {value:.1e} ({key})" for kind, (value, key) in worst.items()))
+        print(f"\n{task}, {name}: " + ", ".join(f"{kind} {value:.1e} ({key})" for kind, (value, key) in worst.items()))
     assert set(worst) == {"metrics", "state", *DERIVED}
     assert all(value < 1e-5 for value, _ in worst.values()), worst
 
@@ -141,11 +143,11 @@ def test_a_run_of_two_processes_stops_and_goes_on_in_one(tmp_path: Path) -> None
     )
     both, alone = tmp_path / "both", tmp_path / "alone"
     flags = (f"--config={json.dumps(config_values(*changes))}", "--stop_before=4", f"--output={both}", "--devices=1")
-    outcomes = [json.loads(output.splitlines()[-1]) for output in ended(together(2, "--mode=pretrain", *flags))]
+    outcomes = [json.loads(output.splitlines()[-1]) for output in ended(together(2, "--mode=train", *flags))]
     assert outcomes == [{"step": 5, "finished": False}] * 2
     assert [line["step"] for line in log_lines(both)] == [4]
     for workdir in (both, alone):
-        assert pretrain(small_config(*changes), workdir).finished
+        assert train(small_config(*changes), workdir).finished
     states = saved_state(both), saved_state(alone)
     assert states[0].keys() == states[1].keys()
     for name, expected in states[1].items():

@@ -13,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from small_model import TOKENS, small_config, small_recipe, small_rows, small_words
+from small_model import TOKENS, small_config, small_plan, small_rows, small_words
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.losses.masked_lm import mask_words
 from r2d2_jax.sharding import batch_sharding, check_batch_divides, global_batch, make_mesh, path_name, state_shardings
-from r2d2_jax.train.state import init_state, make_recipe
+from r2d2_jax.tasks import build_task
+from r2d2_jax.train.optimizer import make_optimizer
+from r2d2_jax.train.state import init_state
 
 ROOT = Path(__file__).resolve().parents[1]
 MESHES = ("8x1", "2x4")
@@ -44,26 +46,26 @@ GOLDEN = {
     "params/text_image_encoder/last_layer/cross_attention/key/kernel": ("fsdp", None),
     "params/text_image_match_head/kernel": ("fsdp", None),
     "params/masked_lm_head/bias": (),
-    "teacher/text_encoder/layers/attention/out/kernel": (None, "fsdp", None),
-    "teacher/image_projection/kernel": ("fsdp", None),
-    "teacher/image_projection/bias": (),
+    "memory/teacher/text_encoder/layers/attention/out/kernel": (None, "fsdp", None),
+    "memory/teacher/image_projection/kernel": ("fsdp", None),
+    "memory/teacher/image_projection/bias": (),
     "opt_state/1/0/count": (),
     "opt_state/1/0/mu/text_encoder/layers/attention/out/kernel": (None, "fsdp", None),
     "opt_state/1/0/nu/text_encoder/word_embedding/embedding": (None, "fsdp"),
     "opt_state/1/0/nu/image_text_projection/kernel": ("fsdp", None),
     "opt_state/1/0/mu/image_text_projection/bias": (),
-    "queue/image_embed": (),
-    "queue/age": (),
-    "queue/head": (),
-    "feature_mean": (),
+    "memory/queue/image_embed": (),
+    "memory/queue/age": (),
+    "memory/queue/head": (),
+    "memory/feature_mean": (),
 }
 
 
 def placed(config: Config, data: int, fsdp: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and PartitionSpec of every leaf, without any device."""
     mesh: Any = AbstractMesh((data, fsdp), ("data", "fsdp"))
-    recipe = make_recipe(config, TOKENS, mesh, total_steps=10, epoch_steps=10)
-    shapes = jax.eval_shape(lambda key: init_state(recipe, key), jax.random.key(0))
+    task, optimizer = build_task(config), make_optimizer(config.optimizer, 10)
+    shapes = jax.eval_shape(lambda key: init_state(task, optimizer, key), jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     shardings = jax.tree.leaves(state_shardings(shapes, mesh))
     return {path_name(path): (leaf.shape, s.spec) for (path, leaf), s in zip(leaves, shardings, strict=True)}
@@ -87,13 +89,13 @@ def test_nearly_everything_large_is_split(largest: dict[str, tuple[tuple[int, ..
     """What stays whole on every device beside the queue is below 1 % of the state."""
     sizes = {True: 0, False: 0}
     for name, (shape, spec) in largest.items():
-        if not name.startswith("queue/"):
+        if not name.startswith("memory/queue/"):
             sizes["fsdp" in tuple(spec)] += int(np.prod(shape))
     assert sizes[False] < 0.01 * sizes[True]
 
 
 def test_student_teacher_and_moments_lie_alike(largest: dict[str, tuple[tuple[int, ...], Any]]) -> None:
-    for prefix in ("teacher/", "opt_state/1/0/mu/", "opt_state/1/0/nu/"):
+    for prefix in ("memory/teacher/", "opt_state/1/0/mu/", "opt_state/1/0/nu/"):
         names = [name for name in largest if name.startswith(prefix)]
         assert names
         for name in names:
@@ -182,12 +184,12 @@ def test_batch_that_the_mesh_does_not_divide(batch: int, nearest: int) -> None:
 
 
 def test_global_batch_takes_what_a_batch_has() -> None:
-    recipe, rows = small_recipe(small_config()), small_rows(0)
-    batch = global_batch(recipe.mesh, {**rows, "problems": np.array([""] * 8)})
+    plan, rows = small_plan(small_config()), small_rows(0)
+    batch = global_batch(plan.mesh, {**rows, "problems": np.array([""] * 8)})
     assert batch.word is None
     word = small_words(0)
-    np.testing.assert_array_equal(global_batch(recipe.mesh, {**rows, "word": word}).word, word)
+    np.testing.assert_array_equal(global_batch(plan.mesh, {**rows, "word": word}).word, word)
     for name, value in rows.items():
         np.testing.assert_array_equal(getattr(batch, name), value)
-        assert getattr(batch, name).sharding == batch_sharding(recipe.mesh)
-    assert batch_sharding(recipe.mesh).spec == PartitionSpec(("data", "fsdp"))
+        assert getattr(batch, name).sharding == batch_sharding(plan.mesh)
+    assert batch_sharding(plan.mesh).spec == PartitionSpec(("data", "fsdp"))

@@ -27,19 +27,24 @@ from r2d2_jax.config.run import (
     optimizer_contradictions,
     train_contradictions,
 )
-from r2d2_jax.config.tasks import LossConfig, loss_contradictions
+from r2d2_jax.config.tasks import LossConfig, RetrievalConfig, loss_contradictions, retrieval_contradictions
 from r2d2_jax.errors import UserError, bulleted
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    task: "pretraining", whose terms are in `loss`, or "retrieval", whose terms are in `retrieval`.
+    """
 
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+    task: str = "pretraining"
     loss: LossConfig = field(default_factory=LossConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     initial: InitialWeightsConfig = field(default_factory=InitialWeightsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -152,11 +157,30 @@ def _plain(value: Any) -> Any:
 def _contradictions(config: Config) -> Iterator[str]:
     """Yields one sentence per value that is out of range or contradicts another."""
     yield from model_contradictions(config.model)
-    yield from loss_contradictions(config.loss, config.model, config.train.batch_size)
+    yield from _task_contradictions(config)
     yield from optimizer_contradictions(config.optimizer)
     yield from train_contradictions(config.train)
     yield from data_contradictions(config.data)
     yield from mesh_contradictions(config.mesh)
     yield from initial_contradictions(config.initial)
-    match_heads = config.loss.fgr and config.model.cross.layers != 0
+    terms = config.retrieval if config.task == "retrieval" else config.loss
+    match_heads = terms.fgr and config.model.cross.layers != 0
     yield from evaluation_contradictions(config.evaluation, match_heads=match_heads)
+
+
+# The block in which each task's terms are.
+TERMS_OF = {"pretraining": "loss", "retrieval": "retrieval"}
+
+
+def _task_contradictions(config: Config) -> Iterator[str]:
+    if config.task not in TERMS_OF:
+        yield f"task is {config.task!r}; expected one of {', '.join(TERMS_OF)}"
+        return
+    for task, block in TERMS_OF.items():
+        terms = getattr(config, block)
+        if task != config.task and terms != type(terms)():
+            yield f"{block} is set, but its terms are those of {task} and task is {config.task!r}; leave it out"
+    if config.task == "retrieval":
+        yield from retrieval_contradictions(config.retrieval, config.model, config.train.batch_size)
+    else:
+        yield from loss_contradictions(config.loss, config.model, config.train.batch_size)

@@ -1,5 +1,6 @@
 """How a run goes: optimizer, length and intervals, devices, initial weights, evaluation."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,7 +9,11 @@ from r2d2_jax.config.ranges import negative, not_positive
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up to `learning_rate` and cosine decay to `final_learning_rate`."""
+    """AdamW with linear warm-up to `learning_rate` and cosine decay to `final_learning_rate`.
+
+    rates: (pattern, factor) pairs. A parameter's rate is the scheduled one times the factor of the first pattern that
+        matches the end of its path, such as ("bias", 2.0) or ("text_encoder/.*", 0.1); 1 where none does.
+    """
 
     learning_rate: float
     final_learning_rate: float = 0.0
@@ -18,6 +23,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip_norm: float = 1.0
+    rates: tuple[tuple[str, float], ...] = ()
 
 
 def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
@@ -25,6 +31,12 @@ def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
     yield from not_positive((f"optimizer.{name}", getattr(optimizer, name)) for name in ("learning_rate", "clip_norm"))
     counts = ("warmup_steps", "weight_decay", "final_learning_rate", "epsilon")
     yield from negative((f"optimizer.{name}", getattr(optimizer, name)) for name in counts)
+    for pattern, factor in optimizer.rates:
+        yield from negative([(f"optimizer.rates of {pattern!r}", factor)])
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"optimizer.rates has the pattern {pattern!r}, which is no regular expression: {error}"
     for name, share in (("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)):
         if not 0 <= share < 1:  # at 1 nothing of any gradient would be seen, and the bias correction divide by zero
             yield f"{name} is {share}; expected 0 or more and less than 1"

@@ -9,7 +9,7 @@ from r2d2_jax.config.ranges import negative, not_a_share, not_positive
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Which terms there are and their constants.
+    """The terms of pre-training and their constants.
 
     contrastive: "tgd" (GCPR with soft targets and queue) or "gcpr" (hard targets, no teacher, no queue).
     enhanced_training: one masked text forward serves every term; otherwise clean text, and an extra masked pass.
@@ -43,6 +43,11 @@ class LossConfig:
         """Whether any term distils from momentum weights."""
         return self.contrastive == "tgd" or self.fgd
 
+    @property
+    def mlm_reads_ranking(self) -> bool:
+        """Whether the ranking pass has read the masked text, so that MLM needs no pass of its own (article)."""
+        return self.mlm and self.fgr and self.enhanced_training
+
 
 def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -> Iterator[str]:
     """Yields one sentence per value that is out of range or contradicts another, the model or the global batch."""
@@ -69,3 +74,24 @@ def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -
             ("loss.match_class_weights", min(loss.match_class_weights)),
         )
     )
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """The terms of fine-tuning for retrieval beside GCPR with hard targets (published code).
+
+    fgr: also train the cross encoders to rank, with hard negatives; off for PRD2.
+    match_class_weights: weights of (no match, match) in FGR's cross-entropy.
+    """
+
+    fgr: bool = True
+    match_class_weights: tuple[float, float] = (1.0, 2.0)
+
+
+def retrieval_contradictions(retrieval: RetrievalConfig, model: ModelConfig, batch_size: int) -> Iterator[str]:
+    """Yields one sentence per value that is out of range or contradicts the model or the global batch."""
+    if retrieval.fgr and not model.cross.layers:
+        yield "retrieval.fgr is on but model.cross.layers is 0; PRD2 has no cross encoders to train: set it to False"
+    if batch_size < 2:
+        yield "a pair is compared with the others of its batch, so train.batch_size must be at least 2"
+    yield from negative([("retrieval.match_class_weights", min(retrieval.match_class_weights))])

@@ -130,7 +130,8 @@ def write_rest(workdir: Path, path: Path) -> None:
     """
     state, _ = load_state(workdir)
     params = {name: value for name, value in state.pop("params").items() if name == "masked_lm_head"}
-    leaves = dict(flat({name: _as_dicts(value) for name, value in {**state, "params": params}.items()}))
+    kept = {**(state.pop("memory") or {}), **state, "params": params}
+    leaves = dict(flat({name: _as_dicts(value) for name, value in kept.items()}))
     write_tensors(path, {name: np.asarray(leaf) for name, leaf in leaves.items() if leaf is not None})
 
 
@@ -148,9 +149,10 @@ def _of_run(workdir: Path, weights: str) -> Model:
     state, config = load_state(workdir)
     params = dict(state["params"])
     if weights == TEACHER:
-        if not state.get("teacher"):
+        teacher = (state.get("memory") or {}).get("teacher")
+        if not teacher:
             raise UserError(f"the run in {workdir} has no teacher; take the student's weights")
-        params |= state["teacher"]
+        params |= teacher
     sizes = dataclasses.replace(model_config(config["model"]), dtype="float32")
     maps = config["data"].get("map_punctuation", BEFORE_THE_KEY["data.map_punctuation"])
     return Model(sizes, jax.tree.map(np.asarray, params), {}, read_vocabulary(workdir / VOCABULARY), maps)

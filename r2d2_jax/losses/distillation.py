@@ -106,7 +106,7 @@ def fgd(
 
 
 @checked
-def followed_mean(
+def running_mean(
     feature_mean: Float[Array, " e"], teacher_feature: Float[Array, "b e"], step: Int[Array, ""], momentum: float
 ) -> Float[Array, " e"]:
     """mu <- m * mu + (1 - m) * mean of the global batch's teacher features, with m = min(momentum, step / (step + 1)).

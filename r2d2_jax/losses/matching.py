@@ -40,7 +40,7 @@ def sample_negatives(
 def match_loss(
     logits: Float[Array, "b c 2"],
     label: Bool[Array, " b"],
-    counts: Bool[Array, " b"],
+    has_negative: Bool[Array, " b"],
     class_weights: tuple[float, float],
 ) -> Float[Array, ""]:
     """Class-weighted cross-entropy, averaged over the c cross encoders (published code).
@@ -50,12 +50,12 @@ def match_loss(
     Args:
         logits: of (no match, match) on the last axis.
         label: True where image and text belong together.
-        counts: False on rows that take no part.
+        has_negative: False on rows that take no part, because their pair has no negative in the whole batch.
         class_weights: of (no match, match); the published values are (1, 2).
     """
     log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     chosen = jnp.where(label[:, None], log_probability[..., 1], log_probability[..., 0])
-    weight = jnp.where(label, class_weights[1], class_weights[0]) * counts
+    weight = jnp.where(label, class_weights[1], class_weights[0]) * has_negative
     return -jnp.sum(weight[:, None] * chosen) / (jnp.sum(weight) * logits.shape[1])
 
 

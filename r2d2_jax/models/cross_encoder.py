@@ -25,10 +25,12 @@ class CrossLayer(nn.Module):
         mask: jax.Array | None,
         context: jax.Array,
         context_mask: jax.Array | None,
-        read: jax.Array | None = None,
+        wanted_positions: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         size = self.config
-        queries = hidden if read is None else jnp.take_along_axis(hidden, read[..., None], axis=1)
+        queries = hidden
+        if wanted_positions is not None:
+            queries = jnp.take_along_axis(hidden, wanted_positions[..., None], axis=1)
         mixed = Attention(size.width, size.heads, self.dtype, name="self_attention")(queries, hidden, mask)
         queries = LayerNorm(EPSILON, name="self_attention_norm")(queries + mixed)
         mixed = Attention(size.width, size.heads, self.dtype, name="cross_attention")(queries, context, context_mask)
@@ -40,7 +42,7 @@ class CrossLayer(nn.Module):
 class CrossEncoder(nn.Module):
     """A stack of cross layers, fed with tower tokens directly: no embeddings of its own.
 
-    The last layer stands apart from the scanned ones because it is computed only for the tokens that the caller reads.
+    The last layer stands apart from the scanned ones because it is computed only for the tokens that the caller wants.
 
     Attributes:
         config: the sizes.
@@ -61,7 +63,7 @@ class CrossEncoder(nn.Module):
         mask: Bool[Array, "b q"] | None,
         context: Float[Array, "b c context_d"],
         context_mask: Bool[Array, "b c"] | None,
-        read: Int[Array, "b r"] | None = None,
+        wanted_positions: Int[Array, "b r"] | None = None,
     ) -> Float[Array, "b r d"]:
         """Lets `tokens` read `context`.
 
@@ -70,14 +72,14 @@ class CrossEncoder(nn.Module):
             mask: False on padded tokens; None when there are none.
             context: keys and values.
             context_mask: False on padded context; None when there is none.
-            read: positions of the tokens whose last hidden state is wanted; None means all of them, in order.
+            wanted_positions: of the tokens whose last hidden state is wanted; None means all of them, in order.
 
         Returns:
-            The last hidden states of the tokens at `read`.
+            The last hidden states of the wanted tokens.
         """
         inputs = (mask, context, context_mask)
         if self.config.layers > 1:
             stack = scanned(CrossLayer, self.config.layers - 1, remat=self.remat, unroll=self.unroll)
             tokens, _ = stack(self.config, self.dtype, name="layers")(tokens, *inputs)
         last = nn.remat(CrossLayer, prevent_cse=False) if self.remat else CrossLayer
-        return last(self.config, self.dtype, name="last_layer")(tokens, *inputs, read)[0]
+        return last(self.config, self.dtype, name="last_layer")(tokens, *inputs, wanted_positions)[0]

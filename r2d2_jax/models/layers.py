@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from r2d2_jax.arrays import Array, Bool, Float, checked
 
@@ -13,6 +14,8 @@ from r2d2_jax.arrays import Array, Bool, Float, checked
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 # BERT's and CLIP's initial spread of embedding tables.
 EMBEDDING_INIT = nn.initializers.normal(0.02)
+# The variable collection of attention weights; they are computed only where a caller makes it mutable.
+ATTENTION = "attention"
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -46,6 +49,14 @@ class LayerNorm(nn.Module):
         return norm(hidden).astype(hidden.dtype)
 
 
+@struct.dataclass
+class KeysAndValues:
+    """What an attention reads: key and value [b c h d/h]."""
+
+    key: jax.Array
+    value: jax.Array
+
+
 class Attention(nn.Module):
     """Multi-head attention with biases everywhere; softmax in float32.
 
@@ -59,22 +70,51 @@ class Attention(nn.Module):
     heads: int
     dtype: Any
 
-    @nn.compact
-    @checked
+    def setup(self) -> None:
+        self.query, self.key, self.value, self.out = (dense(self.width, self.dtype) for _ in range(4))
+
     def __call__(
-        self,
-        queries: Float[Array, "b q d"],
-        context: Float[Array, "b c context_d"],
-        context_mask: Bool[Array, "b c"] | None = None,
+        self, queries: jax.Array, context: jax.Array, context_mask: jax.Array | None = None
     ) -> Float[Array, "b q d"]:
         """Lets every query token read the context tokens whose mask is True (all of them without a mask)."""
-        heads = lambda tokens: tokens.reshape(*tokens.shape[:-1], self.heads, self.width // self.heads)  # noqa: E731
-        query = heads(dense(self.width, self.dtype, "query")(queries))
-        key = heads(dense(self.width, self.dtype, "key")(context))
-        value = heads(dense(self.width, self.dtype, "value")(context))
+        return self.attend(queries, self.keys_and_values(context), context_mask)
+
+    @checked
+    def keys_and_values(self, context: Float[Array, "b c context_d"]) -> KeysAndValues:
+        """What queries read of the context; the same for all queries, so it can be computed once for several."""
+        return KeysAndValues(self._split(self.key(context)), self._split(self.value(context)))
+
+    @checked
+    def attend(
+        self,
+        queries: Float[Array, "b q d"],
+        context: KeysAndValues,
+        context_mask: Bool[Array, "b c"] | None = None,
+    ) -> Float[Array, "b q d"]:
+        """Lets every query token read keys and values that `keys_and_values` gave.
+
+        Where the collection `ATTENTION` is mutable, the weights [b h q c] are stored in it: what each query reads, in
+        shares that sum to one.
+        """
+        query = self._split(self.query(queries))
         mask = None if context_mask is None else context_mask[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        return dense(self.width, self.dtype, "out")(mixed.reshape(queries.shape))
+        if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
+            self.sow(ATTENTION, "weights", attention_weights(query, context.key, mask))
+        mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
+        return self.out(mixed.reshape(queries.shape))
+
+    def _split(self, tokens: jax.Array) -> jax.Array:
+        """[b t d] -> [b t h d/h]."""
+        return tokens.reshape(*tokens.shape[:-1], self.heads, self.width // self.heads)
+
+
+@checked
+def attention_weights(
+    query: Float[Array, "b q h s"], key: Float[Array, "b c h s"], mask: Bool[Array, "b 1 1 c"] | None
+) -> Float[Array, "b h q c"]:
+    """softmax(query . key / sqrt(s)) over the context tokens whose mask is True, in float32."""
+    logits = jnp.einsum("bqhs,bchs->bhqc", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
+    return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf), axis=-1)
 
 
 class Mlp(nn.Module):
@@ -111,7 +151,7 @@ def scanned(layer: type[nn.Module], length: int, *, remat: bool, unroll: bool) -
         layer = nn.remat(layer, prevent_cse=False)
     return nn.scan(
         layer,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, ATTENTION: 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=length,

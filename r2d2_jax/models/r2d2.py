@@ -25,7 +25,7 @@ def normalise_images(images: UInt8[Array, "b height width 3"]) -> Float[Array, "
 
 
 def cls_of(tokens: jax.Array) -> jax.Array:
-    """The `read` positions [b 1] of a caller that wants only CLS."""
+    """The `wanted_positions` [b 1] of a caller that wants only CLS."""
     return jnp.zeros((len(tokens), 1), jnp.int32)
 
 
@@ -68,49 +68,58 @@ class R2D2(nn.Module):
             self.masked_lm_logits(self.cross_text_image(text.tokens, attention_mask, image.tokens))
         return image, text
 
+    @checked
     def encode_image(self, images: Float[Array, "b height width 3"]) -> Encoded:
         """Encodes normalised images: tokens [b n d], feature and embed [b e]."""
         tokens = self.image_encoder(images)
         feature = self.project_image(tokens)
         return Encoded(tokens, feature, unit_norm(feature))
 
+    @checked
     def project_image(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b e"]:
         """The image feature, before normalisation, of the image tower's tokens."""
         return self.image_projection(tokens[:, 0]).astype(jnp.float32)
 
+    @checked
     def encode_text(self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]) -> Encoded:
         """Encodes texts: tokens [b l d], feature and embed [b e]."""
         tokens = self.text_encoder(input_ids, attention_mask)
         feature = self.text_projection(tokens[:, 0]).astype(jnp.float32)
         return Encoded(tokens, feature, unit_norm(feature))
 
+    @checked
     def cross_text_image(
         self,
         text_tokens: Float[Array, "b l d"],
         attention_mask: Bool[Array, "b l"],
         image_tokens: Float[Array, "b n image_d"],
-        read: Int[Array, "b r"] | None = None,
-    ) -> jax.Array:
-        """The text-image cross encoder: text tokens read raw image tokens. [b l d], or [b r d]: those at `read`."""
-        return self.text_image_encoder(text_tokens, attention_mask, image_tokens, None, read)
+        wanted_positions: Int[Array, "b r"] | None = None,
+    ) -> Float[Array, "b r d"]:
+        """The text-image cross encoder: text tokens read raw image tokens; the wanted ones, or all, are left."""
+        return self.text_image_encoder(text_tokens, attention_mask, image_tokens, None, wanted_positions)
 
+    @checked
     def cross_image_text(
         self,
         text_tokens: Float[Array, "b l d"],
         attention_mask: Bool[Array, "b l"],
         image_tokens: Float[Array, "b n image_d"],
-        read: Int[Array, "b r"] | None = None,
-    ) -> jax.Array:
-        """The image-text cross encoder: projected image tokens read text tokens. [b n d], or [b r d]."""
+        wanted_positions: Int[Array, "b r"] | None = None,
+    ) -> Float[Array, "b r cross_d"]:
+        """The image-text cross encoder: projected image tokens read text tokens; the wanted ones, or all, are left."""
         queries = self.image_text_projection(image_tokens)
-        return self.image_text_encoder(queries, None, text_tokens, attention_mask, read)
+        return self.image_text_encoder(queries, None, text_tokens, attention_mask, wanted_positions)
 
-    def match_logits(self, text_image_cls: jax.Array, image_text_cls: jax.Array) -> Float[Array, "b 2 2"]:
+    @checked
+    def match_logits(
+        self, text_image_cls: Float[Array, "b d"], image_text_cls: Float[Array, "b d"]
+    ) -> Float[Array, "b 2 2"]:
         """Float32 logits of (no match, match) on axis 2 from CLS of (text-image, image-text) on axis 1."""
         text_image = self.text_image_match_head(text_image_cls.astype(jnp.float32))
         image_text = self.image_text_match_head(image_text_cls.astype(jnp.float32))
         return jnp.stack([text_image, image_text], axis=1)
 
+    @checked
     def match(
         self,
         text_tokens: Float[Array, "b l d"],
@@ -123,6 +132,7 @@ class R2D2(nn.Module):
         image_text = self.cross_image_text(*pair, cls_of(text_tokens))
         return self.match_logits(text_image[:, 0], image_text[:, 0])
 
+    @checked
     def masked_lm_logits(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Vocabulary logits of tokens of the text-image cross encoder."""
         return self.masked_lm_head(tokens, self.text_encoder.word_embedding.embedding)

@@ -16,7 +16,7 @@ from r2d2_jax.atomic import WRITE_ERRORS
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.errors import UserError, bulleted, first_line
-from r2d2_jax.runs import config_differences, item_handlers
+from r2d2_jax.runs import check_layout, config_differences, item_handlers
 from r2d2_jax.sharding import path_name
 from r2d2_jax.train.state import TrainState
 
@@ -92,11 +92,12 @@ class Checkpoints:
         """The newest state, placed as `abstract` says, and its progress.
 
         Raises:
-            UserError: the checkpoint is of another model or configuration; lists what differs.
+            UserError: the checkpoint is of another model or configuration, with what differs, or of the former layout.
         """
         step = self._manager.latest_step()
-        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         metadata = self._manager.item_metadata(step)["state"]
+        check_layout(metadata, self.directory / str(step))
+        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         differences = [*config_differences(saved["config"], config.to_dict()), *_leaf_differences(metadata, abstract)]
         if differences:
             raise UserError(

@@ -4,55 +4,57 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch
-from r2d2_jax.config.reading import Config
 from r2d2_jax.sharding import batch_sharding, replicated
-from r2d2_jax.train.state import Recipe, TrainState, abstract_state
+from r2d2_jax.tasks.task import Task
+from r2d2_jax.train.optimizer import Optimizer
+from r2d2_jax.train.state import TrainState, abstract_state
 from r2d2_jax.train.step import train_step
 
 
-def abstract_batch(config: Config, recipe: Recipe) -> Batch:
+def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> Batch:
     """Shapes, dtypes and shardings of a global batch."""
-    b, side, length = config.train.batch_size, config.model.image.image_size, config.model.text.text_length
+    side, length = task.model.config.image.image_size, task.model.config.text.text_length
 
     def rows(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct((b, *shape), dtype, sharding=batch_sharding(recipe.mesh))
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=batch_sharding(mesh))
 
     return Batch(
         images=rows((side, side, 3), jnp.uint8),
         input_ids=rows((length,), jnp.int32),
         attention_mask=rows((length,), bool),
         image_id=rows((2,), jnp.uint32),
-        word=rows((length,), jnp.int32) if config.loss.whole_word_masking else None,
+        word=rows((length,), jnp.int32) if task.reads_words else None,
     )
 
 
-def lower_train_step(config: Config, recipe: Recipe) -> jax.stages.Lowered:
-    """Traces `train_step` for the recipe's mesh; the state is donated."""
-    state = abstract_state(recipe)
+def lower_train_step(task: Task, optimizer: Optimizer, mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
+    """Traces `train_step` for a mesh and a global batch; the state is donated."""
+    state = abstract_state(task, optimizer, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = jax.jit(
-        lambda state, batch, key: train_step(state, batch, key, recipe),
+        lambda state, batch, key: train_step(state, batch, key, task, optimizer, mesh),
         donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(recipe.mesh)),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)),
     )
-    return step.lower(state, abstract_batch(config, recipe), key)
+    return step.lower(state, abstract_batch(task, batch_size, mesh), key)
 
 
-def compile_train_step(config: Config, recipe: Recipe) -> jax.stages.Compiled:
+def compile_train_step(task: Task, optimizer: Optimizer, mesh: Mesh, batch_size: int) -> jax.stages.Compiled:
     """The one executable of a run: `(state, batch, key) -> (state, metrics)`.
 
     It is compiled once and refuses, rather than recompiles for, arguments of another shape or placement.
     """
-    return lower_train_step(config, recipe).compile()
+    return lower_train_step(task, optimizer, mesh, batch_size).compile()
 
 
-def compile_all_finite(recipe: Recipe) -> jax.stages.Compiled:
+def compile_all_finite(task: Task, optimizer: Optimizer, mesh: Mesh) -> jax.stages.Compiled:
     """The executable `state -> bool scalar` that says whether no number of a train state is NaN or infinite."""
 
     def all_finite(state: TrainState) -> jax.Array:
         numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
         return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
 
-    return jax.jit(all_finite, out_shardings=replicated(recipe.mesh)).lower(abstract_state(recipe)).compile()
+    return jax.jit(all_finite, out_shardings=replicated(mesh)).lower(abstract_state(task, optimizer, mesh)).compile()

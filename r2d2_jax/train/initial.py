@@ -14,16 +14,17 @@ from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
 from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
-from r2d2_jax.train.state import Recipe, TrainState
+from r2d2_jax.tasks.task import Task
+from r2d2_jax.train.state import TrainState
 from r2d2_jax.trees import shape_differences
 
 
-def with_initial_weights(state: TrainState, recipe: Recipe, config: Config) -> tuple[TrainState, list[str]]:
-    """Puts the configured weights into a fresh state; the teacher starts as a copy of the student, as ever.
+def with_initial_weights(state: TrainState, task: Task, config: Config) -> tuple[TrainState, list[str]]:
+    """Puts the configured weights into a fresh state; what the task carries is made anew from them.
 
     Args:
         state: a fresh state.
-        recipe: names the teacher's parts.
+        task: what is learned.
         config: `initial` says what is read.
 
     Returns:
@@ -32,21 +33,21 @@ def with_initial_weights(state: TrainState, recipe: Recipe, config: Config) -> t
     Raises:
         UserError: weights are absent, damaged or of another size; lists every name that differs.
     """
-    loaded, notes = initial_params(config)
+    loaded, notes = initial_params(config, masked_lm=task.model.masked_lm)
+    if left_out := [part for part in loaded if part not in state.params]:
+        notes.append(f"left out, since {config.task} does not train it: {', '.join(left_out)}")
     scratch = [part for part in state.params if part not in loaded]
     if scratch:
         notes.append(f"start from scratch, with random weights: {', '.join(scratch)}")
     if not loaded:
         return state, notes
     params = state.params | _placed(loaded, _parts(state.params, loaded))
-    teacher = state.teacher
-    if teacher is not None:
-        # Arrays of its own, because the step gives both away.
-        teacher = teacher | _placed(loaded, _parts(teacher, loaded))
-    return dataclasses.replace(state, params=params, teacher=teacher), notes
+    placement = jax.tree.map(lambda leaf: leaf.sharding, state.memory)
+    memory = jax.jit(task.init, out_shardings=placement)(params)
+    return dataclasses.replace(state, params=params, memory=memory), notes
 
 
-def initial_params(config: Config) -> tuple[Params, list[str]]:
+def initial_params(config: Config, *, masked_lm: bool) -> tuple[Params, list[str]]:
     """The parameters that the configuration names, in host memory, by parts of the model, and what there is to say."""
     initial = config.initial
     params: Params = {}
@@ -58,7 +59,7 @@ def initial_params(config: Config) -> tuple[Params, list[str]]:
         params |= weights.params
         notes += [f"image tower from {initial.image}", *weights.notes]
     if initial.text:
-        weights = text_tower(initial.text, config.model, masked_lm=config.loss.mlm)
+        weights = text_tower(initial.text, config.model, masked_lm=masked_lm)
         params |= weights.params
         notes += [f"text tower from {initial.text}", *weights.notes]
     return params, notes

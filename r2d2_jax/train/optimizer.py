@@ -1,15 +1,56 @@
-"""AdamW with warm-up, cosine decay and clipping, and what it does not decay."""
+"""AdamW with warm-up, cosine decay and clipping: what it does not decay, and which leaves have a rate of their own."""
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import optax
 
+from r2d2_jax.arrays import Params
 from r2d2_jax.config.run import OptimizerConfig
+from r2d2_jax.errors import UserError
 from r2d2_jax.sharding import path_name
 
 # Ends of the paths of parameters without weight decay: biases, norms, and the learned temperature.
 NOT_DECAYED = ("bias", "scale", "temperature")
+
+
+@dataclass(frozen=True, eq=False)
+class Optimizer:
+    """How gradients become updates.
+
+    Attributes:
+        transformation: over the trainable parameters.
+        learning_rate: the schedule of its common rate, for the log.
+    """
+
+    transformation: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
+    """Clips the global gradient norm, then AdamW, then the factors of `config.rates`.
+
+    Args:
+        config: the optimizer's settings.
+        total_steps: length of the run; where the cosine ends.
+    """
+    schedule = learning_rate_schedule(config, total_steps)
+    steps = [
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
+    ]
+    if config.rates:
+        steps.append(scaled_by_path(config.rates))
+    return Optimizer(optax.chain(*steps), schedule)
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -29,16 +70,28 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).split("/")[-1] not in NOT_DECAYED, params)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clips the global gradient norm, then AdamW."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
-    )
+def scaled_by_path(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies each leaf's update, weight decay included, by the factor of the first pattern that matches its path.
+
+    A pattern matches the end of a path, from a whole name on, as the sharding's rules do.
+    """
+
+    def scale(updates: Params, _: Params | None = None) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * _factor(path_name(path), rates), updates)
+
+    return optax.stateless(scale)
+
+
+def _factor(name: str, rates: tuple[tuple[str, float], ...]) -> float:
+    return next((factor for pattern, factor in rates if re.search(rf"(^|/)({pattern})$", name)), 1.0)
+
+
+def check_rates(config: OptimizerConfig, trainable: Params) -> None:
+    """Raises UserError if a pattern of `optimizer.rates` matches no trainable parameter: it would change nothing."""
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
+    for pattern, _ in config.rates:
+        if not any(re.search(rf"(^|/)({pattern})$", name) for name in names):
+            raise UserError(
+                f"optimizer.rates has a factor for {pattern!r}, which is the end of no trainable parameter's path; "
+                f"expected one such as 'bias', 'text_encoder/.*' or '{names[0]}'"
+            )

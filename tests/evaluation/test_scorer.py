@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_data import example
-from small_model import random_state, small_config, small_recipe, write_small_dataset, write_vocabulary
+from small_model import random_state, small_config, small_plan, write_small_dataset, write_vocabulary
 
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import load_tokenizer
@@ -18,19 +18,19 @@ from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer, _fetched
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.preparation.writer import write_dataset
-from r2d2_jax.train.state import Recipe
+from r2d2_jax.train.plan import StepPlan
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return small_recipe(small_config())
+def plan() -> StepPlan:
+    return small_plan(small_config())
 
 
 @pytest.fixture(scope="module")
-def params(recipe: Recipe):
-    return jax.tree.map(jnp.asarray, random_state(recipe).params)
+def params(plan: StepPlan):
+    return jax.tree.map(jnp.asarray, random_state(plan).params)
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,17 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> EvaluationSplit:
 
 
 @pytest.fixture(scope="module", params=[8, 20])
-def encoded(request: pytest.FixtureRequest, recipe: Recipe, params, split: EvaluationSplit) -> EncodedSplit:
+def encoded(request: pytest.FixtureRequest, plan: StepPlan, params, split: EvaluationSplit) -> EncodedSplit:
     """With batches of 8 both images and captions leave a last batch that is not full."""
-    return Scorer(recipe.model, recipe.mesh, request.param).encode(params, split, keep_tokens=True)
+    return Scorer(plan.task.model, plan.mesh, request.param).encode(params, split, keep_tokens=True)
 
 
 def test_every_row_equals_the_plain_model(
-    recipe: Recipe, params, split: EvaluationSplit, encoded: EncodedSplit
+    plan: StepPlan, params, split: EvaluationSplit, encoded: EncodedSplit
 ) -> None:
     (images,) = split.image_batches(10)
-    image = recipe.model.apply({"params": params}, normalise_images(jnp.asarray(images)), method="encode_image")
-    text = recipe.model.apply(
+    image = plan.task.model.apply({"params": params}, normalise_images(jnp.asarray(images)), method="encode_image")
+    text = plan.task.model.apply(
         {"params": params}, jnp.asarray(split.input_ids), jnp.asarray(split.attention_mask), method="encode_text"
     )
     np.testing.assert_allclose(encoded.image_embed, image.embed, **CLOSE)
@@ -65,52 +65,52 @@ def test_every_row_equals_the_plain_model(
 
 @pytest.mark.parametrize("images", [1, 7, 8, 9])
 def test_no_image_or_caption_is_dropped(
-    images: int, recipe: Recipe, params, encoded: EncodedSplit, tmp_path: Path
+    images: int, plan: StepPlan, params, encoded: EncodedSplit, tmp_path: Path
 ) -> None:
     """In batches of eight. Every other image has no caption, and still gets its embedding."""
     examples = [example(100 + number) for number in range(images)]
     silent = [dataclasses.replace(one, captions=()) if number % 2 else one for number, one in enumerate(examples)]
     write_dataset(tmp_path, {"test": silent})
     split = EvaluationSplit(RecordSource(tmp_path, "test"), load_tokenizer(str(write_vocabulary(tmp_path)), 10), 16)
-    found = Scorer(recipe.model, recipe.mesh, 8).encode(params, split, keep_tokens=True)
+    found = Scorer(plan.task.model, plan.mesh, 8).encode(params, split, keep_tokens=True)
     assert found.caption_image.tolist() == [image for image in range(0, images, 2) for _ in range(2)]
     assert len(found.text_embed) == len(found.text_tokens) == len(split.captions) == 2 * -(-images // 2)
     np.testing.assert_allclose(found.image_embed, encoded.image_embed[:images], **CLOSE)
     rows = map(jnp.asarray, (split.input_ids, split.attention_mask))
-    text = recipe.model.apply({"params": params}, *rows, method="encode_text")
+    text = plan.task.model.apply({"params": params}, *rows, method="encode_text")
     np.testing.assert_allclose(found.text_embed, text.embed, **CLOSE)
 
 
-def test_match_of_any_pairs(recipe: Recipe, params, encoded: EncodedSplit) -> None:
+def test_match_of_any_pairs(plan: StepPlan, params, encoded: EncodedSplit) -> None:
     """11 pairs in batches of 8, images and captions in any order, one pair twice."""
     rng = np.random.default_rng(0)
     pairs = np.stack([rng.integers(0, 10, 11), rng.integers(0, 20, 11)], axis=1)
     pairs[7] = pairs[0]
     image, text = pairs.T
-    logits = recipe.model.apply(
+    logits = plan.task.model.apply(
         {"params": params},
         jnp.asarray(encoded.text_tokens[text]),
         jnp.asarray(encoded.attention_mask[text]),
         jnp.asarray(encoded.image_tokens[image]),
         method="match",
     )
-    probability = Scorer(recipe.model, recipe.mesh, 8).match(params, encoded, pairs)
+    probability = Scorer(plan.task.model, plan.mesh, 8).match(params, encoded, pairs)
     assert probability.shape == (11,)
     np.testing.assert_allclose(probability, match_probability(logits), **CLOSE)
     assert probability[7] == probability[0]
 
 
 def test_tokens_are_kept_only_if_asked_for(
-    recipe: Recipe, params, split: EvaluationSplit, encoded: EncodedSplit
+    plan: StepPlan, params, split: EvaluationSplit, encoded: EncodedSplit
 ) -> None:
-    without = Scorer(recipe.model, recipe.mesh, 8).encode(params, split, keep_tokens=False)
+    without = Scorer(plan.task.model, plan.mesh, 8).encode(params, split, keep_tokens=False)
     assert without.image_tokens.size == without.text_tokens.size == 0
     np.testing.assert_allclose(without.image_embed, encoded.image_embed, **CLOSE)
     np.testing.assert_allclose(without.text_embed, encoded.text_embed, **CLOSE)
 
 
-def test_only_embeddings_leave_the_devices_unless_tokens_are_asked_for(recipe: Recipe, params) -> None:
-    scorer, images = Scorer(recipe.model, recipe.mesh, 8), jnp.zeros((8, 16, 16, 3), jnp.uint8)
+def test_only_embeddings_leave_the_devices_unless_tokens_are_asked_for(plan: StepPlan, params) -> None:
+    scorer, images = Scorer(plan.task.model, plan.mesh, 8), jnp.zeros((8, 16, 16, 3), jnp.uint8)
     for keep_tokens, shape in ((True, (8, 5, 16)), (False, (8, 0))):
         tokens, embed = scorer._image_forward.eval_shape(params, images, keep_tokens=keep_tokens)
         assert (tokens.shape, embed.shape) == (shape, (8, 16))
@@ -124,8 +124,8 @@ def test_two_batches_are_on_their_way_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert events == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
 
 
-def test_each_forward_is_compiled_once(recipe: Recipe, params, split: EvaluationSplit) -> None:
-    scorer = Scorer(recipe.model, recipe.mesh, 8)
+def test_each_forward_is_compiled_once(plan: StepPlan, params, split: EvaluationSplit) -> None:
+    scorer = Scorer(plan.task.model, plan.mesh, 8)
     encoded = scorer.encode(params, split, keep_tokens=True)
     scorer.match(params, encoded, np.zeros((3, 2), int))
     compiled = []
@@ -139,7 +139,7 @@ def test_each_forward_is_compiled_once(recipe: Recipe, params, split: Evaluation
     assert compiled == []
 
 
-def test_a_batch_that_the_mesh_does_not_divide(recipe: Recipe) -> None:
+def test_a_batch_that_the_mesh_does_not_divide(plan: StepPlan) -> None:
     mesh = jax.sharding.AbstractMesh((8,), ("data",))
     with pytest.raises(UserError, match="evaluation.batch_size 12 is not a multiple of the mesh's 8 devices"):
-        Scorer(recipe.model, mesh, 12)  # type: ignore[arg-type]
+        Scorer(plan.task.model, mesh, 12)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from random_models import VOCABULARY, random_model
-from small_model import named_leaves, random_state, small_config, small_recipe
+from small_model import named_leaves, random_state, small_config, small_plan
 
 import r2d2_jax
 from r2d2_jax.convert.conversion import TEACHER, Form, open_model, write_model
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
     """A run with a checkpoint, whose teacher and optimizer have moved away from the student."""
     workdir = tmp_path_factory.mktemp("run")
     config = small_config()
-    state = random_state(small_recipe(config))
+    state = random_state(small_plan(config))
     checkpoints = Checkpoints(workdir, config.train)
     checkpoints.save(state, config, {})
     checkpoints.close()
@@ -67,7 +67,7 @@ def test_a_run_is_published_with_the_rest_beside_it(tmp_path: Path, run: tuple[P
         "step",
     }
     assert {name.split("/")[1] for name in beside if name.startswith("params/")} == {"masked_lm_head"}
-    assert np.array_equal(beside["teacher/text_projection/kernel"], state.teacher["text_projection"]["kernel"])
+    assert np.array_equal(beside["teacher/text_projection/kernel"], state.memory.teacher["text_projection"]["kernel"])
     assert len(beside) + len(jax.tree.leaves(state.params)) == len(jax.tree.leaves(state)) + len(
         jax.tree.leaves(state.params["masked_lm_head"])
     )
@@ -75,10 +75,10 @@ def test_a_run_is_published_with_the_rest_beside_it(tmp_path: Path, run: tuple[P
 
 def test_the_teachers_weights_stand_in_for_the_students(run: tuple[Path, TrainState]) -> None:
     workdir, state = run
-    assert state.teacher is not None
+    assert state.memory.teacher is not None
     student, teacher = open_model(workdir).params, open_model(workdir, weights=TEACHER).params
     for part in state.params:
-        want = state.teacher if part in state.teacher else state.params
+        want = state.memory.teacher if part in state.memory.teacher else state.params
         got, expected = named_leaves({part: teacher[part]}), named_leaves({part: want[part]})
         assert all(np.array_equal(got[name], expected[name]) for name in expected)
     assert not np.array_equal(student["text_projection"]["kernel"], teacher["text_projection"]["kernel"])
@@ -87,7 +87,7 @@ def test_the_teachers_weights_stand_in_for_the_students(run: tuple[Path, TrainSt
 def test_a_run_without_a_teacher_has_no_teachers_weights(tmp_path: Path) -> None:
     config = small_config({"loss": {"contrastive": "gcpr", "fgd": False}})
     checkpoints = Checkpoints(tmp_path, config.train)
-    checkpoints.save(random_state(small_recipe(config)), config, {})
+    checkpoints.save(random_state(small_plan(config)), config, {})
     checkpoints.close()
     with pytest.raises(UserError, match="has no teacher; take the student's weights"):
         open_model(tmp_path, weights=TEACHER)
@@ -102,7 +102,7 @@ def test_what_a_run_did_with_punctuation_goes_with_its_model(tmp_path: Path, map
         del values["data"]["map_punctuation"]
     checkpoints = Checkpoints(tmp_path / "run", config.train)
     as_saved = SimpleNamespace(to_dict=lambda: values)
-    checkpoints.save(random_state(small_recipe(config)), as_saved, {})  # type: ignore[arg-type]
+    checkpoints.save(random_state(small_plan(config)), as_saved, {})  # type: ignore[arg-type]
     checkpoints.close()
     (tmp_path / "run" / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
     model = open_model(tmp_path / "run")

@@ -10,14 +10,14 @@ import oracles
 import pytest
 
 from r2d2_jax.losses.contrastive import gcpr
-from r2d2_jax.losses.distillation import Candidates, fgd, followed_mean, soft_target, tgd
+from r2d2_jax.losses.distillation import Candidates, fgd, running_mean, soft_target, tgd
 
 B, K = 4, 6
 compiled_tgd = jax.jit(tgd)
 tgd_gradients = jax.jit(jax.grad(tgd, argnums=(0, 1, 4)))
 compiled_target = jax.jit(soft_target)
 compiled_fgd = jax.jit(fgd, static_argnums=(3, 4))
-compiled_mean = jax.jit(followed_mean, static_argnums=3)
+compiled_mean = jax.jit(running_mean, static_argnums=3)
 
 
 def units(seed: int, rows: int, size: int = 5) -> np.ndarray:

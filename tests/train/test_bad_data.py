@@ -12,7 +12,7 @@ from small_data import encode
 from small_model import CHEAPEST, log_lines, small_config, write_small_dataset, write_vocabulary
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.train.loop import Outcome, pretrain
+from r2d2_jax.train.loop import RunOutcome, train
 
 pytestmark = pytest.mark.usefixtures("compile_each_run_once")
 
@@ -57,10 +57,10 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_vocabulary(folder)
 
 
-def run(folder: Path, workdir: Path, max_broken_share: float) -> Outcome:
+def run(folder: Path, workdir: Path, max_broken_share: float) -> RunOutcome:
     data = {"directory": str(folder), "max_broken_share": max_broken_share}
-    train = {"batch_size": 52, "epochs": 1.0, "log_every": 25}
-    return pretrain(small_config(CHEAPEST, NO_EVALUATION, {"data": data, "train": train}), workdir)
+    settings = {"batch_size": 52, "epochs": 1.0, "log_every": 25}
+    return train(small_config(CHEAPEST, NO_EVALUATION, {"data": data, "train": settings}), workdir)
 
 
 def assert_all_are_named(lines: list[str]) -> None:
@@ -95,4 +95,4 @@ def test_a_shard_cut_short_stops_the_run(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-100])
     config = small_config(CHEAPEST, NO_EVALUATION, {"data": {"directory": str(folder)}})
     with pytest.raises(UserError, match=f"shard {shard} cannot be opened .* expected a complete ArrayRecord file"):
-        pretrain(config, tmp_path / "run")
+        train(config, tmp_path / "run")

@@ -3,6 +3,7 @@
 import json
 import resource
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ from small_model import assert_bitwise_equal, named_leaves, small_config
 from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.runs import BEFORE_THE_KEY, load_state
+from r2d2_jax.tasks.pretraining import PretrainingMemory
+from r2d2_jax.tasks.queue import empty_queue, enqueue
 from r2d2_jax.train.checkpoint import Checkpoints
-from r2d2_jax.train.queue import empty_queue, enqueue
 from r2d2_jax.train.state import TrainState
 
 CONFIG = small_config()
@@ -31,11 +33,17 @@ def state_of(step: int, width: int = 3) -> TrainState:
     return TrainState(
         step=jnp.int32(step),
         params={"text_projection": {"kernel": draw(width, 2), "bias": draw(2)}, "temperature": draw()},
-        teacher={"text_projection": {"kernel": draw(width, 2), "bias": draw(2)}},
         opt_state=({"mu": draw(width, 2)}, {"count": jnp.int32(step)}),
-        queue=enqueue(empty_queue(5, 2), draw(2, 2), draw(2, 2), identity),
-        feature_mean=draw(2),
+        memory=PretrainingMemory(
+            teacher={"text_projection": {"kernel": draw(width, 2), "bias": draw(2)}},
+            queue=enqueue(empty_queue(5, 2), draw(2, 2), draw(2, 2), identity),
+            feature_mean=draw(2),
+        ),
     )
+
+
+def with_memory(state: TrainState, **changes: Any) -> TrainState:
+    return state.replace(memory=state.memory.replace(**changes))
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -139,7 +147,7 @@ def test_what_the_run_changes_while_a_checkpoint_is_written_is_not_in_it(
 def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     """No file may become longer than 300 kB, and the arrays take more than that; said once, not again when closing."""
     checkpoints = saved(tmp_path, {3: None})
-    large = state_of(4).replace(feature_mean=jax.random.normal(jax.random.key(0), (200_000,)))
+    large = with_memory(state_of(4), feature_mean=jax.random.normal(jax.random.key(0), (200_000,)))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
     try:
@@ -183,8 +191,8 @@ def test_a_checkpoint_older_than_a_key_goes_on_with_what_was_done_then(tmp_path:
     """Tokens were masked, punctuation mapped, and one corpus read, when there were no keys for it."""
     before = CONFIG.to_dict()
     for key in BEFORE_THE_KEY:
-        part, name = key.split(".")
-        del before[part][name]
+        *block, name = key.split(".")
+        del (before[block[0]] if block else before)[name]
     checkpoints = Checkpoints(tmp_path, CONFIG.train)
     checkpoints.save(state_of(3), SimpleNamespace(to_dict=lambda: before), {})  # type: ignore[arg-type]
     checkpoints.wait()
@@ -202,17 +210,49 @@ def test_a_checkpoint_older_than_a_key_goes_on_with_what_was_done_then(tmp_path:
 def test_another_model_is_refused_with_every_leaf(tmp_path: Path) -> None:
     saved(tmp_path, {3: None}).close()
     checkpoints = Checkpoints(tmp_path, CONFIG.train)
-    other = state_of(0, width=4).replace(feature_mean=None, teacher={"text_projection": {"bias": jnp.zeros(2, int)}})
+    teacher = {"text_projection": {"bias": jnp.zeros(2, int)}}
+    other = with_memory(state_of(0, width=4), feature_mean=None, teacher=teacher)
     with pytest.raises(UserError) as refused:
         checkpoints.restore(abstract(other), CONFIG)
     checkpoints.close()
     assert [line.strip() for line in str(refused.value).splitlines()[1:]] == [
-        "- feature_mean: float32[2] in the checkpoint, absent now",
+        "- memory/feature_mean: float32[2] in the checkpoint, absent now",
+        "- memory/teacher/text_projection/bias: float32[2] in the checkpoint, int32[2] now",
+        "- memory/teacher/text_projection/kernel: float32[3, 2] in the checkpoint, absent now",
         "- opt_state/0/mu: float32[3, 2] in the checkpoint, float32[4, 2] now",
         "- params/text_projection/kernel: float32[3, 2] in the checkpoint, float32[4, 2] now",
-        "- teacher/text_projection/bias: float32[2] in the checkpoint, int32[2] now",
-        "- teacher/text_projection/kernel: float32[3, 2] in the checkpoint, absent now",
     ]
+
+
+@dataclass
+class FormerState:
+    """The train state of version 0.1."""
+
+    step: jax.Array
+    params: dict[str, Any]
+    teacher: dict[str, Any] | None
+    opt_state: Any
+
+
+jax.tree_util.register_dataclass(FormerState, ["step", "params", "teacher", "opt_state"], [])
+
+
+def test_a_checkpoint_of_the_former_layout_is_refused_by_all_readers(tmp_path: Path) -> None:
+    now = state_of(3)
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    former = FormerState(now.step, now.params, now.memory.teacher, now.opt_state)
+    checkpoints.save(former, CONFIG, {"pairs": 3})  # type: ignore[arg-type]
+    checkpoints.wait()
+    message = (
+        rf"{tmp_path}/checkpoints/3 was written by a version of r2d2_jax before 0\.2, which kept teacher beside the "
+        r"parameters; go on with that version, or convert its model with that version's launch/convert\.py and name "
+        r"the result as initial\.model"
+    )
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore(abstract(now), CONFIG)
+    checkpoints.close()
+    with pytest.raises(UserError, match=message):
+        load_state(tmp_path)
 
 
 def test_what_only_moves_watches_or_keeps_a_run_may_change(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_model import assert_bitwise_equal, named_leaves, small_config, small_recipe
+from small_model import assert_bitwise_equal, named_leaves, small_config, small_plan
 from transformers_models import bert_config, clip_config
 
 from r2d2_jax.config.reading import Config
@@ -23,11 +23,15 @@ from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.state import TrainState, abstract_state, sharded_init_state
 
 
+def fresh_state(config: Config, seed: int) -> TrainState:
+    plan = small_plan(config)
+    return sharded_init_state(plan.task, plan.optimizer, plan.mesh, jax.random.key(seed))
+
+
 def started(config: Config) -> tuple[TrainState, TrainState, list[str]]:
     """(fresh state, the same with initial weights, notes)."""
-    recipe = small_recipe(config)
-    fresh = sharded_init_state(recipe, jax.random.key(0))
-    return fresh, *with_initial_weights(fresh, recipe, config)
+    fresh = fresh_state(config, 0)
+    return fresh, *with_initial_weights(fresh, small_plan(config).task, config)
 
 
 def with_initial(config: Config, **initial: str) -> Config:
@@ -53,9 +57,11 @@ def test_towers_and_teacher_start_from_the_named_weights(towers: tuple[Path, Pat
     assert set(want) == {"image_encoder", "text_encoder", "masked_lm_head"}
     for part, params in want.items():
         assert_bitwise_equal(named_leaves(state.params[part]), named_leaves(params))
-    assert state.teacher is not None
-    assert_bitwise_equal(named_leaves(state.teacher["text_encoder"]), named_leaves(state.params["text_encoder"]))
-    ours, theirs = (tree["text_encoder"]["word_embedding"]["embedding"] for tree in (state.params, state.teacher))
+    assert state.memory.teacher is not None
+    assert_bitwise_equal(named_leaves(state.memory.teacher["text_encoder"]), named_leaves(state.params["text_encoder"]))
+    ours, theirs = (
+        tree["text_encoder"]["word_embedding"]["embedding"] for tree in (state.params, state.memory.teacher)
+    )
     assert ours.unsafe_buffer_pointer() != theirs.unsafe_buffer_pointer(), "the step gives both away"
     untouched = [part for part in fresh.params if part not in want]
     for part in untouched:
@@ -71,7 +77,7 @@ def test_without_initial_weights_everything_is_said_to_be_random() -> None:
 
 def test_a_whole_model_goes_on_from_another(tmp_path: Path) -> None:
     config = small_config()
-    fresh = sharded_init_state(small_recipe(config), jax.random.key(5))
+    fresh = fresh_state(config, 5)
     sizes = dataclasses.replace(config.model, dtype="float32")
     write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params)), tmp_path / "model")
     _, state, notes = started(with_initial(config, model=str(tmp_path / "model")))
@@ -88,7 +94,7 @@ def test_a_whole_model_goes_on_from_another(tmp_path: Path) -> None:
 )
 def test_a_model_that_learned_other_punctuation_is_taken_and_said(tmp_path: Path, maps: bool, note: str) -> None:
     config = small_config({"data": {"map_punctuation": not maps}})
-    fresh = sharded_init_state(small_recipe(config), jax.random.key(5))
+    fresh = fresh_state(config, 5)
     sizes = dataclasses.replace(config.model, dtype="float32")
     write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params), maps_punctuation=maps), tmp_path / "model")
     _, state, notes = started(with_initial(config, model=str(tmp_path / "model")))
@@ -98,7 +104,7 @@ def test_a_model_that_learned_other_punctuation_is_taken_and_said(tmp_path: Path
 
 def test_a_model_of_another_size_is_refused_leaf_by_leaf(tmp_path: Path) -> None:
     config = small_config()
-    fresh = sharded_init_state(small_recipe(config), jax.random.key(5))
+    fresh = fresh_state(config, 5)
     write_model(Model(config.model, jax.tree.map(np.asarray, fresh.params)), tmp_path / "model")
     other = small_config({"model": {"embed_size": 8}})
     line = r"kernel: \[16, 16\] in the weights, \[16, 8\] in the model"
@@ -108,7 +114,7 @@ def test_a_model_of_another_size_is_refused_leaf_by_leaf(tmp_path: Path) -> None
 
 def test_a_whole_model_of_another_image_size_is_interpolated_only_when_asked(tmp_path: Path) -> None:
     config = small_config()
-    params = jax.tree.map(np.asarray, sharded_init_state(small_recipe(config), jax.random.key(5)).params)
+    params = jax.tree.map(np.asarray, fresh_state(config, 5).params)
     write_model(Model(dataclasses.replace(config.model, dtype="float32"), params), tmp_path / "model")
     side, patch = config.model.image.image_size, config.model.image.patch_size
     larger = small_config({"model": {"image": {"image_size": side + patch}}})
@@ -135,5 +141,6 @@ def test_a_run_goes_on_where_its_initial_weights_are_gone(tmp_path: Path, towers
     checkpoints.save(state, config, {})
     checkpoints.wait()
     moved = with_initial(config, image=str(tmp_path / "gone"))
-    restored, _ = checkpoints.restore(abstract_state(small_recipe(moved)), moved)
+    plan = small_plan(moved)
+    restored, _ = checkpoints.restore(abstract_state(plan.task, plan.optimizer, plan.mesh), moved)
     assert_bitwise_equal(named_leaves(restored), named_leaves(state))

@@ -24,7 +24,7 @@ from small_model import (
     saved_state,
     small_batch,
     small_config,
-    small_recipe,
+    small_plan,
     write_small_dataset,
     write_vocabulary,
 )
@@ -34,10 +34,9 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport
 from r2d2_jax.evaluation.retrieval import RetrievalReport
 from r2d2_jax.preparation.writer import write_dataset
-from r2d2_jax.train import compiled, loop, signals, start
+from r2d2_jax.train import compiled, loop, setup, signals
 from r2d2_jax.train.checkpoint import Checkpoints
-from r2d2_jax.train.compiled import compile_train_step
-from r2d2_jax.train.loop import Outcome, pretrain
+from r2d2_jax.train.loop import RunOutcome, train
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.state import sharded_init_state
@@ -54,8 +53,8 @@ RUN: dict[str, Any] = {
 NO_EVALUATION: dict[str, Any] = {"data": {"validation_split": ""}}
 
 
-def run(prepared: Path, workdir: Path, *changes: Mapping[str, Any]) -> Outcome:
-    return pretrain(small_config(*changes, {"data": {"directory": str(prepared)}}), workdir)
+def run(prepared: Path, workdir: Path, *changes: Mapping[str, Any]) -> RunOutcome:
+    return train(small_config(*changes, {"data": {"directory": str(prepared)}}), workdir)
 
 
 class Left(BaseException):
@@ -74,7 +73,7 @@ def before_batch(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) ->
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
     return workdir, run(prepared, workdir, RUN)
 
@@ -94,7 +93,7 @@ def kept(workdir: Path) -> list[int]:
 # --- an undisturbed run ---------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_leaves_behind(undisturbed: tuple[Path, Outcome]) -> None:
+def test_what_a_run_leaves_behind(undisturbed: tuple[Path, RunOutcome]) -> None:
     workdir, outcome = undisturbed
     assert (outcome.step, outcome.finished) == (STEPS, True)
     assert {path.name for path in workdir.iterdir()} == {
@@ -111,7 +110,7 @@ def test_what_a_run_leaves_behind(undisturbed: tuple[Path, Outcome]) -> None:
     assert all(np.isfinite(leaf).all() for leaf in state.values())
 
 
-def test_log_of_a_run(undisturbed: tuple[Path, Outcome]) -> None:
+def test_log_of_a_run(undisturbed: tuple[Path, RunOutcome]) -> None:
     lines = [json.loads(line) for line in (undisturbed[0] / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "validation/dual/mean" in line]
@@ -135,7 +134,7 @@ def test_log_of_a_run(undisturbed: tuple[Path, Outcome]) -> None:
 def test_a_stopped_run_goes_on_exactly(
     step: int,
     prepared: Path,
-    undisturbed: tuple[Path, Outcome],
+    undisturbed: tuple[Path, RunOutcome],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -150,7 +149,7 @@ def test_a_stopped_run_goes_on_exactly(
     assert_as_undisturbed(tmp_path, undisturbed[0])
 
 
-def test_a_killed_run_goes_on_exactly(prepared: Path, undisturbed: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_exactly(prepared: Path, undisturbed: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     """SIGKILL before step 10: what steps 7 to 9 did and logged is lost, and done again."""
     program = """
 import json, os, signal, sys
@@ -164,7 +163,7 @@ def next_batch(batches, progress):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(batches, progress)
 loop.next_batch = next_batch
-loop.pretrain(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), Path(sys.argv[2]))
+loop.train(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), Path(sys.argv[2]))
 """
     values = config_values(RUN, {"data": {"directory": str(prepared)}})
     done = subprocess.run(
@@ -199,7 +198,7 @@ def test_an_evaluation_is_logged_once(prepared: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_finished_run_started_again_changes_nothing(
-    prepared: Path, undisturbed: tuple[Path, Outcome], tmp_path: Path
+    prepared: Path, undisturbed: tuple[Path, RunOutcome], tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed[0], tmp_path / "run")
     outcome = run(prepared, tmp_path / "run", RUN)
@@ -258,7 +257,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(
 
 
 def test_another_configuration_or_dataset_is_refused(
-    prepared: Path, undisturbed: tuple[Path, Outcome], tmp_path: Path
+    prepared: Path, undisturbed: tuple[Path, RunOutcome], tmp_path: Path
 ) -> None:
     """Only looked at, so the undisturbed run can be used itself."""
     workdir, before = undisturbed[0], log_lines(undisturbed[0])
@@ -448,7 +447,7 @@ def test_a_run_reads_punctuation_as_configured_and_goes_on_so(prepared: Path, tm
         run(prepared, tmp_path, *changes)
     for mapped, unknown in ((True, 3), (False, 1)):
         config = small_config({"data": {"directory": str(prepared), "map_punctuation": mapped}})
-        tokenizer = start.run_tokenizer(config)
+        tokenizer = setup.build_tokenizer(config)
         assert (tokenizer(["…"])[0] == tokenizer.unk_id).sum() == unknown, "an ellipsis is three full stops"
 
 
@@ -475,7 +474,7 @@ def test_the_step_is_compiled_once(prepared: Path, tmp_path: Path, monkeypatch: 
 
 def test_another_shape_is_refused() -> None:
     config = small_config(CHEAPEST)
-    recipe = small_recipe(config)
-    step, key = compile_train_step(config, recipe), jax.random.key(0)
+    plan, key = small_plan(config), jax.random.key(0)
+    step = plan.compiled()
     with pytest.raises(TypeError, match="Argument types differ"):
-        step(sharded_init_state(recipe, key), small_batch(0, rows=16), key)
+        step(sharded_init_state(plan.task, plan.optimizer, plan.mesh, key), small_batch(0, rows=16), key)

@@ -13,7 +13,7 @@ from small_model import CHEAPEST, assert_bitwise_equal, log_lines, saved_state, 
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.train import loop
-from r2d2_jax.train.loop import Outcome, pretrain
+from r2d2_jax.train.loop import RunOutcome, train
 
 pytestmark = pytest.mark.usefixtures("compile_each_run_once")
 
@@ -28,7 +28,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(prepared: Path, corpora: Path, workdir: Path, *changes: Mapping[str, Any]) -> Outcome:
+def run(prepared: Path, corpora: Path, workdir: Path, *changes: Mapping[str, Any]) -> RunOutcome:
     """Two epochs of 32 rows in batches of 8, 24 of them from the large corpus; evaluated on `prepared`."""
     data = {
         "directory": str(prepared),
@@ -36,8 +36,8 @@ def run(prepared: Path, corpora: Path, workdir: Path, *changes: Mapping[str, Any
         "corpus_weights": (3.0, 1.0),
         "max_broken_share": 0.2,
     }
-    train = {"epochs": 2.0, "log_every": 4, "evaluate_every": 4}
-    return pretrain(small_config(CHEAPEST, {"data": data, "train": train}, *changes), workdir)
+    settings = {"epochs": 2.0, "log_every": 4, "evaluate_every": 4}
+    return train(small_config(CHEAPEST, {"data": data, "train": settings}, *changes), workdir)
 
 
 @pytest.fixture(scope="module")

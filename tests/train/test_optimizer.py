@@ -9,8 +9,8 @@ from small_model import small_config
 
 from r2d2_jax.config.run import OptimizerConfig
 from r2d2_jax.models.r2d2 import init_params
+from r2d2_jax.tasks import build_task
 from r2d2_jax.train.optimizer import decayed, learning_rate_schedule, make_optimizer
-from r2d2_jax.train.state import make_model
 
 
 def expected_rate(step: int, peak: float, final: float, warmup: int, total: int) -> float:
@@ -38,7 +38,7 @@ def test_warmup_longer_than_the_run_still_learns(total: int) -> None:
 
 def test_what_is_decayed() -> None:
     """Matrices, embedding tables and the image tower's tokens; no bias, no norm, not the temperature."""
-    model = make_model(small_config())
+    model = build_task(small_config()).model
     params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     leaves = jax.tree_util.tree_flatten_with_path(decayed(params))[0]
     names = {True: set(), False: set()}
@@ -52,7 +52,8 @@ def test_what_is_decayed() -> None:
 
 def test_adamw_with_clipping_equals_numpy() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.02, beta1=0.8, beta2=0.9, epsilon=1e-3, clip_norm=0.5)
-    optimizer = make_optimizer(config, lambda step: 0.1 / (1 + step))
+    optimizer = make_optimizer(config, 4).transformation
+    rate = learning_rate_schedule(config, 4)
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(3, 2)).astype(np.float32), "bias": np.ones(2, np.float32)}
     state, ours = optimizer.init(params), params
@@ -70,5 +71,5 @@ def test_adamw_with_clipping_equals_numpy() -> None:
             second[name] = 0.9 * second[name] + 0.1 * g**2
             m, v = first[name] / (1 - 0.8 ** (step + 1)), second[name] / (1 - 0.9 ** (step + 1))
             decay = 0.02 * theirs[name] if name == "kernel" else 0
-            theirs[name] = theirs[name] - 0.1 / (1 + step) * (m / (np.sqrt(v) + 1e-3) + decay)
+            theirs[name] = theirs[name] - float(rate(step)) * (m / (np.sqrt(v) + 1e-3) + decay)
             np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-6)

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from small_model import QUEUE_LENGTH, VARIANTS, assert_bitwise_equal, named_leaves, small_config, small_recipe
+from small_model import QUEUE_LENGTH, VARIANTS, assert_bitwise_equal, named_leaves, small_config, small_plan
 
-from r2d2_jax.train.state import abstract_state, init_state, make_recipe, sharded_init_state
+from r2d2_jax.tasks import build_task
+from r2d2_jax.train.plan import StepPlan
+from r2d2_jax.train.state import TrainState, abstract_state, init_state, sharded_init_state
 
 TOWERS = {"image_encoder", "text_encoder", "image_projection", "text_projection", "temperature"}
 TEXT_IMAGE, MASKED_LM = {"text_image_encoder"}, {"masked_lm_head"}
@@ -38,14 +40,14 @@ EXPECTED = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parts_of_a_variant(variant: str) -> None:
     parts, teacher, queue, mean = EXPECTED[variant]
-    recipe = small_recipe(small_config(VARIANTS[variant]))
-    state = abstract_state(recipe)
+    plan = small_plan(small_config(VARIANTS[variant]))
+    task, state = plan.task, abstract_state(plan.task, plan.optimizer, plan.mesh)
+    memory = state.memory
     assert set(state.params) == parts
     frozen = set() if variant == "trainable_image" else {"image_encoder"}
-    assert set(recipe.trainable_parts) == parts - frozen
-    assert set(state.teacher or {}) == set(recipe.teacher_parts) == teacher
-    assert (state.queue is not None, state.feature_mean is not None) == (queue, mean)
-    assert recipe.teacher_sees_own_image() == (variant == "trainable_image")
+    assert set(task.trainable_parts) == parts - frozen
+    assert set(memory.teacher or {}) == set(task.teacher_parts) == teacher
+    assert (memory.queue is not None, memory.feature_mean is not None) == (queue, mean)
     moments = {name.split("/mu/")[1] for name in named_shapes(state.opt_state) if "/mu/" in name}
     assert moments == {name for name in named_shapes(state.params) if name.split("/")[0] not in frozen}
 
@@ -56,37 +58,43 @@ def named_shapes(tree: object) -> dict[str, tuple]:
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    return small_recipe(small_config(VARIANTS["prd2"]))
+def plan() -> StepPlan:
+    return small_plan(small_config(VARIANTS["prd2"]))
 
 
-def test_a_fresh_state(recipe) -> None:
-    state = sharded_init_state(recipe, jax.random.key(0))
-    assert named_shapes(state) == named_shapes(abstract_state(recipe))
-    assert (int(state.step), int(state.queue.head), state.queue.valid.any()) == (0, 0, False)
-    assert state.queue.image_embed.shape == (QUEUE_LENGTH, 16)
-    student = {part: state.params[part] for part in state.teacher}
-    assert_bitwise_equal(named_leaves(state.teacher), named_leaves(student))
+def test_a_fresh_state(plan: StepPlan) -> None:
+    built = (plan.task, plan.optimizer, plan.mesh)
+    state = sharded_init_state(*built, jax.random.key(0))
+    memory = state.memory
+    assert named_shapes(state) == named_shapes(abstract_state(*built))
+    assert (int(state.step), int(memory.queue.head), memory.queue.valid.any()) == (0, 0, False)
+    assert memory.queue.image_embed.shape == (QUEUE_LENGTH, 16)
+    student = {part: state.params[part] for part in memory.teacher}
+    assert_bitwise_equal(named_leaves(memory.teacher), named_leaves(student))
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(set(pointers)) == len(pointers), "a donated array is there twice"
 
 
-def test_the_seed_decides(recipe) -> None:
-    start = jax.jit(init_state, static_argnums=0)
-    first, again, other = (named_leaves(start(recipe, jax.random.key(seed)).params) for seed in (0, 0, 1))
+def started(plan: StepPlan, seed: int) -> TrainState:
+    return jax.jit(init_state, static_argnums=(0, 1))(plan.task, plan.optimizer, jax.random.key(seed))
+
+
+def test_the_seed_decides(plan: StepPlan) -> None:
+    first, again, other = (named_leaves(started(plan, seed).params) for seed in (0, 0, 1))
     assert_bitwise_equal(first, again)
     kernels = [name for name in first if name.endswith(("kernel", "embedding"))]
     assert all((first[name] != other[name]).any() for name in kernels)
 
 
-def test_ramp_of_the_soft_targets(recipe) -> None:
+def test_ramp_of_the_soft_targets() -> None:
     config = small_config({"loss": {"soft_target_ramp_epochs": 1.5}})
-    ramped = make_recipe(config, recipe.tokens, recipe.mesh, total_steps=50, epoch_steps=7)
+    ramped = build_task(config, epoch_steps=7)
     assert ramped.soft_target_ramp_steps == round(1.5 * 7)
-    assert float(ramped.learning_rate(50)) == pytest.approx(0)
+    shares = [float(ramped.soft_target_share(step)) for step in (0, 5, 10, 20)]
+    assert shares == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
-def test_initial_temperature_and_norms(recipe) -> None:
-    params = named_leaves(jax.jit(init_state, static_argnums=0)(recipe, jax.random.key(0)).params)
+def test_initial_temperature_and_norms(plan: StepPlan) -> None:
+    params = named_leaves(started(plan, 0).params)
     assert params["temperature"] == np.float32(0.07)
     assert all((params[name] == 1).all() for name in params if name.endswith("scale"))

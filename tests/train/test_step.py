@@ -18,7 +18,7 @@ from small_model import (
     random_state,
     small_batch,
     small_config,
-    small_recipe,
+    small_plan,
     small_words,
 )
 
@@ -26,8 +26,9 @@ from r2d2_jax.arrays import Batch
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
-from r2d2_jax.train.state import Recipe, TrainState
-from r2d2_jax.train.step import pretraining_loss
+from r2d2_jax.tasks.pretraining import PretrainingMemory
+from r2d2_jax.train.plan import StepPlan
+from r2d2_jax.train.state import TrainState
 
 KEY = jax.random.key(5)
 ALWAYS = {"loss", "i2t_accuracy", "t2i_accuracy", "temperature", "gradient_norm", "learning_rate", "teacher_gap"}
@@ -49,18 +50,22 @@ CLOSE = dict(rtol=2e-5, atol=2e-6)
 
 
 class Case:
-    """A variant's recipe, its compiled step, a state in the middle of a run, and what one step makes of it."""
+    """A variant's plan, its compiled step, a state in the middle of a run, and what one step makes of it."""
 
     def __init__(self, variant: str) -> None:
         config = small_config(VARIANTS[variant])
-        self.recipe = small_recipe(config)
-        self.run = compiled_step(config, self.recipe)
-        self.before = random_state(self.recipe)
+        self.plan = small_plan(config)
+        self.run = compiled_step(self.plan)
+        self.before = random_state(self.plan)
         self.batch = small_batch(0)
         self.after, self.metrics = self.run(self.before, self.batch, KEY)
 
 
 CASES: dict[str, Case] = {}
+
+
+def with_memory(state: TrainState, **changes: Any) -> TrainState:
+    return state.replace(memory=state.memory.replace(**changes))
 
 
 def case(variant: str) -> Case:
@@ -113,12 +118,12 @@ def test_what_a_step_changes(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_teacher_is_the_moving_average_of_the_new_student(variant: str) -> None:
     this = case(variant)
-    if this.before.teacher is None:
-        assert this.after.teacher is None
+    if this.before.memory.teacher is None:
+        assert this.after.memory.teacher is None
         assert float(this.metrics["teacher_gap"]) == 0
         return
-    student = {part: this.after.params[part] for part in this.before.teacher}
-    teacher, student, after = map(named_leaves, (this.before.teacher, student, this.after.teacher))
+    student = {part: this.after.params[part] for part in this.before.memory.teacher}
+    teacher, student, after = map(named_leaves, (this.before.memory.teacher, student, this.after.memory.teacher))
     gap = size = 0.0
     for name, value in after.items():
         expected = 0.995 * np.float64(teacher[name]) + 0.005 * np.float64(student[name])
@@ -133,7 +138,7 @@ def test_teacher_is_the_moving_average_of_the_new_student(variant: str) -> None:
 
 @jax.jit
 def embeds(params: Any, images: jax.Array, input_ids: jax.Array, mask: jax.Array) -> tuple[Any, Any]:
-    model, weights = case("full").recipe.model, {"params": params}
+    model, weights = case("full").plan.task.model, {"params": params}
     image = model.apply(weights, normalise_images(images), method="encode_image")
     return image, model.apply(weights, input_ids, mask, method="encode_text")
 
@@ -156,16 +161,16 @@ def repeated(full: Case) -> tuple[TrainState, Batch]:
     """Rows 1 and 2 show one image; the images of rows 0 and 3 are in the queue, row 3's also in an unfilled slot."""
     image_id = np.array(full.batch.image_id)
     image_id[2] = image_id[1]
-    queued = np.array(full.before.queue.image_id)
+    queued = np.array(full.before.memory.queue.image_id)
     queued[4], queued[9], queued[12], queued[15] = image_id[0], image_id[3], image_id[3], image_id[3]
-    queue = full.before.queue.replace(image_id=queued)
-    return full.before.replace(queue=queue), full.batch.replace(image_id=jnp.asarray(image_id))
+    queue = full.before.memory.queue.replace(image_id=queued)
+    return with_memory(full.before, queue=queue), full.batch.replace(image_id=jnp.asarray(image_id))
 
 
 def expected_tgd(state: TrainState, batch: Batch, *, queue_positives: bool) -> float:
     image, text = towers(state.params, batch, masked_ids(batch, int(state.step)))
-    teacher_image, teacher_text = towers({**state.params, **state.teacher}, batch)
-    queue, ids = state.queue, np.array(batch.image_id)
+    teacher_image, teacher_text = towers({**state.params, **state.memory.teacher}, batch)
+    queue, ids = state.memory.queue, np.array(batch.image_id)
     queued_ids = np.array(queue.image_id) if queue_positives else np.zeros_like(queue.image_id)
     positive = (ids[:, None] == np.concatenate([ids, queued_ids])[None]).all(-1)
     return oracles.tgd(
@@ -194,17 +199,17 @@ def test_target_guided_distillation(full: Case, repeated: tuple[TrainState, Batc
 def test_feature_guided_distillation_and_its_mean(full: Case) -> None:
     state, batch = full.before, full.batch
     student = towers(state.params, batch, masked_ids(batch, 3))[1].feature
-    teacher = towers({**state.params, **state.teacher}, batch)[1].feature
-    mean = oracles.feature_mean(np.array(state.feature_mean), np.array(teacher), 3, 0.9)
-    np.testing.assert_allclose(full.after.feature_mean, mean, rtol=2e-6, atol=2e-6)
+    teacher = towers({**state.params, **state.memory.teacher}, batch)[1].feature
+    mean = oracles.feature_mean(np.array(state.memory.feature_mean), np.array(teacher), 3, 0.9)
+    np.testing.assert_allclose(full.after.memory.feature_mean, mean, rtol=2e-6, atol=2e-6)
     # The loss is centred on the mean that has followed this batch already.
     np.testing.assert_allclose(full.metrics["fgd"], oracles.fgd(student, teacher, mean, 0.1, 0.04), **CLOSE)
 
 
 def test_queue_after_the_step(full: Case) -> None:
     """The teacher's embeddings of the complete batch stand in slots 13 ... 19, 0; the rest is one step older."""
-    before, after = full.before.queue, full.after.queue
-    image, text = towers({**full.before.params, **full.before.teacher}, full.batch)
+    before, after = full.before.memory.queue, full.after.memory.queue
+    image, text = towers({**full.before.params, **full.before.memory.teacher}, full.batch)
     new = (13 + np.arange(BATCH_SIZE)) % 20
     old = np.setdiff1d(np.arange(20), new)
     np.testing.assert_allclose(after.image_embed[new], image.embed, rtol=1e-5, atol=1e-6)
@@ -228,7 +233,7 @@ def test_gcpr_without_target_guided_distillation() -> None:
 def test_without_enhanced_training_pre_ranking_reads_the_clean_text() -> None:
     this = case("without_et")
     student = towers(this.before.params, this.batch)
-    queue, teacher = this.before.queue, towers({**this.before.params, **this.before.teacher}, this.batch)
+    queue, teacher = this.before.memory.queue, towers({**this.before.params, **this.before.memory.teacher}, this.batch)
     expected = oracles.tgd(
         np.array(student[0].embed),
         np.array(student[1].embed),
@@ -243,7 +248,7 @@ def test_without_enhanced_training_pre_ranking_reads_the_clean_text() -> None:
     np.testing.assert_allclose(this.metrics["tgd"], expected, **CLOSE)
     # FGD reads the masked text all the same.
     masked = towers(this.before.params, this.batch, masked_ids(this.batch, 3))[1].feature
-    expected = oracles.fgd(masked, np.array(teacher[1].feature), np.array(this.after.feature_mean), 0.1, 0.04)
+    expected = oracles.fgd(masked, np.array(teacher[1].feature), np.array(this.after.memory.feature_mean), 0.1, 0.04)
     np.testing.assert_allclose(this.metrics["fgd"], expected, **CLOSE)
 
 
@@ -253,24 +258,25 @@ def test_without_enhanced_training_pre_ranking_reads_the_clean_text() -> None:
 class Gradients:
     """The loss, its metrics, and its gradients in everything that is a float."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, plan: StepPlan) -> None:
         def loss(params: Any, teacher: Any, entries: Any, mean: Any, state: TrainState, batch: Batch) -> Any:
-            queue = state.queue.replace(image_embed=entries[0], text_embed=entries[1])
-            state = state.replace(teacher=teacher, queue=queue, feature_mean=mean)
-            value, outcome = pretraining_loss(params, state, batch, KEY, recipe)
-            return value, outcome.metrics
+            queue = state.memory.queue.replace(image_embed=entries[0], text_embed=entries[1])
+            memory = PretrainingMemory(teacher, queue, mean)
+            value, result = plan.task.loss(params, memory, batch, state.step, KEY, plan.mesh)
+            return value, result.metrics
 
         self._run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
-        entries = (state.queue.image_embed, state.queue.text_embed)
-        (_, metrics), gradients = self._run(state.params, state.teacher, entries, state.feature_mean, state, batch)
+        memory = state.memory
+        entries = (memory.queue.image_embed, memory.queue.text_embed)
+        (_, metrics), gradients = self._run(state.params, memory.teacher, entries, memory.feature_mean, state, batch)
         return metrics, named_leaves(dict(zip(("params", "teacher", "queue", "mean"), gradients, strict=True)))
 
 
 @pytest.fixture(scope="module")
 def gradients(full: Case) -> Gradients:
-    return Gradients(full.recipe)
+    return Gradients(full.plan)
 
 
 def test_gradients_reach_the_student_and_nothing_else(full: Case, gradients: Gradients) -> None:
@@ -284,14 +290,14 @@ def test_gradients_reach_the_student_and_nothing_else(full: Case, gradients: Gra
     squares = [
         (np.float64(gradient) ** 2).sum()
         for name, gradient in found.items()
-        if name.startswith("params/") and name.split("/")[1] in full.recipe.trainable_parts
+        if name.startswith("params/") and name.split("/")[1] in full.plan.task.trainable_parts
     ]
     assert float(full.metrics["gradient_norm"]) == pytest.approx(sum(squares) ** 0.5, rel=1e-4)
     assert float(full.metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
 def test_unfilled_queue_slots_have_no_effect(full: Case, gradients: Gradients) -> None:
-    queue, empty = full.before.queue, ~np.array(full.before.queue.valid)
+    queue, empty = full.before.memory.queue, ~np.array(full.before.memory.queue.valid)
     spoiled = queue.replace(
         image_embed=np.where(empty[:, None], np.float32(1e4), queue.image_embed),
         text_embed=np.where(empty[:, None], np.float32(-1e4), queue.text_embed),
@@ -299,7 +305,7 @@ def test_unfilled_queue_slots_have_no_effect(full: Case, gradients: Gradients) -
         age=np.where(empty, np.int32(10**6), queue.age),
     )
     expected, clean = gradients(full.before, full.batch)
-    metrics, found = gradients(full.before.replace(queue=spoiled), full.batch)
+    metrics, found = gradients(with_memory(full.before, queue=spoiled), full.batch)
     assert_bitwise_equal(named_leaves(metrics), named_leaves(expected))
     assert_bitwise_equal(found, clean)
 
@@ -344,7 +350,7 @@ def test_order_of_the_batch_does_not_matter_to_gcpr() -> None:
 def test_whole_words_are_masked_where_the_configuration_says_so(full: Case) -> None:
     config = small_config({"loss": {"whole_word_masking": True}})
     batch = full.batch.replace(word=jnp.asarray(small_words(2)))
-    _, metrics = compiled_step(config, small_recipe(config))(full.before, batch, KEY)
+    _, metrics = compiled_step(small_plan(config))(full.before, batch, KEY)
     assert set(metrics) == set(full.metrics)
     assert (masked_ids(batch, 3) != masked_ids(full.batch, 3)).any()
     np.testing.assert_allclose(metrics["tgd"], expected_tgd(full.before, batch, queue_positives=True), **CLOSE)
@@ -388,20 +394,20 @@ def test_texts_with_nothing_to_mask_are_finite(full: Case) -> None:
 
 
 def test_an_empty_queue_is_finite(full: Case) -> None:
-    state = random_state(full.recipe, step=0, filled=0)
+    state = random_state(full.plan, step=0, filled=0)
     after, metrics = full.run(state, full.batch, KEY)
     assert all(np.isfinite(leaf).all() for leaf in named_leaves(after).values())
     assert (metrics["queue_fill"], metrics["soft_target_share"]) == (0, 0)
-    assert int(after.queue.valid.sum()) == BATCH_SIZE
+    assert int(after.memory.queue.valid.sum()) == BATCH_SIZE
 
 
 def test_temperature_stays_in_its_range() -> None:
     """A learning rate of 1 throws the temperature far beyond either bound."""
     config = small_config(CHEAPEST, {"optimizer": {"learning_rate": 1.0, "clip_norm": 1e9}})
-    recipe = small_recipe(config)
-    run, seen = compiled_step(config, recipe), set()
+    plan = small_plan(config)
+    run, seen = compiled_step(plan), set()
     for seed in range(4):
-        after, _ = run(random_state(recipe, seed), small_batch(seed), KEY)
+        after, _ = run(random_state(plan, seed), small_batch(seed), KEY)
         seen.add(float(after.params["temperature"]))
     assert seen <= {float(np.float32(0.001)), 0.5}
 

@@ -32,6 +32,10 @@ class Queue:
         """float32 [k]: decay^age, which is 1 when an entry comes in and is multiplied by `decay` each step after."""
         return jnp.power(jnp.float32(decay), self.age.astype(jnp.float32))
 
+    def fill(self) -> jax.Array:
+        """float32 scalar: the share of the slots that hold an entry."""
+        return jnp.mean(self.valid.astype(jnp.float32))
+
 
 def empty_queue(length: int, embed_size: int) -> Queue:
     """A queue of `length` unfilled slots."""

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from r2d2_jax.train.queue import Queue, empty_queue, enqueue
+from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
 
 LENGTH, EMBED = 11, 3
 push = jax.jit(enqueue)

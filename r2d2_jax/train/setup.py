@@ -1,7 +1,7 @@
-"""What a run is made of before its first step: vocabulary, recipe, evaluator, batches, and a state new or restored."""
+"""What a run is made of before its first step, in the order in which it is built."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,70 @@ from r2d2_jax.data.train_batches import EvaluationSplit, train_batches
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
+from r2d2_jax.models.r2d2 import abstract_params
 from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
 from r2d2_jax.processes import told_by_all
+from r2d2_jax.sharding import check_batch_divides, make_mesh
+from r2d2_jax.tasks import build_task
+from r2d2_jax.tasks.task import SpecialTokens, Task
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.metrics import Window
-from r2d2_jax.train.state import Recipe, SpecialTokens, TrainState, abstract_state, make_recipe, sharded_init_state
+from r2d2_jax.train.optimizer import Optimizer, check_rates, make_optimizer
+from r2d2_jax.train.state import TrainState, abstract_state, sharded_init_state, trainable_of
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a run is made of, whatever its state.
+
+    Attributes:
+        mesh: the devices.
+        tokenizer: of the run's vocabulary.
+        mixture: the training records.
+        total_steps: length of the run.
+        task: what is learned.
+        optimizer: how gradients become updates.
+        evaluator: what is measured, and on what.
+    """
+
+    mesh: Mesh
+    tokenizer: Tokenizer
+    mixture: Mixture
+    total_steps: int
+    task: Task
+    optimizer: Optimizer
+    evaluator: Evaluator
+
+
+def build_parts(config: Config) -> RunParts:
+    """Builds everything that the configuration names.
+
+    Raises:
+        UserError: the configuration does not fit the devices, the vocabulary or the data.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch_divides(config.train.batch_size, mesh)
+    tokenizer = build_tokenizer(config)
+    mixture = build_mixture(config)
+    epoch_steps, total_steps = run_length(config, len(mixture))
+    tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    task = build_task(config, tokens=tokens, epoch_steps=epoch_steps)
+    check_rates(config.optimizer, trainable_of(abstract_params(task.model), task))
+    optimizer = make_optimizer(config.optimizer, total_steps)
+    log_mixture(config, mixture, total_steps)
+    evaluator = build_evaluator(config, task, mesh, tokenizer)
+    return RunParts(mesh, tokenizer, mixture, total_steps, task, optimizer, evaluator)
 
 
 @dataclass
 class Position:
     """Where a run is, beside its state.
 
-    records: how many training records each corpus has. evaluated: whether the log has this step's evaluation.
+    step: completed steps. records: how many training records each corpus has. unusable: records that could not be read.
+    window: metrics since the last line of the log. evaluated: whether the log has this step's evaluation.
     """
 
     step: int
@@ -54,7 +103,7 @@ class Position:
         }
 
 
-def run_tokenizer(config: Config) -> Tokenizer:
+def build_tokenizer(config: Config) -> Tokenizer:
     """The tokenizer of the configured vocabulary.
 
     Raises:
@@ -92,7 +141,7 @@ def keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, going_on: bool) -> N
             write_vocabulary(tokenizer.vocabulary, unfinished)
 
 
-def run_mixture(config: Config) -> Mixture:
+def build_mixture(config: Config) -> Mixture:
     """The training records of the configured corpora.
 
     Raises:
@@ -115,8 +164,8 @@ def log_mixture(config: Config, mixture: Mixture, total_steps: int) -> None:
         )  # fmt: skip
 
 
-def run_recipe(config: Config, tokenizer: Tokenizer, mesh: Mesh, records: int) -> tuple[Recipe, int]:
-    """The recipe and the number of steps of the run; an epoch is as many steps as there are full batches in it.
+def run_length(config: Config, records: int) -> tuple[int, int]:
+    """Steps per epoch, which are the full batches in it, and steps of the whole run.
 
     Raises:
         UserError: there are fewer records than a batch has.
@@ -126,13 +175,10 @@ def run_recipe(config: Config, tokenizer: Tokenizer, mesh: Mesh, records: int) -
             f"train.batch_size {config.train.batch_size} is larger than the {records} records of split "
             f"{config.data.train_split!r}; lower it"
         )
-    epoch_steps = records // config.train.batch_size
-    total_steps = max(1, round(config.train.epochs * records / config.train.batch_size))
-    tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-    return make_recipe(config, tokens, mesh, total_steps=total_steps, epoch_steps=epoch_steps), total_steps
+    return records // config.train.batch_size, max(1, round(config.train.epochs * records / config.train.batch_size))
 
 
-def run_evaluator(config: Config, recipe: Recipe, tokenizer: Tokenizer) -> Evaluator:
+def build_evaluator(config: Config, task: Task, mesh: Mesh, tokenizer: Tokenizer) -> Evaluator:
     """The evaluation of the configured validation and foil splits.
 
     Raises:
@@ -145,7 +191,7 @@ def run_evaluator(config: Config, recipe: Recipe, tokenizer: Tokenizer) -> Evalu
         source = RecordSource(config.data.directory, name)
         return EvaluationSplit(source, tokenizer, config.model.image.image_size, limit)
 
-    scorer = Scorer(recipe.model, recipe.mesh, config.evaluation.batch_size)
+    scorer = Scorer(task.model, mesh, config.evaluation.batch_size)
     validation = split(config.data.validation_split, config.data.validation_images)
     return Evaluator(config, scorer, validation, split(config.data.foil_split, 0))
 
@@ -160,50 +206,52 @@ def check_newest_is_agreed(checkpoints: Checkpoints) -> None:
         )
 
 
-def start_or_go_on(
-    config: Config, recipe: Recipe, checkpoints: Checkpoints, mixture: Mixture
-) -> tuple[TrainState, Position]:
+def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) -> tuple[TrainState, Position]:
     """A fresh state with its initial weights, or the newest checkpoint's.
 
     Raises:
         UserError: initial weights or checkpoint do not fit the configuration, or the data has changed.
     """
     several = jax.process_count() > 1
-    broken = BrokenRecords(len(mixture), config.data.max_broken_share, told_by_all if several else None)
+    records = parts.mixture.records
+    broken = BrokenRecords(len(parts.mixture), config.data.max_broken_share, told_by_all if several else None)
+    built = (parts.task, parts.optimizer, parts.mesh)
     if checkpoints.latest_step() is None:
-        state = sharded_init_state(recipe, jax.random.key(config.train.seed))
-        state, notes = with_initial_weights(state, recipe, config)
+        state = sharded_init_state(*built, jax.random.key(config.train.seed))
+        state, notes = with_initial_weights(state, parts.task, config)
         for note in notes:
             logger.warning("initial weights: %s", note)
-        logger.info("starting; %s", _sizes(recipe, state))
-        return state, Position(0, mixture.records, broken, Window())
-    state, progress = checkpoints.restore(abstract_state(recipe), config)
-    if tuple(progress["records"]) != mixture.records:
+        logger.info("starting; %s", _sizes(parts, state))
+        return state, Position(0, records, broken, Window())
+    state, progress = checkpoints.restore(abstract_state(*built), config)
+    check_same_records(progress["records"], records, config)
+    broken.restore(progress["broken"])
+    logger.info("going on after step %d; %s", int(state.step), _sizes(parts, state))
+    return state, Position(int(state.step), records, broken, Window(progress["window"]), progress["evaluated"])
+
+
+def check_same_records(before: Sequence[int], now: Sequence[int], config: Config) -> None:
+    """Raises UserError unless each corpus has as many records as when the checkpoint was made."""
+    if tuple(before) != tuple(now):
         folders = ", ".join(config.data.corpora) or config.data.directory
-        before, now = (" + ".join(map(str, counts)) for counts in (progress["records"], mixture.records))
+        were, are = (" + ".join(map(str, counts)) for counts in (before, now))
         raise UserError(
-            f"the checkpoint was made with {before} training records, {folders} has {now}; the data position would be "
+            f"the checkpoint was made with {were} training records, {folders} has {are}; the data position would be "
             "lost: use the same data, or an empty --workdir"
         )
-    broken.restore(progress["broken"])
-    logger.info("going on after step %d; %s", int(state.step), _sizes(recipe, state))
-    return state, Position(int(state.step), mixture.records, broken, Window(progress["window"]), progress["evaluated"])
 
 
-def _sizes(recipe: Recipe, state: TrainState) -> str:
+def _sizes(parts: RunParts, state: TrainState) -> str:
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6  # noqa: E731
-    trainable = {part: state.params[part] for part in recipe.trainable_parts}
-    mesh = dict(recipe.mesh.shape)
-    return f"{count(state.params):.1f} M parameters, {count(trainable):.1f} M of them trained, mesh {mesh}"
+    trained = count(trainable_of(state.params, parts.task))
+    return f"{count(state.params):.1f} M parameters, {trained:.1f} M of them trained, mesh {dict(parts.mesh.shape)}"
 
 
-def run_batches(
-    config: Config, tokenizer: Tokenizer, mixture: Mixture, first_step: int
-) -> Generator[dict[str, np.ndarray], None, None]:
+def build_batches(config: Config, parts: RunParts, first_step: int) -> Generator[dict[str, np.ndarray], None, None]:
     """The batches from a step on, without end; see `train_batches`."""
     return train_batches(
-        mixture,
-        tokenizer,
+        parts.mixture,
+        parts.tokenizer,
         config.data,
         image_size=config.model.image.image_size,
         batch_size=config.train.batch_size,

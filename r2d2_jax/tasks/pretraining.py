@@ -1,0 +1,246 @@
+"""Pre-training, in the order of the article.
+
+student -> teacher -> pre-ranking -> ranking -> masked language modelling -> feature-guided distillation; then, with the
+updated student, teacher average and queue.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from r2d2_jax.arrays import Array, Batch, Encoded, Float, Params, same_image, unit_norm
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.tasks import LossConfig
+from r2d2_jax.losses.contrastive import gcpr
+from r2d2_jax.losses.distillation import Candidates, fgd, running_mean, tgd
+from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
+from r2d2_jax.models.r2d2 import R2D2, abstract_params, normalise_images
+from r2d2_jax.rng import stream
+from r2d2_jax.sharding import apply_by_rows, replicated
+from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
+from r2d2_jax.tasks.stages import Forward, Towers, contrastive_metrics, ranking, share_of, similarities
+from r2d2_jax.tasks.task import LossResult, Metrics, SpecialTokens, Task
+
+
+@struct.dataclass
+class PretrainingMemory:
+    """What pre-training carries from step to step beside the student.
+
+    teacher: exponential moving average of the parts in `teacher_parts`; None when nothing distils.
+    queue: None unless target-guided distillation is on.
+    feature_mean: float32 [e], running mean of the teacher's text features; None unless feature-guided distillation is
+        on.
+    """
+
+    teacher: Params | None
+    queue: Queue | None
+    feature_mean: jax.Array | None
+
+
+@struct.dataclass
+class Carry:
+    """What the loss leaves for `after`: the teacher's view of the batch, and the new feature mean."""
+
+    teacher: Towers | None
+    feature_mean: jax.Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pretraining(Task):
+    """The article's pre-training and its ablations.
+
+    Attributes:
+        terms: which terms there are, and their constants.
+        teacher_parts: names of the top-level parameter groups that the teacher keeps an average of.
+        soft_target_ramp_steps: steps over which the teacher's share of the target grows from 0.
+        tokens: special token ids.
+    """
+
+    terms: LossConfig
+    teacher_parts: tuple[str, ...]
+    soft_target_ramp_steps: int
+    tokens: SpecialTokens
+
+    def init(self, params: Params) -> PretrainingMemory:
+        """The teacher starts as a copy of the student, the queue empty."""
+        embed_size = self.model.config.embed_size
+        teacher = {part: jax.tree.map(jnp.copy, params[part]) for part in self.teacher_parts}
+        return PretrainingMemory(
+            teacher=teacher or None,
+            queue=empty_queue(self.terms.queue_length, embed_size) if self.terms.contrastive == "tgd" else None,
+            feature_mean=jnp.zeros((embed_size,)) if self.terms.fgd else None,
+        )
+
+    def loss(
+        self, params: Params, memory: PretrainingMemory, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
+    ) -> tuple[jax.Array, LossResult]:
+        """total = (tgd or gcpr) + fgr + fgd + mlm, each with weight 1 (article)."""
+        forward = partial(apply_by_rows, self.model, params, mesh)
+        masked = self.masked(batch, stream(key, "mask", step))
+        student = self._student(forward, batch, masked)
+        masked_text = self._masked_text(forward, student, batch, masked)
+        teacher = self._teacher(params, memory, student, batch, mesh)
+
+        temperature = params["temperature"]
+        found = similarities(student, batch.image_id, temperature, mesh)
+        metrics = contrastive_metrics(found, temperature)
+        terms: Metrics = {}
+        if memory.queue is not None and teacher is not None:
+            share = self.soft_target_share(step)
+            terms["tgd"] = self._target_guided(student, teacher, memory.queue, batch, temperature, share, mesh)
+            metrics |= {"queue_fill": memory.queue.fill(), "soft_target_share": share}
+        else:
+            terms["gcpr"] = gcpr(student.image.embed, student.text.embed, found.positive, temperature)
+        masked_tokens = None
+        if self.terms.fgr:
+            wanted = masked.position if self.terms.mlm_reads_ranking else masked.position[:, :0]
+            draw, weights = stream(key, "hard_negative", step), self.terms.match_class_weights
+            ranked = ranking(forward, student, batch, found, draw, mesh, weights, wanted)
+            terms["fgr"], masked_tokens = ranked.loss, ranked.positive_tokens
+            metrics |= ranked.metrics
+        if self.terms.mlm:
+            if masked_tokens is None or not self.terms.mlm_reads_ranking:
+                rows = (masked_text.tokens, batch.attention_mask, student.image.tokens)
+                masked_tokens = forward("cross_text_image", *rows, masked.position)
+            logits = forward("masked_lm_logits", masked_tokens)
+            terms["mlm"] = masked_lm(logits, masked.label, masked.masked)
+            metrics["mlm_accuracy"] = share_of(jnp.argmax(logits, axis=-1) == masked.label, masked.masked)
+        feature_mean = None
+        if memory.feature_mean is not None and teacher is not None:
+            terms["fgd"], feature_mean = self._feature_guided(masked_text, teacher, memory.feature_mean, step)
+        total = sum(terms.values(), jnp.zeros(()))
+        carry = Carry(jax.lax.stop_gradient(teacher), feature_mean)
+        return total, LossResult(metrics | {"loss": total, **terms}, carry)
+
+    def after(
+        self, memory: PretrainingMemory, params: Params, batch: Batch, result: LossResult
+    ) -> tuple[PretrainingMemory, Metrics]:
+        """Moves the teacher towards the updated student, and puts the batch into the queue."""
+        carry: Carry = result.carry
+        queue = memory.queue
+        if queue is not None and carry.teacher is not None:
+            queue = enqueue(queue, carry.teacher.image.embed, carry.teacher.text.embed, batch.image_id)
+        if memory.teacher is None:
+            return PretrainingMemory(None, queue, carry.feature_mean), {"teacher_gap": jnp.zeros(())}
+        student = {part: params[part] for part in memory.teacher}
+        teacher = moving_average(memory.teacher, student, self.terms.teacher_momentum)
+        gap = teacher_gap(student, memory.teacher)
+        return PretrainingMemory(teacher, queue, carry.feature_mean), {"teacher_gap": gap}
+
+    def masked(self, batch: Batch, key: jax.Array) -> MaskedText:
+        """The texts with 15 % of their tokens masked, or of their words; CLS, SEP and PAD never are (article)."""
+        ids, share = batch.input_ids, self.terms.mask_share
+        special = (ids == self.tokens.cls_id) | (ids == self.tokens.sep_id) | (ids == self.tokens.pad_id)
+        maskable = batch.attention_mask & ~special
+        if self.reads_words:
+            return mask_words(key, ids, maskable, batch.words(), self.tokens.mask_id, share)
+        return mask_tokens(key, ids, maskable, self.tokens.mask_id, share)
+
+    def soft_target_share(self, step: jax.Array) -> jax.Array:
+        """alpha of the step: reached linearly over the ramp (our decision)."""
+        ramp = jnp.minimum(1.0, step / max(1, self.soft_target_ramp_steps))
+        return jnp.float32(self.terms.soft_target_share) * (ramp if self.soft_target_ramp_steps else 1.0)
+
+    def _student(self, forward: Forward, batch: Batch, masked: MaskedText) -> Towers:
+        """One image forward and one text forward; with enhanced training the text is the masked one (article)."""
+        input_ids = masked.input_ids if self.terms.enhanced_training else batch.input_ids
+        return Towers(
+            image=forward("encode_image", normalise_images(batch.images)),
+            text=forward("encode_text", input_ids, batch.attention_mask),
+        )
+
+    def _masked_text(self, forward: Forward, student: Towers, batch: Batch, masked: MaskedText) -> Encoded:
+        """The student's masked text: without enhanced training a pass of its own, compiled only if a term reads it."""
+        if self.terms.enhanced_training:
+            return student.text
+        return forward("encode_text", masked.input_ids, batch.attention_mask)
+
+    def _teacher(
+        self, params: Params, memory: PretrainingMemory, student: Towers, batch: Batch, mesh: Mesh
+    ) -> Towers | None:
+        """The momentum weights' view of the complete input; a frozen image tower is shared with the student."""
+        if memory.teacher is None:
+            return None
+        weights = jax.lax.stop_gradient({**params, **memory.teacher})
+        forward = partial(apply_by_rows, self.model, weights, mesh)
+        text = forward("encode_text", batch.input_ids, batch.attention_mask)
+        if "image_encoder" in self.teacher_parts:
+            return Towers(forward("encode_image", normalise_images(batch.images)), text)
+        tokens = jax.lax.stop_gradient(student.image.tokens)
+        feature = forward("project_image", tokens)
+        return Towers(Encoded(tokens, feature, unit_norm(feature)), text)
+
+    def _target_guided(
+        self,
+        student: Towers,
+        teacher: Towers,
+        queue: Queue,
+        batch: Batch,
+        temperature: jax.Array,
+        share: jax.Array,
+        mesh: Mesh,
+    ) -> jax.Array:
+        """TgD over the teacher's embeddings of the global batch and of the queue (article)."""
+        b = len(batch.image_id)
+
+        def keys(of_batch: jax.Array, of_queue: jax.Array) -> jax.Array:
+            return jnp.concatenate([jax.lax.with_sharding_constraint(of_batch, replicated(mesh)), of_queue])
+
+        candidates = Candidates(
+            image_embed=keys(teacher.image.embed, queue.image_embed),
+            text_embed=keys(teacher.text.embed, queue.text_embed),
+            weight=jnp.concatenate([jnp.ones(b), queue.weight(self.terms.queue_decay)]),
+            valid=jnp.concatenate([jnp.ones(b, bool), queue.valid]),
+        )
+        positive = same_image(batch.image_id, keys(batch.image_id, queue.image_id))
+        return tgd(student.image.embed, student.text.embed, candidates, positive, temperature, share)
+
+    def _feature_guided(
+        self, masked_text: Encoded, teacher: Towers, mean: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """FgD between the masked and the complete text (article), and the new running mean."""
+        teacher_feature = jax.lax.stop_gradient(teacher.text.feature)
+        mean = running_mean(mean, teacher_feature, step, self.terms.fgd_mean_momentum)
+        temperatures = self.terms.fgd_student_temperature, self.terms.fgd_teacher_temperature
+        return fgd(masked_text.feature, teacher_feature, mean, *temperatures), mean
+
+
+def moving_average(teacher: Params, student: Params, momentum: float) -> Params:
+    """momentum * teacher + (1 - momentum) * student, leaf by leaf (article)."""
+    return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, student)
+
+
+def teacher_gap(student: Params, teacher: Params) -> Float[Array, ""]:
+    """|student - teacher| / |student| over the averaged parameters."""
+    return optax.tree.norm(jax.tree.map(jnp.subtract, student, teacher)) / optax.tree.norm(student)
+
+
+def pretraining(config: Config, tokens: SpecialTokens, epoch_steps: int) -> Pretraining:
+    """Pre-training as configured; see `build_task`."""
+    terms = config.loss
+    model = R2D2(config.model, matching=terms.fgr, masked_lm=terms.mlm)
+    frozen = ("image_encoder",) if config.model.freeze_image_tower else ()
+    return Pretraining(
+        model=model,
+        trainable_parts=tuple(part for part in abstract_params(model) if part not in frozen),
+        reads_words=terms.whole_word_masking,
+        terms=terms,
+        teacher_parts=teacher_parts(terms, image_tower_is_trained=not frozen),
+        soft_target_ramp_steps=round(terms.soft_target_ramp_epochs * epoch_steps),
+        tokens=tokens,
+    )
+
+
+def teacher_parts(terms: LossConfig, *, image_tower_is_trained: bool) -> tuple[str, ...]:
+    """The parameter groups that the teacher averages: those that its embeddings need and that the student trains."""
+    if not terms.has_teacher:
+        return ()
+    text = ("text_encoder", "text_projection")
+    if terms.contrastive != "tgd":
+        return text
+    return (*text, "image_projection", *(("image_encoder",) if image_tower_is_trained else ()))

@@ -1,0 +1,68 @@
+"""Fine-tuning for retrieval: GCPR with hard targets, and FGR, on unmasked text (published code)."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from r2d2_jax.arrays import Batch, Params
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.tasks import RetrievalConfig
+from r2d2_jax.losses.contrastive import gcpr
+from r2d2_jax.models.r2d2 import R2D2, abstract_params, normalise_images
+from r2d2_jax.rng import stream
+from r2d2_jax.sharding import apply_by_rows
+from r2d2_jax.tasks.stages import Towers, contrastive_metrics, ranking, similarities
+from r2d2_jax.tasks.task import LossResult, Metrics, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieval(Task):
+    """The published fine-tuning for retrieval: no teacher, no queue, nothing masked, so it carries nothing.
+
+    Attributes:
+        terms: which terms there are, and their constants.
+    """
+
+    terms: RetrievalConfig
+
+    def init(self, params: Params) -> None:
+        """Nothing is carried from step to step."""
+
+    def loss(
+        self, params: Params, memory: None, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
+    ) -> tuple[jax.Array, LossResult]:
+        """total = gcpr + fgr (published code)."""
+        forward = partial(apply_by_rows, self.model, params, mesh)
+        towers = Towers(
+            image=forward("encode_image", normalise_images(batch.images)),
+            text=forward("encode_text", batch.input_ids, batch.attention_mask),
+        )
+        found = similarities(towers, batch.image_id, params["temperature"], mesh)
+        metrics = contrastive_metrics(found, params["temperature"])
+        terms: Metrics = {"gcpr": gcpr(towers.image.embed, towers.text.embed, found.positive, params["temperature"])}
+        if self.terms.fgr:
+            draw, weights = stream(key, "hard_negative", step), self.terms.match_class_weights
+            ranked = ranking(forward, towers, batch, found, draw, mesh, weights, batch.input_ids[:, :0])
+            terms["fgr"] = ranked.loss
+            metrics |= ranked.metrics
+        total = sum(terms.values(), jnp.zeros(()))
+        return total, LossResult(metrics | {"loss": total, **terms})
+
+    def after(self, memory: None, params: Params, batch: Batch, result: LossResult) -> tuple[None, Metrics]:
+        """Nothing is carried from step to step."""
+        return None, {}
+
+
+def retrieval(config: Config) -> Retrieval:
+    """Fine-tuning for retrieval as configured; see `build_task`."""
+    model = R2D2(config.model, matching=config.retrieval.fgr, masked_lm=False)
+    frozen = ("image_encoder",) if config.model.freeze_image_tower else ()
+    return Retrieval(
+        model=model,
+        trainable_parts=tuple(part for part in abstract_params(model) if part not in frozen),
+        reads_words=False,
+        terms=config.retrieval,
+    )

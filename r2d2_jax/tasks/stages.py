@@ -1,0 +1,178 @@
+"""What several tasks compute alike: both towers, similarities over all devices, and ranking with hard negatives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, UInt32, checked, same_image
+from r2d2_jax.losses.contrastive import similarity_logits
+from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
+from r2d2_jax.models.r2d2 import cls_of
+from r2d2_jax.sharding import replicated, ring_gather_rows
+from r2d2_jax.tasks.task import Metrics
+
+# One stage of the model with bound parameters: `forward("encode_text", input_ids, attention_mask)`.
+Forward = Callable[..., Any]
+
+
+@struct.dataclass
+class Towers:
+    """What a student or a teacher makes of a batch."""
+
+    image: Encoded
+    text: Encoded
+
+
+@struct.dataclass
+class Similarities:
+    """Similarity / temperature of every row of the batch with every row of it, on all devices.
+
+    i2t, t2i: float32 [b b]. positive: bool [b b], True where both show the same image.
+    """
+
+    i2t: jax.Array
+    t2i: jax.Array
+    positive: jax.Array
+
+
+def similarities(towers: Towers, image_id: UInt32[Array, "b 2"], temperature: jax.Array, mesh: Mesh) -> Similarities:
+    """Compares each row with the rows of all devices: this is what makes the contrastive loss global."""
+
+    def everywhere(rows: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(rows, replicated(mesh))
+
+    return Similarities(
+        positive=same_image(image_id, everywhere(image_id)),
+        i2t=similarity_logits(towers.image.embed, everywhere(towers.text.embed), temperature),
+        t2i=similarity_logits(towers.text.embed, everywhere(towers.image.embed), temperature),
+    )
+
+
+def contrastive_metrics(found: Similarities, temperature: jax.Array) -> Metrics:
+    """Contrastive accuracy both ways, and the temperature."""
+    return {
+        "i2t_accuracy": hit_rate(found.i2t, found.positive),
+        "t2i_accuracy": hit_rate(found.t2i, found.positive),
+        "temperature": temperature,
+    }
+
+
+@checked
+def hit_rate(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float[Array, ""]:
+    """Share of the rows whose most similar column in the global batch shows the same image."""
+    best = jnp.argmax(logits, axis=1)
+    return jnp.mean(jnp.take_along_axis(positive, best[:, None], axis=1).astype(jnp.float32))
+
+
+@checked
+def share_of(hit: Bool[Array, "..."], among: Bool[Array, "..."]) -> Float[Array, ""]:
+    """Share of hits among what is marked; 0 if nothing is."""
+    return jnp.sum(hit & among) / jnp.maximum(jnp.sum(among), 1)
+
+
+@struct.dataclass
+class Triples:
+    """The rows of ranking: each pair itself, the text with a hard negative image, the image with a hard negative text.
+
+    Rows 3i, 3i+1 and 3i+2 belong to pair i, so that a batch that is split over devices stays where it is.
+
+    image_tokens: [3b n d]. text_tokens: [3b l d]. attention_mask: bool [3b l].
+    label: bool [3b], True where image and text belong together.
+    has_negative: bool [3b]; False on rows whose pair has no negative in the whole batch.
+    """
+
+    image_tokens: jax.Array
+    text_tokens: jax.Array
+    attention_mask: jax.Array
+    label: jax.Array
+    has_negative: jax.Array
+
+
+@struct.dataclass
+class Ranking:
+    """What the ranking pass leaves: FGR's loss, its metrics, and tokens of the matching pairs.
+
+    positive_tokens: [b s d], hidden states of the text-image cross encoder for the matching pairs alone, at the
+        positions that the caller wanted; masked-language modelling reads them (enhanced training).
+    """
+
+    loss: jax.Array
+    metrics: Metrics
+    positive_tokens: jax.Array
+
+
+def ranking(
+    forward: Forward,
+    towers: Towers,
+    batch: Batch,
+    found: Similarities,
+    key: jax.Array,
+    mesh: Mesh,
+    class_weights: tuple[float, float],
+    wanted_positions: Int[Array, "b s"],
+) -> Ranking:
+    """Fine-grained ranking: one pass of both cross encoders over the pairs and their hard negatives (article).
+
+    Args:
+        forward: the model's stages.
+        towers: tokens of the student.
+        batch: the global batch.
+        found: similarities, from which the negatives are drawn.
+        key: random key of the draw.
+        mesh: the devices.
+        class_weights: of (no match, match) in the cross-entropy.
+        wanted_positions: text positions whose hidden states are wanted for the matching pairs; s may be 0.
+    """
+    triples = hard_triples(towers, batch.attention_mask, found, key, mesh)
+    positions = jnp.concatenate([cls_of(wanted_positions), wanted_positions], axis=1)
+    rows = (triples.text_tokens, triples.attention_mask, triples.image_tokens)
+    text_image = forward("cross_text_image", *rows, jnp.repeat(positions, 3, axis=0))
+    image_text = forward("cross_image_text", *rows, cls_of(triples.text_tokens))
+    logits = forward("match_logits", text_image[:, 0], image_text[:, 0])
+    positive, _, _ = separated(text_image)
+    return Ranking(
+        loss=match_loss(logits, triples.label, triples.has_negative, class_weights),
+        metrics=match_metrics(logits, triples.label, triples.has_negative),
+        positive_tokens=positive[:, 1:],
+    )
+
+
+def hard_triples(towers: Towers, mask: Bool[Array, "b l"], found: Similarities, key: jax.Array, mesh: Mesh) -> Triples:
+    """Draws one hard negative text per image and one hard negative image per text from all devices' rows (article)."""
+    text_key, image_key = jax.random.split(key)
+    text, has_text = sample_negatives(text_key, jax.lax.stop_gradient(found.i2t), found.positive)
+    image, has_image = sample_negatives(image_key, jax.lax.stop_gradient(found.t2i), found.positive)
+    images, texts = towers.image.tokens, towers.text.tokens
+    every = jnp.ones_like(has_text)
+    return Triples(
+        image_tokens=interleaved(images, ring_gather_rows(images, image, mesh), images),
+        text_tokens=interleaved(texts, texts, ring_gather_rows(texts, text, mesh)),
+        attention_mask=interleaved(mask, mask, mask[text]),
+        label=jnp.tile(jnp.array([True, False, False]), len(mask)),
+        has_negative=interleaved(every, has_image, has_text),
+    )
+
+
+def interleaved(pairs: jax.Array, negative_image: jax.Array, negative_text: jax.Array) -> jax.Array:
+    """[3b ...] of three arrays [b ...], row by row in turn."""
+    return jnp.stack((pairs, negative_image, negative_text), axis=1).reshape(-1, *pairs.shape[1:])
+
+
+def separated(triples: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The inverse of `interleaved`: the rows of the pairs, of the negative images and of the negative texts."""
+    grouped = triples.reshape(-1, 3, *triples.shape[1:])
+    return grouped[:, 0], grouped[:, 1], grouped[:, 2]
+
+
+@checked
+def match_metrics(logits: Float[Array, "b c 2"], label: Bool[Array, " b"], has_negative: Bool[Array, " b"]) -> Metrics:
+    """Match accuracy of each class; the loss alone may hide that one class is never predicted."""
+    correct = (match_probability(logits) > 0.5) == label
+    return {
+        "match_accuracy": share_of(correct, label),
+        "no_match_accuracy": share_of(correct, ~label & has_negative),
+    }

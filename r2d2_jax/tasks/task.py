@@ -1,0 +1,94 @@
+"""What a step trains for: the seam between the engine, which knows no loss, and a task, which knows no optimizer."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import struct
+from jax.sharding import Mesh
+
+from r2d2_jax.arrays import Batch, Params
+from r2d2_jax.models.r2d2 import R2D2
+
+Metrics = dict[str, jax.Array]  # float32 scalars by the names that they have in the log
+Memory = Any  # a tree of arrays that a task carries from step to step beside the parameters; None if it has none
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids that a task must know."""
+
+    mask_id: int
+    cls_id: int
+    sep_id: int
+    pad_id: int
+
+
+# Those of BERT's Chinese vocabulary: what a plan is made with, where no vocabulary has been read.
+BERT_TOKENS = SpecialTokens(mask_id=103, cls_id=101, sep_id=102, pad_id=0)
+
+
+@struct.dataclass
+class LossResult:
+    """What a loss hands to the rest of the step beside its value.
+
+    metrics: for the log; they describe the parameters before the update.
+    carry: whatever the task's own `after` needs.
+    """
+
+    metrics: Metrics
+    carry: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task(abc.ABC):
+    """A model and pure functions of arrays; compared by identity, as it is closed over when a step is compiled.
+
+    Attributes:
+        model: the Linen module, with the parts that the task trains.
+        trainable_parts: names of the top-level parameter groups that receive gradients.
+        reads_words: whether the batches must say which word each token belongs to.
+    """
+
+    model: R2D2
+    trainable_parts: tuple[str, ...]
+    reads_words: bool
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> Memory:
+        """The memory before the first step.
+
+        Args:
+            params: the parameters before the first step; the memory must hold copies of them, not the arrays
+                themselves, because the step gives both away.
+        """
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Params, memory: Memory, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
+    ) -> tuple[jax.Array, LossResult]:
+        """The loss of one global batch.
+
+        Args:
+            params: every parameter of the model; the loss is differentiable in them and in nothing else.
+            memory: as `init` or `after` left it.
+            batch: the global batch, its rows split over the mesh.
+            step: completed steps, an int32 scalar.
+            key: the run's key; every draw depends on it, on the step and on nothing else.
+            mesh: the devices.
+
+        Returns:
+            A float32 scalar, and what else the step needs.
+        """
+
+    @abc.abstractmethod
+    def after(self, memory: Memory, params: Params, batch: Batch, result: LossResult) -> tuple[Memory, Metrics]:
+        """The memory after the step, and metrics that only the updated parameters give.
+
+        Args:
+            memory: before the step.
+            params: after the optimizer's update.
+            batch: the global batch.
+            result: what `loss` returned.
+        """
