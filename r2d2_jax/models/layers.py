@@ -77,7 +77,10 @@ class Attention(nn.Module):
         self, queries: jax.Array, context: jax.Array, context_mask: jax.Array | None = None
     ) -> Float[Array, "b q d"]:
         """Lets every query token read the context tokens whose mask is True (all of them without a mask)."""
-        return self.attend(queries, self.keys_and_values(context), context_mask)
+        # The query first: gradients of tokens that read themselves add up in the reverse order of use, and a run that
+        # goes on must round as it did before.
+        query = self._split(self.query(queries))
+        return self._mixed(query, self.keys_and_values(context), context_mask)
 
     @checked
     def keys_and_values(self, context: Float[Array, "b c context_d"]) -> KeysAndValues:
@@ -91,17 +94,23 @@ class Attention(nn.Module):
         context: KeysAndValues,
         context_mask: Bool[Array, "b c"] | None = None,
     ) -> Float[Array, "b q d"]:
-        """Lets every query token read keys and values that `keys_and_values` gave.
+        """Lets every query token read keys and values that `keys_and_values` gave."""
+        return self._mixed(self._split(self.query(queries)), context, context_mask)
+
+    @checked
+    def _mixed(
+        self, query: Float[Array, "b q h s"], context: KeysAndValues, context_mask: Bool[Array, "b c"] | None
+    ) -> Float[Array, "b q d"]:
+        """softmax(query . key / sqrt(s)) . value of each head, and the output projection of all heads together.
 
         Where the collection `ATTENTION` is mutable, the weights [b h q c] are stored in it: what each query reads, in
         shares that sum to one.
         """
-        query = self._split(self.query(queries))
         mask = None if context_mask is None else context_mask[:, None, None, :]
         if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
             self.sow(ATTENTION, "weights", attention_weights(query, context.key, mask))
         mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
-        return self.out(mixed.reshape(queries.shape))
+        return self.out(mixed.reshape(*mixed.shape[:2], self.width))
 
     def _split(self, tokens: jax.Array) -> jax.Array:
         """[b t d] -> [b t h d/h]."""
