@@ -13,37 +13,9 @@ from r2d2_jax.config.reading import completed
 
 def get_config() -> ConfigDict:
     """Trains in about seven minutes on two cores."""
-    width, heads, mlp_width = 64, 2, 128
     config = ConfigDict()
-    config.model = ConfigDict(
-        dict(
-            # One layer leaves more to the cross encoders, which read patches where the embedding is a single vector.
-            image=dict(image_size=48, patch_size=12, width=width, layers=1, heads=heads, mlp_width=mlp_width),
-            text=dict(
-                vocabulary_size=40,  # the built-in captions need fewer
-                text_length=15,  # the longest caption has 13 characters, [CLS] and [SEP]
-                max_positions=15,
-                width=width,
-                layers=2,
-                heads=heads,
-                mlp_width=mlp_width,
-            ),
-            cross=dict(layers=2, width=width, heads=heads, mlp_width=mlp_width),
-            embed_size=64,
-            freeze_image_tower=False,  # there are no initial weights to keep
-            temperature_range=(0.05, 0.5),  # a learned temperature falls fast at this learning rate
-            dtype="float32",
-            unroll=True,  # faster on the CPU
-        )
-    )
-    config.data = ConfigDict(
-        dict(
-            directory="data/demo",
-            foil_split="swapped",
-            crop_scale=(1.0, 1.0),  # objects reach close to the border
-            flip=False,  # left and right matter
-        )
-    )
+    config.model = presets.demo_model()
+    config.data = presets.demo_data()
     config.loss = presets.article_losses()
     # Wider temperatures of feature-guided distillation: from scratch, features are large, and the article-sized ones
     # would let this term outweigh all others.

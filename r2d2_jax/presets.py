@@ -108,3 +108,41 @@ def zero_data(pairs: str) -> ConfigDict:
             workers=16,  # [O]
         )
     )
+
+
+def demo_model() -> ConfigDict:
+    """A model for the demonstration's scenes, small enough for two CPU cores; all numbers [O]."""
+    width, heads, mlp_width = 64, 2, 128
+    return ConfigDict(
+        dict(
+            # One layer leaves more to the cross encoders, which read patches where the embedding is a single vector.
+            image=dict(image_size=48, patch_size=12, width=width, layers=1, heads=heads, mlp_width=mlp_width),
+            text=dict(
+                vocabulary_size=40,  # the built-in captions need fewer
+                text_length=15,  # the longest caption has 13 characters, [CLS] and [SEP]
+                max_positions=15,
+                width=width,
+                layers=2,
+                heads=heads,
+                mlp_width=mlp_width,
+            ),
+            cross=dict(layers=2, width=width, heads=heads, mlp_width=mlp_width),
+            embed_size=64,
+            freeze_image_tower=False,  # there are no initial weights to keep
+            temperature_range=(0.05, 0.5),  # a learned temperature falls fast at this learning rate
+            dtype="float32",
+            unroll=True,  # faster on the CPU
+        )
+    )
+
+
+def demo_data() -> ConfigDict:
+    """The demonstration's scenes, as `launch/prepare_data.py --demo` leaves them in data/demo; all values [O]."""
+    return ConfigDict(
+        dict(
+            directory="data/demo",
+            foil_split="swapped",
+            crop_scale=(1.0, 1.0),  # objects reach close to the border
+            flip=False,  # left and right matter
+        )
+    )

@@ -37,6 +37,10 @@ def values() -> dict[str, Any]:
     }
 
 
+# Fine-tuning for retrieval, with the block of pre-training's terms at its defaults, as it must be.
+RETRIEVAL: dict[str, Any] = {"task": "retrieval", "loss__queue_length": LossConfig().queue_length}
+
+
 def changed(**changes: Any) -> dict[str, Any]:
     """`values()` with some keys set; `model__text__heads=3` sets model.text.heads."""
     result = values()
@@ -261,12 +265,12 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         (
             {"loss__fgr": False},
             "evaluation.rerank_candidates is 16 but no match heads are trained "
-            "(loss.fgr is False or model.cross.layers is 0); set it to 0",
+            "(fgr is False or model.cross.layers is 0); set it to 0",
         ),
         (
             {"model__cross__layers": 0, "loss__fgr": False, "loss__mlm": False},
             "evaluation.rerank_candidates is 16 but no match heads are trained "
-            "(loss.fgr is False or model.cross.layers is 0); set it to 0",
+            "(fgr is False or model.cross.layers is 0); set it to 0",
         ),
         ({"model__image__image_size": 33}, "model.image.image_size 33 is not a multiple of model.image.patch_size 16"),
         ({"model__image__patch_size": 0}, "model.image.patch_size is 0; expected a positive number"),
@@ -352,6 +356,38 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         (
             {"model__cross__layers": 0, "loss__fgr": False, "evaluation__rerank_candidates": 0},
             "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither",
+        ),
+        ({"task": "captioning"}, "task is 'captioning'; expected one of pretraining, retrieval"),
+        (
+            {"retrieval__fgr": False},
+            "retrieval is set, but its terms are those of retrieval and task is 'pretraining'; leave it out",
+        ),
+        (
+            {"task": "retrieval"},
+            "loss is set, but its terms are those of pretraining and task is 'retrieval'; leave it out",
+        ),
+        (
+            {**RETRIEVAL, "model__cross__layers": 0, "evaluation__rerank_candidates": 0},
+            "retrieval.fgr is on but model.cross.layers is 0; PRD2 has no cross encoders to train: set it to False",
+        ),
+        (
+            {**RETRIEVAL, "train__batch_size": 1},
+            "a pair is compared with the others of its batch, so train.batch_size must be at least 2",
+        ),
+        (
+            {**RETRIEVAL, "retrieval__match_class_weights": (-1.0, 2.0)},
+            "retrieval.match_class_weights is -1.0; expected 0 or more",
+        ),
+        (
+            {**RETRIEVAL, "retrieval__fgr": False},
+            "evaluation.rerank_candidates is 16 but no match heads are trained (fgr is False or model.cross.layers "
+            "is 0); set it to 0",
+        ),
+        ({"optimizer__rates": (("bias", -1.0),)}, "optimizer.rates of 'bias' is -1.0; expected 0 or more"),
+        (
+            {"optimizer__rates": (("(", 1.0),)},
+            "optimizer.rates has the pattern '(', which is no regular expression: missing ), unterminated subpattern "
+            "at position 0",
         ),
     ],
 )

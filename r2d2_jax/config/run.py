@@ -131,5 +131,5 @@ def evaluation_contradictions(evaluation: EvaluationConfig, *, match_heads: bool
     if evaluation.rerank_candidates and not match_heads:
         yield (
             f"evaluation.rerank_candidates is {evaluation.rerank_candidates} but no match heads are trained "
-            "(loss.fgr is False or model.cross.layers is 0); set it to 0"
+            "(fgr is False or model.cross.layers is 0); set it to 0"
         )

@@ -1,5 +1,6 @@
 """Activations, layer norm, attention and the scanned stack."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,9 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.models.layers import Attention, LayerNorm, Mlp, erf_gelu, quick_gelu, scanned
+from r2d2_jax.config.model import ImageTowerConfig
+from r2d2_jax.models.layers import ATTENTION, Attention, LayerNorm, Mlp, erf_gelu, quick_gelu, scanned
+from r2d2_jax.models.vit import ImageEncoder
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -134,3 +137,48 @@ def test_unroll_leaves_no_loop_and_remat_marks_every_layer() -> None:
             assert ("while" not in jax.jit(loss).lower(parameters).as_text()) is unroll
             jaxpr = str(jax.make_jaxpr(jax.grad(loss))(parameters))
             assert ("remat" in jaxpr or "checkpoint" in jaxpr) is remat
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_weights_are_what_the_attention_reads(masked: bool) -> None:
+    """Shares that sum to one, none of them on a masked token; with them the output can be computed once more."""
+    module, queries, context = (
+        Attention(8, 2, jnp.float32),
+        jnp.array(normal(0, 2, 3, 8)),
+        jnp.array(normal(1, 2, 5, 6)),
+    )
+    mask = jnp.array(np.arange(5) < np.array([[5], [2]])) if masked else None
+    parameters = oracles.random_parameters(shapes(module, queries, context), 4)
+    apply = partial(module.apply, {"params": parameters}, queries, context, mask)
+    plain, (mixed, stored) = apply(), apply(mutable=[ATTENTION])
+    np.testing.assert_array_equal(plain, mixed)
+    (weights,) = stored[ATTENTION]["weights"]
+    assert weights.shape == (2, 2, 3, 5)
+    np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-6)
+    if masked:
+        assert not np.any(weights[1, :, :, 2:])
+    value = oracles.dense(parameters["value"], np.array(context)).reshape(2, 5, 2, 4)
+    read = np.einsum("bhqc,bchs->bqhs", weights, value).reshape(2, 3, 8)
+    np.testing.assert_allclose(plain, oracles.dense(parameters["out"], read), rtol=1e-5, atol=1e-5)
+
+
+def test_keys_and_values_computed_once_serve_several_queries() -> None:
+    module, context = Attention(8, 2, jnp.float32), jnp.array(normal(1, 2, 5, 8))
+    parameters = oracles.random_parameters(shapes(module, context, context), 4)
+    read = module.apply({"params": parameters}, context, method="keys_and_values")
+    for seed in (2, 3):
+        queries = jnp.array(normal(seed, 2, 3, 8))
+        shared = module.apply({"params": parameters}, queries, read, method="attend")
+        np.testing.assert_array_equal(shared, module.apply({"params": parameters}, queries, context))
+
+
+def test_a_scanned_stack_gives_the_weights_of_every_layer() -> None:
+    """Its own stack of layers, so that nothing of the model has to be written twice to look at what it reads."""
+    config = ImageTowerConfig(image_size=16, patch_size=8, width=8, layers=3, heads=2, mlp_width=16)
+    module, images = ImageEncoder(config, jnp.float32), jnp.array(normal(0, 2, 16, 16, 3))
+    parameters = module.init(jax.random.key(0), images)["params"]
+    tokens, stored = module.apply({"params": parameters}, images, mutable=[ATTENTION])
+    np.testing.assert_array_equal(tokens, module.apply({"params": parameters}, images))
+    (weights,) = stored[ATTENTION]["layers"]["attention"]["weights"]
+    assert weights.shape == (3, 2, 2, 5, 5)
+    assert len(np.unique(np.asarray(weights).reshape(3, -1), axis=0)) == 3

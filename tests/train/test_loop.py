@@ -18,6 +18,7 @@ import pytest
 from small_data import encode, example
 from small_model import (
     CHEAPEST,
+    RETRIEVAL,
     assert_bitwise_equal,
     config_values,
     log_lines,
@@ -76,6 +77,12 @@ def before_batch(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) ->
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
     return workdir, run(prepared, workdir, RUN)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_retrieval(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
+    workdir = tmp_path_factory.mktemp("runs") / "retrieval"
+    return workdir, run(prepared, workdir, RUN, RETRIEVAL)
 
 
 def assert_as_undisturbed(workdir: Path, undisturbed: Path) -> None:
@@ -149,7 +156,10 @@ def test_a_stopped_run_goes_on_exactly(
     assert_as_undisturbed(tmp_path, undisturbed[0])
 
 
-def test_a_killed_run_goes_on_exactly(prepared: Path, undisturbed: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+@pytest.mark.parametrize("task, changes", [("undisturbed", {}), ("undisturbed_retrieval", RETRIEVAL)])
+def test_a_killed_run_goes_on_exactly(
+    task: str, changes: dict[str, Any], prepared: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """SIGKILL before step 10: what steps 7 to 9 did and logged is lost, and done again."""
     program = """
 import json, os, signal, sys
@@ -165,14 +175,15 @@ def next_batch(batches, progress):
 loop.next_batch = next_batch
 loop.train(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), Path(sys.argv[2]))
 """
-    values = config_values(RUN, {"data": {"directory": str(prepared)}})
+    undisturbed: tuple[Path, RunOutcome] = request.getfixturevalue(task)
+    values = config_values(RUN, changes, {"data": {"directory": str(prepared)}})
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(values), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [line["step"] for line in log_lines(tmp_path)] == [4, 6, 8]
-    assert run(prepared, tmp_path, RUN).finished
+    assert run(prepared, tmp_path, RUN, changes).finished
     assert_as_undisturbed(tmp_path, undisturbed[0])
 
 

@@ -8,9 +8,10 @@ import pytest
 from small_model import small_config
 
 from r2d2_jax.config.run import OptimizerConfig
+from r2d2_jax.errors import UserError
 from r2d2_jax.models.r2d2 import init_params
 from r2d2_jax.tasks import build_task
-from r2d2_jax.train.optimizer import decayed, learning_rate_schedule, make_optimizer
+from r2d2_jax.train.optimizer import check_rates, decayed, learning_rate_schedule, make_optimizer
 
 
 def expected_rate(step: int, peak: float, final: float, warmup: int, total: int) -> float:
@@ -73,3 +74,30 @@ def test_adamw_with_clipping_equals_numpy() -> None:
             decay = 0.02 * theirs[name] if name == "kernel" else 0
             theirs[name] = theirs[name] - float(rate(step)) * (m / (np.sqrt(v) + 1e-3) + decay)
             np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-6)
+
+
+def test_a_rate_for_a_group_of_leaves_multiplies_its_steps() -> None:
+    """The first pattern that matches counts; what none matches, and a run without any, is not changed by a bit."""
+    rng = np.random.default_rng(0)
+
+    def draw() -> dict[str, dict[str, np.ndarray]]:
+        group = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
+        return {"a": group, "b": {"bias": rng.normal(size=2)}}
+
+    params, gradients = (jax.tree.map(np.float32, draw()) for _ in range(2))
+    updates = []
+    for rates in ((), (("b/bias", 0.5), ("bias", 2.0))):
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, rates=rates), 4).transformation
+        updates.append(optimizer.update(gradients, optimizer.init(params), params)[0])
+    plain, scaled = updates
+    np.testing.assert_array_equal(scaled["a"]["kernel"], plain["a"]["kernel"])
+    np.testing.assert_array_equal(scaled["a"]["bias"], 2 * plain["a"]["bias"])
+    np.testing.assert_array_equal(scaled["b"]["bias"], 0.5 * plain["b"]["bias"])
+
+
+def test_a_rate_for_nothing_is_refused() -> None:
+    params = {"text_encoder": {"bias": np.zeros(2)}}
+    check_rates(OptimizerConfig(learning_rate=0.1, rates=(("bias", 2.0), ("text_encoder/.*", 1.0))), params)
+    message = "optimizer.rates has a factor for 'ias', which is the end of no trainable parameter's path"
+    with pytest.raises(UserError, match=message):
+        check_rates(OptimizerConfig(learning_rate=0.1, rates=(("ias", 2.0),)), params)

@@ -1,0 +1,89 @@
+"""The rows of ranking: how they are laid out, drawn, and taken apart again."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_model import BATCH_SIZE, random_state, small_batch, small_config, small_plan
+
+from r2d2_jax.models.r2d2 import normalise_images
+from r2d2_jax.sharding import apply_by_rows
+from r2d2_jax.tasks.stages import (
+    Similarities,
+    Towers,
+    hard_triples,
+    hit_rate,
+    interleaved,
+    ranking,
+    separated,
+    share_of,
+    similarities,
+)
+
+PLAN = small_plan(small_config())
+BATCH = small_batch(0)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.tree.map(jnp.asarray, random_state(PLAN).params)
+
+
+@pytest.fixture(scope="module")
+def towers(params: Any) -> Towers:
+    forward = partial(apply_by_rows, PLAN.task.model, params, PLAN.mesh)
+    text = forward("encode_text", BATCH.input_ids, BATCH.attention_mask)
+    return Towers(forward("encode_image", normalise_images(BATCH.images)), text)
+
+
+def test_separated_is_the_inverse_of_interleaved() -> None:
+    parts = np.random.default_rng(0).normal(size=(3, 5, 2, 4)).astype(np.float32)
+    rows = interleaved(*map(jnp.asarray, parts))
+    np.testing.assert_array_equal(rows[3 * 2 + 1], parts[1][2])
+    for part, expected in zip(separated(rows), parts, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_each_pair_stands_beside_its_negatives(towers: Towers) -> None:
+    """Texts are similar to the next image alone and images to the text before, so these are the negatives drawn."""
+    following = (np.arange(BATCH_SIZE) + 1) % BATCH_SIZE
+    t2i = np.full((BATCH_SIZE, BATCH_SIZE), -1e9, np.float32)
+    t2i[np.arange(BATCH_SIZE), following] = 0
+    found = Similarities(jnp.asarray(t2i.T), jnp.asarray(t2i), jnp.eye(BATCH_SIZE, dtype=bool))
+    triples = hard_triples(towers, BATCH.attention_mask, found, jax.random.key(0), PLAN.mesh)
+    images, texts, mask = towers.image.tokens, towers.text.tokens, BATCH.attention_mask
+    before = (np.arange(BATCH_SIZE) - 1) % BATCH_SIZE
+    expected = {
+        "image_tokens": (images, images[following], images),
+        "text_tokens": (texts, texts, texts[before]),
+        "attention_mask": (mask, mask, mask[before]),
+    }
+    for name, parts in expected.items():
+        for part, wanted in zip(separated(getattr(triples, name)), parts, strict=True):
+            np.testing.assert_array_equal(part, wanted, err_msg=name)
+    assert triples.has_negative.all()
+
+
+def test_positive_tokens_are_those_of_the_matching_pairs_alone(params: Any, towers: Towers) -> None:
+    forward = partial(apply_by_rows, PLAN.task.model, params, PLAN.mesh)
+    found = similarities(towers, BATCH.image_id, jnp.float32(0.07), PLAN.mesh)
+    wanted = jnp.asarray(np.random.default_rng(0).integers(0, 10, (BATCH_SIZE, 2)))
+    ranked = ranking(forward, towers, BATCH, found, jax.random.key(0), PLAN.mesh, (1.0, 2.0), wanted)
+    alone = forward("cross_text_image", towers.text.tokens, BATCH.attention_mask, towers.image.tokens, wanted)
+    assert ranked.positive_tokens.shape == (BATCH_SIZE, 2, 16)
+    np.testing.assert_allclose(ranked.positive_tokens, alone, rtol=1e-5, atol=1e-5)
+    none = ranking(forward, towers, BATCH, found, jax.random.key(0), PLAN.mesh, (1.0, 2.0), wanted[:, :0])
+    assert none.positive_tokens.shape == (BATCH_SIZE, 0, 16)
+    np.testing.assert_allclose(none.loss, ranked.loss, rtol=1e-6)
+
+
+def test_shares() -> None:
+    logits = jnp.asarray([[1.0, 2.0], [5.0, 4.0]])
+    assert float(hit_rate(logits, jnp.eye(2, dtype=bool))) == 0
+    assert float(hit_rate(logits, jnp.asarray([[False, True], [False, True]]))) == 0.5
+    hit, among = jnp.asarray([True, True, False]), jnp.asarray([True, False, True])
+    assert float(share_of(hit, among)) == 0.5
+    assert float(share_of(hit, jnp.zeros(3, bool))) == 0
