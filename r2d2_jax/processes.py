@@ -38,8 +38,8 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
         ) from error
 
 
-def told_by_all(value: Any) -> list[Any]:
-    """What every process says, in the order of their numbers, known to all of them.
+def gather_json(value: Any) -> list[Any]:
+    """Gathers one JSON value from every process; each process gets the list, in the order of the process numbers.
 
     Args:
         value: plain JSON values. All processes must call this at the same point of the program.
@@ -61,12 +61,12 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    mark = folder / told_by_all(f".shared-{uuid.uuid4().hex}")[0]
+    mark = folder / gather_json(f".shared-{uuid.uuid4().hex}")[0]
     if jax.process_index() == 0:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    told_by_all("there it is")
-    blind = [number for number, seen in enumerate(told_by_all(mark.exists())) if not seen]
+    gather_json("there it is")
+    blind = [number for number, seen in enumerate(gather_json(mark.exists())) if not seen]
     if jax.process_index() == 0:
         mark.unlink()
     if blind:

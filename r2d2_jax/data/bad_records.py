@@ -34,18 +34,18 @@ class BrokenRecords:
         self,
         epoch_size: int,
         max_broken_share: float,
-        told_by_all: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+        gather_json: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
     ) -> None:
         """Starts counting at zero.
 
         Args:
             epoch_size: number of records of the training split.
             max_broken_share: the largest tolerated share of the records read, 0 to 1.
-            told_by_all: what every process counted, given what this one did; None where there is only one.
+            gather_json: gives the counts of all processes for those of this one; None where there is only one.
         """
         self.epoch_size = epoch_size
         self.max_broken_share = max_broken_share
-        self._told_by_all = told_by_all
+        self._gather_json = gather_json
         self.read, self.broken = 0, 0
         self.first: list[str] = []
         self._own = _nothing_counted()
@@ -65,7 +65,7 @@ class BrokenRecords:
         for line in new:
             logger.warning("unusable record, the next one takes its place: %s", line)
         self._own["first"] += new[: FIRST_NAMES - len(self._own["first"])]
-        if self._told_by_all is None:
+        if self._gather_json is None:
             self.share()
 
     def share(self) -> None:
@@ -77,7 +77,7 @@ class BrokenRecords:
                 that as soon as the rest of the epoch could not bring it back down (and more than 10 are broken); our
                 decision.
         """
-        for counted in [self._own] if self._told_by_all is None else self._told_by_all(self._own):
+        for counted in [self._own] if self._gather_json is None else self._gather_json(self._own):
             self.read += counted["read"]
             self.broken += counted["broken"]
             self.first += counted["first"][: FIRST_NAMES - len(self.first)]

@@ -22,7 +22,7 @@ from r2d2_jax.evaluation.report import Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.models.r2d2 import abstract_params
 from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
-from r2d2_jax.processes import told_by_all
+from r2d2_jax.processes import gather_json
 from r2d2_jax.sharding import check_batch_divides, make_mesh
 from r2d2_jax.tasks import build_task
 from r2d2_jax.tasks.task import SpecialTokens, Task
@@ -198,7 +198,7 @@ def build_evaluator(config: Config, task: Task, mesh: Mesh, tokenizer: Tokenizer
 
 def check_newest_is_agreed(checkpoints: Checkpoints) -> None:
     """Raises UserError, on every process, unless all of them see the same newest checkpoint."""
-    steps = told_by_all(checkpoints.latest_step())
+    steps = gather_json(checkpoints.latest_step())
     if len(set(steps)) > 1:
         raise UserError(
             f"the newest checkpoint in {checkpoints.directory} is another one to each process: {steps}; --workdir must "
@@ -214,7 +214,7 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     """
     several = jax.process_count() > 1
     records = parts.mixture.records
-    broken = BrokenRecords(len(parts.mixture), config.data.max_broken_share, told_by_all if several else None)
+    broken = BrokenRecords(len(parts.mixture), config.data.max_broken_share, gather_json if several else None)
     built = (parts.task, parts.optimizer, parts.mesh)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(*built, jax.random.key(config.train.seed))

@@ -76,7 +76,7 @@ def test_counts_survive_a_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
 def test_processes_judge_what_all_of_them_counted() -> None:
     """Each alone has 6 broken records, too few to stop; together they have 12, and both say so."""
     told: list[dict[str, Any]] = []
-    counters = [BrokenRecords(1000, 0.005, told_by_all=lambda own: told) for _ in range(2)]
+    counters = [BrokenRecords(1000, 0.005, gather_json=lambda own: told) for _ in range(2)]
     for number, counter in enumerate(counters):
         counter.update(np.array([f"r#{number}: bad"] * 6))
         told.append(dict(counter._own))
@@ -84,7 +84,7 @@ def test_processes_judge_what_all_of_them_counted() -> None:
     for counter in counters:
         with pytest.raises(UserError, match=r"12 of the 24 training records(.|\n)*r#0: bad\n(.|\n)*r#1: bad"):
             counter.share()
-    restored = BrokenRecords(1000, 0.5, told_by_all=lambda own: [own, own])
+    restored = BrokenRecords(1000, 0.5, gather_json=lambda own: [own, own])
     restored.restore(counters[1].state())
     restored.share()
     assert (restored.read, restored.broken, len(restored.first)) == (24, 12, 10)

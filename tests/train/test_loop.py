@@ -300,7 +300,7 @@ def test_the_last_checkpoint_is_not_the_best_only_because_it_was_reranked(
 def test_processes_that_see_different_checkpoints(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "told_by_all", lambda step: [step, 40])
+    monkeypatch.setattr(start, "gather_json", lambda step: [step, 40])
     with pytest.raises(UserError, match=r"is another one to each process: \[None, 40\]; --workdir must lie on a file"):
         run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
 
