@@ -1,4 +1,4 @@
-"""The processes of a run: how they join, what they tell each other, and how one that cannot go on leaves."""
+"""The processes of a run: how they join, gather values from each other, and exit after an error."""
 
 import contextlib
 import json
@@ -15,17 +15,17 @@ from jax.experimental import multihost_utils
 
 from r2d2_jax.errors import UserError, first_line
 
-# How long a process that leaves is waited for by the others, or waits for them. Long enough for one that is slower to
-# end a run in good order, short enough that none is left waiting for one that is gone.
+# Seconds that processes wait for each other at the shutdown barrier: long enough for the slowest clean exit, short
+# enough not to wait for the dead.
 LEAVING_SECONDS = 20
-_PAGE = 1024  # bytes; messages fill whole pages, so that nearly all of them have a shape that is compiled already
+_PAGE = 1024  # bytes; messages are padded to whole pages, so that few shapes are compiled
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes; on a TPU pod or a known cluster None stands for what the surroundings tell.
+    """Joins the other processes; on a TPU pod or a known cluster JAX finds out what is None.
 
     Raises:
-        UserError: something is missing that nothing tells, or a number is out of range.
+        UserError: a value is None that JAX cannot find out, or a number is out of range.
     """
     try:
         jax.distributed.initialize(
@@ -54,7 +54,7 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def check_shared(folder: Path) -> None:
-    """Sees that all processes find in a folder, which is made if absent, what the first one puts there.
+    """Checks that all processes see the same folder: the first one writes a file, which all of them look for.
 
     Raises:
         UserError: on every process, if one of them does not.
@@ -65,7 +65,7 @@ def check_shared(folder: Path) -> None:
     if jax.process_index() == 0:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    gather_json("there it is")
+    gather_json("written")  # a barrier: nobody looks before the file is there
     blind = [number for number, seen in enumerate(gather_json(mark.exists())) if not seen]
     if jax.process_index() == 0:
         mark.unlink()
@@ -77,16 +77,16 @@ def check_shared(folder: Path) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends a process that cannot go on, and with it all others, which might wait for it for ever.
+    """Ends this process after an error, and with it all others, which might wait for it for ever.
 
-    If all leave together, for the same reason, they do so in good order. If this one is alone, the others do not come
-    to the barrier at which processes take their leave; it fails after `LEAVING_SECONDS`, and then the coordination
-    service ends them, whatever they are doing. Nothing is run at exit: on a full disk that would only fail again.
+    If all processes end together, for the same reason, they meet at the shutdown barrier and exit cleanly. If this one
+    is alone, the others never reach the barrier; it fails after `LEAVING_SECONDS`, and then JAX's coordination service
+    kills them. No exit handlers run: on a full disk they would only fail again.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.distributed.is_initialized():
-        # Before the service ends this one as well, with a status of its own.
+        # Exit just before the coordination service kills this process too, so that our status is the one reported.
         threading.Timer(0.9 * LEAVING_SECONDS, os._exit, [status]).start()
         with contextlib.suppress(Exception):
             jax.distributed.shutdown()

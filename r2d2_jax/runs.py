@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from r2d2_jax.errors import UserError
 from r2d2_jax.trees import flat
 
-# Keys that may change when a run goes on: they move, watch or keep it, but do not change what is learned.
+# Keys that may change when a run resumes: they do not change what is learned.
 FREE_KEYS = (
     "mesh.",
     "evaluation.",
@@ -32,7 +32,7 @@ FREE_KEYS = (
     "train.keep_best",
 )
 
-# What a run did when there was no key for it yet: a checkpoint of that time goes on with a configuration that says so.
+# What a run did before these keys existed; a checkpoint without them resumes if the configuration asks for the same.
 BEFORE_THE_KEY = {
     "data.augmentation": "crop_and_flip",
     "data.augmentation_magnitude": 5.0,

@@ -18,8 +18,8 @@ from r2d2_jax.errors import UserError
 DATA, FSDP = "data", "fsdp"
 
 TABLE = r"(word|position)_embedding/embedding"
-# First match wins; matched against the end of a leaf's path, such as "teacher/text_encoder/layers/mlp/up/kernel" or
-# "opt_state/1/0/mu/.../kernel". Stacked layers have their layer axis in front. Matrices are split along their input
+# First match wins; matched against the end of a leaf's path, such as "memory/teacher/text_encoder/layers/mlp/up/kernel"
+# or "opt_state/1/0/mu/.../kernel". Stacked layers have their layer axis in front. Matrices are split along their input
 # axis, which is a multiple of every usual device count in all published sizes; the vocabulary is not.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/.*/kernel", PartitionSpec(None, FSDP, None)),
@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (TABLE, PartitionSpec(None, FSDP)),
     # Every device reads the whole queue in every step: splitting it would only add traffic.
     (r"queue/.*", PartitionSpec()),
-    # Biases, norms, position tables, heads, scalars and counters: too small to be worth moving.
+    # Biases, norms, CLIP's position table, scalars and counters: too small to be worth moving.
     (r".*", PartitionSpec()),
 )
 
@@ -71,7 +71,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def apply_by_rows(model: nn.Module, params: Any, mesh: Mesh, stage: str, *inputs: jax.Array) -> Any:
-    """One stage of a model whose parameters lie as `RULES` say: parameters travel to the rows, never rows to them.
+    """One stage of a model whose parameters are placed by `RULES`: parameters travel to the rows, never rows to them.
 
     Left alone, XLA takes a parameter's split over to whatever is computed with it: activations split along the width,
     and all-reduced in every layer. So what goes into every Dense layer and what comes out, and with them their
@@ -135,7 +135,7 @@ def ring_gather_rows(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.Arr
             taken = jnp.where(jnp.expand_dims(here, tuple(range(1, rows.ndim))), rows, taken)
             return (jax.lax.ppermute(passing, axes, to_the_one_before), taken), None
 
-        # What `taken` starts with does not matter: every row passes once.
+        # The initial value of `taken` does not matter: every row passes once.
         (_, taken), _ = jax.lax.scan(turn, (own, own), jnp.arange(devices))
         return taken
 
@@ -164,7 +164,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def global_batch(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> Batch:
-    """Makes a global Batch of the rows that this process read, of whatever else there is beside its fields."""
+    """Makes a global Batch of the rows that this process read; keys that are no fields of a Batch are ignored."""
     sharding = batch_sharding(mesh)
     own = {name: rows[name] for name in Batch.__dataclass_fields__ if name in rows}
     return Batch(**{name: jax.make_array_from_process_local_data(sharding, values) for name, values in own.items()})

@@ -30,7 +30,7 @@ def sample_negatives(
     Returns:
         The drawn columns, and whether the row has any negative at all. A row without one gets an arbitrary column.
     """
-    # A row of nothing but -inf has no distribution to draw from; it draws from the plain logits and is told apart.
+    # A row of nothing but -inf has no distribution; it draws from the plain logits, and `exists` marks it.
     exists = jnp.any(~positive, axis=1)
     weights = jnp.where(exists[:, None], negative_logits(logits, positive), logits)
     return jax.random.categorical(key, weights, axis=1), exists

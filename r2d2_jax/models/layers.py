@@ -77,8 +77,8 @@ class Attention(nn.Module):
         self, queries: jax.Array, context: jax.Array, context_mask: jax.Array | None = None
     ) -> Float[Array, "b q d"]:
         """Lets every query token read the context tokens whose mask is True (all of them without a mask)."""
-        # The query first: gradients of tokens that read themselves add up in the reverse order of use, and a run that
-        # goes on must round as it did before.
+        # The query first: gradients of tokens that read themselves are added in the reverse order of use, and runs that
+        # resume must round as they did before.
         query = self._split(self.query(queries))
         return self._mixed(query, self.keys_and_values(context), context_mask)
 

@@ -51,7 +51,7 @@ class ImageEncoder(nn.Module):
         embed = nn.Dense(
             size.width, use_bias=False, dtype=self.dtype, kernel_init=EMBEDDING_INIT, name="patch_embedding"
         )
-        # CLIP's initial spread of class and positions, wide enough to be told apart beside the patches from the start.
+        # CLIP's initial spread of class and positions: wide enough to matter beside the patches from the start.
         spread = nn.initializers.normal(size.width**-0.5)
         hidden = embed(patches)
         cls = self.param("class_embedding", spread, (size.width,)).astype(self.dtype)

@@ -27,7 +27,7 @@ class Checkpoints:
     Args:
         workdir: the run's folder; checkpoints lie in `checkpoints/STEP` below it.
         train: how many of the last and of the best are kept.
-        compared_by: the stage of retrieval, "dual" or "reranked", whose mean recall tells which are the best.
+        compared_by: the stage of retrieval, "dual" or "reranked", by whose mean recall the best are chosen.
     """
 
     def __init__(self, workdir: Path, train: TrainConfig, compared_by: str = "dual") -> None:
@@ -61,7 +61,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def last_good(self) -> str:
-        """For messages: from where a run can go on."""
+        """For messages: the step from which a run can resume."""
         step = self.latest_step()
         return f"the last good checkpoint is step {step} in {self.directory}" if step else "there is no checkpoint yet"
 
@@ -73,7 +73,7 @@ class Checkpoints:
         Args:
             state: the train state; its step names the checkpoint.
             config: the resolved configuration.
-            progress: plain JSON values: the data position and what the log needs to go on.
+            progress: plain JSON values: the data position and the open window of the log.
             mean_recalls: the validation figures by which the best are kept, by stage of retrieval, if there are any.
 
         Raises:
@@ -82,7 +82,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(config.to_dict()),
-            # A copy, because it is written in the background while the run goes on and changes what it holds.
+            # A copy, because Orbax writes it in the background while the run changes it.
             progress=ocp.args.JsonSave(copy.deepcopy(progress)),
         )
         with self._writing():
@@ -128,7 +128,7 @@ class Checkpoints:
         except WRITE_ERRORS as error:
             raise UserError(
                 f"cannot write a checkpoint to {self.directory}: {_reason(error)}; {self.last_good()}; make room or "
-                "mend the folder, and the same command goes on from there"
+                "mend the folder, then run the same command again to resume"
             ) from error
 
 

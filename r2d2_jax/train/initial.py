@@ -28,7 +28,7 @@ def with_initial_weights(state: TrainState, task: Task, config: Config) -> tuple
         config: `initial` says what is read.
 
     Returns:
-        The state, every leaf placed as before, and a line for each thing that the reader of the log should know.
+        The state, every leaf placed as before, and notes for the log, one line each.
 
     Raises:
         UserError: weights are absent, damaged or of another size; lists every name that differs.
@@ -48,7 +48,7 @@ def with_initial_weights(state: TrainState, task: Task, config: Config) -> tuple
 
 
 def initial_params(config: Config, *, masked_lm: bool) -> tuple[Params, list[str]]:
-    """The parameters that the configuration names, in host memory, by parts of the model, and what there is to say."""
+    """The parameters that the configuration names, in host memory, by parts of the model, and notes for the log."""
     initial = config.initial
     params: Params = {}
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""A run: it steps, logs, evaluates, saves, and goes on where it stopped."""
+"""The training loop: steps, logs, evaluates and saves, and resumes where it stopped."""
 
 import json
 import logging
@@ -54,15 +54,15 @@ class RunOutcome:
 
 
 def train(config: Config, workdir: Path) -> RunOutcome:
-    """Trains the configured task in `workdir`, or goes on with the run that is there.
+    """Trains the configured task in `workdir`, or resumes the run that is there.
 
     Args:
         config: the resolved configuration.
         workdir: where checkpoints, `vocab.txt`, `metrics.jsonl`, TensorBoard files and `evaluation.json` go. If it
-            holds a checkpoint of the same configuration, the run goes on from the newest one.
+            holds a checkpoint of the same configuration, the run resumes from the newest one.
 
     Raises:
-        UserError: bad configuration, data or checkpoint, numbers that are not finite, or a disk that takes no more.
+        UserError: bad configuration, data or checkpoint, numbers that are not finite, or a full disk.
     """
     with ExitStack() as ends:
         # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
@@ -72,7 +72,7 @@ def train(config: Config, workdir: Path) -> RunOutcome:
         checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, config.evaluation.compared_by)))
         check_newest_is_agreed(checkpoints)
         state, position = start_or_go_on(config, parts, checkpoints)
-        keep_vocabulary(parts.tokenizer, workdir, going_on=checkpoints.latest_step() is not None)
+        keep_vocabulary(parts.tokenizer, workdir, resuming=checkpoints.latest_step() is not None)
         run = Run(config, workdir, parts, checkpoints, stop, state, position)
         ends.enter_context(closing(run))
         return run.go(build_batches(config, parts, position.step))
@@ -87,7 +87,7 @@ class Run:
         parts: what the run is made of.
         checkpoints: of the run's folder.
         stop: whether to stop early.
-        state: the train state to go on from.
+        state: the train state to start from.
         position: where the run is, beside its state.
     """
 
@@ -171,7 +171,7 @@ class Run:
                 self._save(report)
 
     def _evaluate_if_due(self) -> EvaluationReport | None:
-        """The evaluation of this step, if there is one to make; a run that was stopped at it makes it as it goes on."""
+        """Evaluates if an evaluation of this step is due and not in the log; a run stopped at one makes it on resuming."""
         every, position = self._config.train.evaluate_every, self._position
         if not every or not position.step or position.step % every or position.evaluated:
             return None
@@ -193,7 +193,7 @@ class Run:
         if step and self._checkpoints.latest_step() != step:
             self._save()
         name = self._stop.received.name if self._stop.received else "another process"
-        logger.info("stopped by %s after step %d; the same command goes on from there", name, step)
+        logger.info("stopped by %s after step %d; run the same command again to resume", name, step)
 
     def _evaluate(self, *, final: bool) -> EvaluationReport:
         self._check_state()
@@ -231,7 +231,7 @@ class Run:
         self._checkpoints.wait()
         return UserError(
             f"{reason}; {self._checkpoints.last_good()}; lower optimizer.learning_rate or raise "
-            "optimizer.warmup_steps, then start again or go on from there"
+            "optimizer.warmup_steps, then start anew or resume from there"
         )
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class Window:
     """The metrics of the steps since the last line of the log.
 
-    Values stay on the devices until they are asked for, so that the step loop need not wait for them.
+    Values stay on the devices until they are fetched, so that the step loop does not wait for them.
     """
 
     def __init__(self, steps: Iterable[dict[str, float]] = ()) -> None:
@@ -47,7 +47,7 @@ class Window:
         return None
 
     def means(self) -> dict[str, float]:
-        """The mean of each metric over the window, which starts anew."""
+        """The mean of each metric over the window; empties the window."""
         steps = self.fetched()
         self._steps = []
         return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]} if steps else {}
@@ -58,10 +58,10 @@ class MetricsLog:
 
     Args:
         workdir: the run's folder.
-        first_step: lines of later steps, which a run that died has left behind, are taken back, so that the log is the
-            one that an undisturbed run would have written.
+        first_step: lines that a crashed run wrote after this step are dropped, so that the log is the one of an
+            undisturbed run.
         active: False on all processes but one, which then write nothing.
-        evaluated: whether the evaluation of `first_step` is kept; a run that died after it makes it once more.
+        evaluated: whether the evaluation of `first_step` is kept; otherwise it is made again.
     """
 
     def __init__(self, workdir: Path, first_step: int, active: bool, evaluated: bool = True) -> None:
@@ -73,10 +73,10 @@ class MetricsLog:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line; a value that is not finite becomes null, which JSON can say.
+        """Writes one line; values that are not finite become null, as JSON has no other form for them.
 
         Raises:
-            UserError: the disk does not take it.
+            UserError: the file cannot be written.
         """
         if self._board is None:
             return
@@ -86,14 +86,14 @@ class MetricsLog:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
         except OSError as error:
             raise UserError(
-                f"cannot write {self._path}: {first_line(error)}; make room or mend the folder, and the same command "
-                "goes on from the newest checkpoint"
+                f"cannot write {self._path}: {first_line(error)}; make room or mend the folder, then run "
+                "the same command again: it resumes from the newest checkpoint"
             ) from error
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes the TensorBoard files, which a run can do without."""
+        """Flushes the TensorBoard files; a failure is only logged, since nothing reads them again."""
         if self._board is None:
             return
         try:

@@ -32,12 +32,12 @@ class Progress:
         self._step, self._start, self._waited = step, time.perf_counter(), 0.0
 
     def waited(self, seconds: float) -> None:
-        """Notes time spent waiting for a batch."""
+        """Adds time spent waiting for a batch."""
         self._waited += seconds
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves out what is not training, such as an evaluation: its time counts neither as work nor as waiting."""
+        """Excludes what is not training, such as an evaluation, from the rate and from the share of waiting."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start

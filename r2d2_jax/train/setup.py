@@ -124,14 +124,14 @@ def build_tokenizer(config: Config) -> Tokenizer:
     return tokenizer
 
 
-def keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, going_on: bool) -> None:
+def keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, resuming: bool) -> None:
     """Writes the vocabulary beside the checkpoints, which are of no use without it.
 
     Raises:
-        UserError: the run goes on and was started with another vocabulary.
+        UserError: a run that resumes was started with another vocabulary.
     """
     path = workdir / VOCABULARY
-    if going_on and read_vocabulary(path) not in (None, tokenizer.vocabulary):
+    if resuming and read_vocabulary(path) not in (None, tokenizer.vocabulary):
         raise UserError(
             f"the run was started with the vocabulary {path} and data.vocabulary names another one; go back to it, or "
             "use an empty --workdir"
@@ -155,7 +155,7 @@ def build_mixture(config: Config) -> Mixture:
 
 
 def log_mixture(config: Config, mixture: Mixture, total_steps: int) -> None:
-    """Says how often the run will see the records of each of several corpora."""
+    """Logs how often the run will see the records of each of several corpora."""
     epochs = total_steps * config.train.batch_size / len(mixture)
     for folder, records, rows in zip(config.data.corpora, mixture.records, mixture.rows, strict=False):
         logger.info(
@@ -226,7 +226,7 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     state, progress = checkpoints.restore(abstract_state(*built), config)
     check_same_records(progress["records"], records, config)
     broken.restore(progress["broken"])
-    logger.info("going on after step %d; %s", int(state.step), _sizes(parts, state))
+    logger.info("resuming after step %d; %s", int(state.step), _sizes(parts, state))
     return state, Position(int(state.step), records, broken, Window(progress["window"]), progress["evaluated"])
 
 

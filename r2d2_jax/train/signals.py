@@ -1,4 +1,4 @@
-"""Leaving in good order: the first SIGTERM or Ctrl-C asks the loop to save and stop, a second one leaves at once."""
+"""Stop signals: the first SIGTERM or Ctrl-C asks the loop to save and stop, a second one exits at once."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# How often several processes ask each other. A preempted machine has about 30 s to save: few enough steps for that,
-# and enough that the devices, which are waited for, hardly ever stand still.
-STEPS_BETWEEN_QUESTIONS = 5
+# Steps between the votes of several processes on whether to stop. A vote blocks until the devices have caught up, but a
+# preempted machine has only about 30 s to save.
+STEPS_BETWEEN_VOTES = 5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """A context in which the stop signals are noted instead of obeyed."""
+    """A context that records stop signals; the default handlers are back when it ends."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -37,11 +37,10 @@ class StopRequest:
     def agreed(self, step: int) -> bool:
         """Whether to stop after this step.
 
-        One process alone stops after any step. Several must stop after the same step, so they ask each other, at steps
-        that all of them know.
+        One process alone stops after any step. Several must stop after the same step, so they vote every few steps.
         """
         if jax.process_count() == 1:
             return self.received is not None
-        if step % STEPS_BETWEEN_QUESTIONS:
+        if step % STEPS_BETWEEN_VOTES:
             return False
         return bool(np.any(multihost_utils.process_allgather(np.array(self.received is not None))))

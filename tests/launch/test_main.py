@@ -107,7 +107,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     assert done.stderr.splitlines()[-1] == (
         f"error: cannot write a checkpoint to {folder}: File too large; there is no checkpoint yet; make room or mend "
-        "the folder, and the same command goes on from there"
+        "the folder, then run the same command again to resume"
     )
 
 

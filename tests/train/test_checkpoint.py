@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     folder = f"{tmp_path}/checkpoints"
     assert str(stopped.value) == (
         f"cannot write a checkpoint to {folder}: File too large; the last good checkpoint is step 3 in {folder}; make "
-        "room or mend the folder, and the same command goes on from there"
+        "room or mend the folder, then run the same command again to resume"
     )
 
 

@@ -335,7 +335,7 @@ def test_metrics_that_are_not_finite_stop_the_run(
             run(prepared, tmp_path, *changes)
         assert str(stopped.value) == (
             f"what step 5 gave is not finite ({name}); the last good checkpoint is step 3 in {tmp_path}/checkpoints; "
-            "lower optimizer.learning_rate or raise optimizer.warmup_steps, then start again or go on from there"
+            "lower optimizer.learning_rate or raise optimizer.warmup_steps, then start anew or resume from there"
         )
         assert kept(tmp_path) == [3]
         assert not (tmp_path / "metrics.jsonl").exists()
