@@ -171,7 +171,7 @@ class Run:
                 self._save(report)
 
     def _evaluate_if_due(self) -> EvaluationReport | None:
-        """Evaluates if an evaluation of this step is due and not in the log; a run stopped at one makes it on resuming."""
+        """Evaluates if this step is due and not in the log yet; a run stopped at one makes it when it resumes."""
         every, position = self._config.train.evaluate_every, self._position
         if not every or not position.step or position.step % every or position.evaluated:
             return None
