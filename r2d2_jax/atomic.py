@@ -39,32 +39,43 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def writing(path: Path, *, advice: str = "") -> Iterator[None]:
+    """Turns what the disk refuses inside into one message about `path`; `advice` ends the message.
+
+    Raises:
+        UserError: the disk is full, or `path` cannot be written to. What else is raised inside goes through.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        is_full = _FULL.search(str(error))
+        todo = "free some space or choose another folder" if is_full else "check the folder and the room on its disk"
+        raise UserError(
+            f"cannot write {path}: {first_line(error)}; nothing was left there; {todo}{advice and f', and {advice}'}"
+        ) from error
+
+
+@contextlib.contextmanager
 def written_whole(path: Path, *, advice: str = "") -> Iterator[Path]:
     """Gives a name beside `path` to write a file or folder to; renames it to `path` on success, removes it otherwise.
 
     Args:
         path: the file or folder to make; its parents are made if absent, a file of this name is replaced.
-        advice: what else to do when the disk is full; ends the message.
+        advice: ends the message about a full disk.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to. What else is raised inside goes through.
+        UserError: as `writing`.
     """
     # A random name: writers on two machines that share the folder may have the same process id.
     unfinished = path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        _settle(unfinished)
-        os.replace(unfinished, path)
-    except Exception as error:
-        if not is_disk_error(error):
-            raise
-        todo = (
-            "free some space or choose another folder" if _FULL.search(str(error)) else "check the folder and its disk"
-        )
-        raise UserError(
-            f"cannot write {path}: {first_line(error)}; nothing was left there; {todo}{advice and f', and {advice}'}"
-        ) from error
+        with writing(path, advice=advice):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            _settle(unfinished)
+            os.replace(unfinished, path)
     finally:
         with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed either
             if unfinished.is_dir():

@@ -30,6 +30,7 @@ import numpy as np
 import tokenizers
 from PIL import Image, ImageDraw
 
+from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.examples import Example
@@ -295,12 +296,13 @@ def write_demonstration(
         What was written, split by split.
 
     Raises:
-        UserError: a number is out of its range, or the folder holds a dataset already.
+        UserError: a number is out of its range, the folder holds a dataset already, or the disk is full.
     """
     splits = demonstration_splits(seed, train_images, validation_scenes, swapped_images, image_size)
     summaries = write_dataset(output, {name: map(_record, examples) for name, examples in splits.items()})
     tokens = training_vocabulary(seed, validation_scenes)
-    (Path(output).expanduser() / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="\n")
+    with written_whole(Path(output).expanduser() / "vocab.txt") as unfinished:
+        unfinished.write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="\n")
     return summaries
 
 

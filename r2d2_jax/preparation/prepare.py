@@ -20,8 +20,16 @@ from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus
 from r2d2_jax.preparation.downsizing import libraries
 from r2d2_jax.preparation.local_runner import in_processes
-from r2d2_jax.preparation.preparation_progress import Watch
-from r2d2_jax.preparation.shard_task import Job, ShardReport, ShardTask, readable, shard_report, take_finished
+from r2d2_jax.preparation.progress import Watch
+from r2d2_jax.preparation.shard_task import (
+    START_AGAIN,
+    Job,
+    ShardReport,
+    ShardTask,
+    readable,
+    shard_report,
+    take_finished,
+)
 from r2d2_jax.preparation.work_folder import unfinished_work
 from r2d2_jax.preparation.writer import SplitSummary, dataset_path, publish_dataset
 
@@ -127,7 +135,7 @@ def prepare(
         catalog = build_catalog(corpus, folder / "catalog.sqlite")
         job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
         tasks = _tasks(corpus, catalog, settings.shards)
-        _write_missing(job, tasks, _watch(corpus, catalog, settings), run or in_processes(1))
+        _write_missing(job, tasks, _watch(corpus, catalog, tasks, settings), run or in_processes(1))
         _copy_vocabulary(vocabulary, root)
         return _publish(root, job, tasks, catalog)
 
@@ -177,16 +185,17 @@ def _tasks(corpus: Corpus, catalog: Catalog, shards: int) -> list[ShardTask]:
     ]
 
 
-def _watch(corpus: Corpus, catalog: Catalog, settings: Settings) -> Watch:
+def _watch(corpus: Corpus, catalog: Catalog, tasks: list[ShardTask], settings: Settings) -> Watch:
     skipped = sum(catalog.skipped().values())
     total = sum(catalog.sizes().values()) + skipped
     first = list(itertools.islice(catalog.skipped_lines(), FIRST_NAMES))
-    return Watch(corpus.unit, settings.max_broken_share, total=total or None, skipped=skipped, first=first)
+    weight = sum(task.weight for task in tasks)
+    return Watch(corpus.unit, weight, settings.max_broken_share, total=total or None, skipped=skipped, first=first)
 
 
 def _write_missing(job: Job, tasks: list[ShardTask], watch: Watch, run: Runner) -> None:
-    missing = take_finished(job, tasks, watch.resume)
-    with watch.showing(sum(task.weight for task in tasks)):
+    missing = take_finished(job, tasks, watch.count)
+    with watch.showing():
         run(job, missing, watch)
     watch.judge(finished=True)
 
@@ -209,6 +218,7 @@ def _publish(root: Path, job: Job, tasks: list[ShardTask], catalog: Catalog) -> 
         class_names=corpus.class_names,
         description=corpus.description,
         homepage=corpus.homepage,
+        advice=START_AGAIN,
     )
     skipped_file = dataset_path(root, corpus.name) / SKIPPED_FILE
     return Preparation(tuple(summaries), skipped, first, skipped_file, catalog.remarks())

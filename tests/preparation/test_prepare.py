@@ -19,13 +19,11 @@ from small_data import encode
 
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation import entry_progress
-from r2d2_jax.preparation import progress as news
+from r2d2_jax.preparation import progress as progress_module
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.local_runner import in_processes
-from r2d2_jax.preparation.preparation_progress import Watch
 from r2d2_jax.preparation.prepare import Settings, prepare
-from r2d2_jax.preparation.progress import News
+from r2d2_jax.preparation.progress import Progress, Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +119,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_worker_is_one_message(tmp_path: Path, monkeypatch: Any) -> None:
-    def take(watch: Watch, news: News) -> None:
+    def take(watch: Watch, progress: Progress) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
 
@@ -273,8 +271,8 @@ def test_vocabulary_must_be_a_file(corpus: JsonLines, tmp_path: Path, vocabulary
 
 
 def test_progress_lines_outside_a_terminal(corpus: JsonLines, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(entry_progress, "_LOG_SECONDS", 0.0)
-    monkeypatch.setattr(news, "_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "_REPORT_SECONDS", 0.0)
     prepare(corpus, str(tmp_path / "out"), settings())
     assert re.search(r"^20 entries, 50.0%, [\d,]+ entries/s, \d+ s left$", capsys.readouterr().err, re.MULTILINE)
 
@@ -289,14 +287,14 @@ def test_bar_on_a_terminal(corpus: JsonLines, tmp_path: Path, monkeypatch: Any) 
 
 
 def test_where_the_number_is_unknown_few_entries_are_not_judged() -> None:
-    watch = Watch("B", 0.01, total=None, skipped=0, first=[])
-    with watch.showing(10_000):
-        watch.take(News(100, 100, 10, ["a.tar#1: broken"]))
-        watch.take(News(100, 900, 9))  # 19, where 10 are allowed and chance brings 9.5 more
+    watch = Watch("B", 10_000, 0.01)
+    with watch.showing():
+        watch.take(Progress(100, 100, 10, ["a.tar#1: broken"]))
+        watch.take(Progress(100, 900, 9))  # 19, where 10 are allowed and chance brings 9.5 more
         with pytest.raises(UserError, match=r"20 of the 1,000 entries read are unusable so far(.|\n)*  - a.tar#1: bro"):
-            watch.take(News(10, 0, 1))
-    small = Watch("B", 0.01, total=None, skipped=0, first=[])
-    with small.showing(100):
-        small.take(News(100, 50, 1))
+            watch.take(Progress(10, 0, 1))
+    small = Watch("B", 100, 0.01)
+    with small.showing():
+        small.take(Progress(100, 50, 1))
     with pytest.raises(UserError, match="1 of the 50 entries read are unusable"):
         small.judge(finished=True)

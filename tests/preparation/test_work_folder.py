@@ -17,8 +17,8 @@ from small_corpus import files, until, written_corpus
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.local_runner import in_processes
-from r2d2_jax.preparation.preparation_progress import Watch
 from r2d2_jax.preparation.prepare import Settings, prepare
+from r2d2_jax.preparation.progress import Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,10 @@ def test_shards_of_an_unknown_preparation_are_not_believed(
 
 
 def test_what_killed_processes_were_writing_is_removed(corpus: JsonLines, unfinished: Path) -> None:
-    left = [unfinished / "train-00001.unfinished-0123", unfinished.parent / "json_lines" / "incomplete.ABC_1.0.0" / "x"]
+    left = [
+        unfinished / "train-00001.unfinished-0123",
+        unfinished.parent / "json_lines" / "1.0.0.unfinished-0123" / "x",
+    ]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
@@ -182,7 +185,7 @@ def test_a_full_disk_while_the_dataset_takes_the_shards(
     monkeypatch.setattr(tfds.core.DatasetInfo, "write_to_directory", full)
     with pytest.raises(
         UserError,
-        match="cannot write .*json_lines/1.0.0: No space left on device; free some space or "
+        match="cannot write .*json_lines/1.0.0: .*No space left on device; nothing was left there; free some space or "
         "choose another folder, and start again: finished shards are kept",
     ):
         rewritten(corpus, unfinished.parent)

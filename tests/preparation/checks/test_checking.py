@@ -23,8 +23,8 @@ from r2d2_jax.preparation.checks.table import NOT_MEASURED, table
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus, Piece
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
-from r2d2_jax.preparation.entry_progress import EntryProgress
 from r2d2_jax.preparation.examples import Annotation, Entry, Example
+from r2d2_jax.preparation.progress import ProgressBar
 from r2d2_jax.preparation.writer import write_dataset
 
 
@@ -386,11 +386,11 @@ def test_nothing_usable(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_one_message(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def advance(*_: object) -> None:
+    def take(*_: object) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
 
-    monkeypatch.setattr(EntryProgress, "advance", advance)
+    monkeypatch.setattr(ProgressBar, "take", take)
     with pytest.raises(
         UserError,
         match="a process that reads the data was killed, perhaps for want of memory; lower --processes and start again",
