@@ -14,6 +14,7 @@ from typing import Any
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.progress import Progress, Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask, write_shard
+from r2d2_jax.preparation.work_folder import remove_half_written
 
 _POLL_SECONDS = 0.1
 Report = Callable[[Progress], Any]
@@ -40,6 +41,8 @@ def in_processes(count: int) -> Callable[[Job, Sequence[ShardTask], Watch], None
                 "a process that writes shards was killed, perhaps for want of memory; lower --processes "
                 "and start again: finished shards are kept"
             ) from error
+        finally:
+            remove_half_written(job.folder)  # by workers that were killed because another one failed
 
     return run
 

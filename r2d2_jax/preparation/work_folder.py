@@ -42,6 +42,11 @@ def unfinished_work(folder: Path, dataset: Path, identity: dict[str, Any]) -> It
         shutil.rmtree(folder)
 
 
+def remove_half_written(folder: Path, name: str = "*") -> None:
+    """Removes what killed processes were writing with `written_whole`: files and folders of this name, or of any."""
+    _remove(folder.glob(f"{name}.unfinished-*"))
+
+
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as closed:
@@ -73,9 +78,11 @@ def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
             f"{folder} was left over by a preparation with other settings or files; delete it, or go back "
             f"to them. {len(differing):,} differences, the first:\n{bulleted(differing[:FIRST_NAMES])}"
         )
-    # What killed processes left half written, or everything, if its origin is unknown.
-    _remove(folder.glob("*.unfinished-*") if before else folder.iterdir())
-    _remove(dataset.parent.glob(f"{dataset.name}.unfinished-*"))
+    if before:
+        remove_half_written(folder)
+    else:
+        _remove(folder.iterdir())  # of unknown origin
+    remove_half_written(dataset.parent, dataset.name)
     if not before:
         with written_whole(folder / _IDENTITY) as unfinished:
             unfinished.write_text(json.dumps(identity, ensure_ascii=False), encoding="utf-8")

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from r2d2_jax.preparation.local_runner import in_processes
 from r2d2_jax.preparation.prepare import Settings, prepare
 from r2d2_jax.preparation.progress import Progress, Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask
+from r2d2_jax.preparation.writer import ShardWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,7 +105,7 @@ def test_killed_processes_leave_nothing_that_disturbs(tmp_path: Path) -> None:
     assert len(workers) >= 2
     until(lambda: not any(map(alive, workers)))
     assert not (output / "json_lines").exists()
-    prepare(corpus, str(output), Settings(shards=24), run=in_processes(2))
+    prepare(corpus, str(output), Settings(shards=24))
     assert files(undisturbed) == files(output)
 
 
@@ -123,17 +125,17 @@ def test_a_killed_worker_is_one_message(tmp_path: Path, monkeypatch: Any) -> Non
         for worker in multiprocessing.active_children():
             worker.kill()
 
-    corpus = written_corpus(tmp_path, 400)
+    corpus = written_corpus(tmp_path, 80)
     monkeypatch.setattr(Watch, "take", take)
     with pytest.raises(
         UserError,
         match="a process that writes shards was killed, perhaps for want of memory; lower "
         "--processes and start again: finished shards are kept",
     ):
-        prepare(corpus, str(tmp_path / "out"), Settings(shards=100), run=in_processes(2))
+        prepare(corpus, str(tmp_path / "out"), Settings(shards=20), run=in_processes(2))
     monkeypatch.undo()
-    prepare(corpus, str(tmp_path / "out"), Settings(shards=100), run=in_processes(2))
-    assert len(RecordSource(tmp_path / "out", "train")) == 300
+    prepare(corpus, str(tmp_path / "out"), Settings(shards=20))
+    assert len(RecordSource(tmp_path / "out", "train")) == 60
 
 
 def test_too_much_broken_stops_all_processes(tmp_path: Path) -> None:
@@ -141,12 +143,49 @@ def test_too_much_broken_stops_all_processes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"of the 40 entries are unusable so far, more than --max_broken_share=0.1"):
         prepare(corpus, str(tmp_path / "out"), settings(), run=in_processes(2))
     assert not (tmp_path / "out" / "json_lines").exists()
+    assert not list((tmp_path / "out" / "json_lines.unfinished").glob("*.unfinished-*"))  # of workers that were killed
+
+
+def nothing(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+    raise Killed
+
+
+def test_a_full_disk_is_one_message(corpus: JsonLines, tmp_path: Path) -> None:
+    """No file may become longer than 5 kB, and a shard takes more than that."""
+    with pytest.raises(Killed):
+        prepare(corpus, str(tmp_path / "out"), settings(), run=nothing)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        with pytest.raises(
+            UserError,
+            match="cannot write .*/validation-00000: .*File too large.*; nothing was left there; .*, "
+            "and start again: finished shards are kept",
+        ):
+            prepare(corpus, str(tmp_path / "out"), settings())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = {path.name for path in (tmp_path / "out" / "json_lines.unfinished").iterdir()}
+    assert left == {"catalog.sqlite", "lock", "preparation.json"}
+    prepare(corpus, str(tmp_path / "out"), settings())
+
+
+@pytest.mark.parametrize("error", [KeyError("image"), ValueError("no such colour")])
+def test_a_bug_in_a_writer_is_a_traceback(
+    corpus: JsonLines, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(writer: ShardWriter, example: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ShardWriter, "add", planted)
+    with pytest.raises(type(error)) as raised:
+        prepare(corpus, str(tmp_path / "out"), settings())
+    assert raised.value is error
+    left = {path.name for path in (tmp_path / "out" / "json_lines.unfinished").iterdir()}
+    assert left == {"catalog.sqlite", "lock", "preparation.json"}
 
 
 def test_other_settings_or_files_do_not_go_on(corpus: JsonLines, tmp_path: Path) -> None:
-    def nothing(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
-        raise Killed
-
     output = str(tmp_path / "out")
     with pytest.raises(Killed):
         prepare(corpus, output, settings(), run=nothing)

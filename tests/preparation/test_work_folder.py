@@ -1,8 +1,9 @@
-"""Of a preparation's unfinished work only what is whole and belongs to the same preparation is believed."""
+"""A preparation continues from those finished shards that are whole and of its own settings and files."""
 
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,30 +29,38 @@ class Killed(BaseException):
     """What stops a preparation as abruptly as a test can within one process."""
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> JsonLines:
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> JsonLines:
     """Forty images in two splits."""
-    return written_corpus(tmp_path, 40)
+    return written_corpus(tmp_path_factory.mktemp("corpus"), 40)
 
 
-@pytest.fixture
-def undisturbed(corpus: JsonLines, tmp_path: Path) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def undisturbed(corpus: JsonLines, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the dataset that is wanted."""
-    prepare(corpus, str(tmp_path / "undisturbed"), Settings(shards=4))
-    return files(tmp_path / "undisturbed")
+    output = tmp_path_factory.mktemp("undisturbed")
+    prepare(corpus, str(output), Settings(shards=4))
+    return files(output)
 
 
-@pytest.fixture
-def unfinished(corpus: JsonLines, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def killed(corpus: JsonLines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is left of a preparation that was killed when all shards were written."""
 
-    def killed(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+    def all_written(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
         in_processes(1)(job, tasks, watch)
         raise Killed
 
+    output = tmp_path_factory.mktemp("killed")
     with pytest.raises(Killed):
-        prepare(corpus, str(tmp_path / "out"), Settings(shards=4), run=killed)
-    return tmp_path / "out" / "json_lines.unfinished"
+        prepare(corpus, str(output), Settings(shards=4), run=all_written)
+    return output / "json_lines.unfinished"
+
+
+@pytest.fixture
+def unfinished(killed: Path, tmp_path: Path) -> Path:
+    """A copy of that to spoil."""
+    return shutil.copytree(killed, tmp_path / "out" / killed.name)
 
 
 def rewritten(corpus: JsonLines, output: Path, **settings: Any) -> list[str]:
@@ -172,8 +181,9 @@ def test_two_preparations_at_once(corpus: JsonLines, unfinished: Path) -> None:
 
 
 def test_an_impossible_output_folder(corpus: JsonLines, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*: Not a directory; check --output and its permissions"):
-        prepare(corpus, str(tmp_path / "captions.jsonl" / "out"))
+        prepare(corpus, str(tmp_path / "file" / "out"))
 
 
 def test_a_full_disk_while_the_dataset_takes_the_shards(
@@ -193,14 +203,19 @@ def test_a_full_disk_while_the_dataset_takes_the_shards(
     assert rewritten(corpus, unfinished.parent) == []
 
 
+@pytest.fixture(scope="module")
+def large_corpus(tmp_path_factory: pytest.TempPathFactory) -> JsonLines:
+    """Enough images that a preparation is still running when it is stopped."""
+    return written_corpus(tmp_path_factory.mktemp("large"), 1000)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_hand(tmp_path: Path, number: signal.Signals) -> None:
-    corpus = written_corpus(tmp_path, 2000)
+def test_stopped_by_hand(large_corpus: JsonLines, tmp_path: Path, number: signal.Signals) -> None:
     command = [
         sys.executable,
         str(ROOT / "launch" / "prepare_data.py"),
-        f"--images={corpus.images}",
-        f"--annotations={corpus.annotations}",
+        f"--images={large_corpus.images}",
+        f"--annotations={large_corpus.annotations}",
         f"--output={tmp_path / 'out'}",
         "--shards=50",
         "--processes=2",
@@ -212,6 +227,7 @@ def test_stopped_by_hand(tmp_path: Path, number: signal.Signals) -> None:
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored, if the tests run in the background
     )
     until(lambda: len(list(tmp_path.glob("out/json_lines.unfinished/train-0????.json"))) >= 2, process)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
