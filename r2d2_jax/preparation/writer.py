@@ -34,7 +34,7 @@ _MODULE = "r2d2_jax.data.writer"  # part of the format: dataset_info.json has na
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What was written into a shard; `bytes` counts the serialised records."""
+    """Counts of a shard; `bytes` is the size of the serialised records."""
 
     records: int
     captions: int
@@ -43,7 +43,7 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What was written into a split; `bytes` counts the serialised records."""
+    """Counts of a split; `bytes` is the size of the serialised records."""
 
     name: str
     records: int
@@ -53,7 +53,7 @@ class SplitSummary:
 
 
 def dataset_features(class_names: Sequence[str] = ()) -> tfds.features.FeaturesDict:
-    """What a record holds: image (encoded bytes), captions, image_id, and a label where there are classes."""
+    """The fields of a record: image (encoded bytes), captions, image_id, and a label if there are classes."""
     features = {
         "image": tfds.features.Image(doc="Encoded bytes; read with SkipDecoding."),
         "captions": tfds.features.Sequence(tfds.features.Text()),
@@ -130,12 +130,12 @@ def publish_dataset(
         shards: split name -> its shards in order, on the same file system as `directory`; empty ones are left out.
         files: other files that belong beside the shards.
         class_names: names of the labels, by number.
-        description: one sentence on what it is.
-        homepage: where it comes from.
+        description: one sentence about it.
+        homepage: address of its source.
         advice: what else to do when the disk is full, as for `written_whole`.
 
     Returns:
-        What the dataset holds, split by split.
+        The counts of each split.
 
     Raises:
         UserError: there is a dataset already, a split has no record, or the disk is full.
@@ -185,7 +185,7 @@ def _take_shards(
 
 
 def dataset_path(directory: str | os.PathLike[str], name: str) -> Path:
-    """Where in `directory` the dataset of this name lies, or will lie."""
+    """The folder of the dataset of this name in `directory`."""
     return Path(directory).expanduser() / name / VERSION
 
 
@@ -203,7 +203,7 @@ def _summary(split: str, shards: Sequence[ShardSummary]) -> SplitSummary:
 
 
 def _link(path: Path, target: Path) -> None:
-    # A second name rather than a move: should this be interrupted, the finished shards are still where they were.
+    # A second name rather than a move: after an interruption the finished shards are still where they were.
     try:
         target.hardlink_to(path)
     except OSError:  # file systems without hard links
@@ -213,7 +213,7 @@ def _link(path: Path, target: Path) -> None:
 def write_dataset(
     directory: str | os.PathLike[str], examples: Mapping[str, Iterable[Example]], *, shards: int = 1
 ) -> list[SplitSummary]:
-    """Writes the dataset `directory/image_text/1.0.0` in this process, or nothing.
+    """Writes the dataset `directory/image_text/1.0.0` in this process, whole or not at all.
 
     Memory does not grow with the number of examples. Example i of a split goes to shard i modulo `shards`.
 
@@ -223,7 +223,7 @@ def write_dataset(
         shards: number of files a split, 1 to 512; a split with fewer records has one record a file.
 
     Returns:
-        What was written, split by split, in the order of `examples`.
+        The counts of each split, in the order of `examples`.
 
     Raises:
         UserError: there is a dataset already, a split name is not a plain word, a split has no example, or `shards` is

@@ -24,12 +24,12 @@ def check(
     """Reads everything once and reports on it.
 
     Args:
-        open_source: opens what is checked, given a folder for its catalog.
-        name: what the report calls it.
-        settings: what to compare it with.
-        processes: how many read; the report does not depend on it.
-        work: folder for what is too large for memory, about 160 bytes for an image with one caption; "" takes the
-            system's own. It is emptied afterwards.
+        open_source: opens the corpus or dataset, given a folder for its catalog.
+        name: its name in the report.
+        settings: the limits and the sizes of the training that it is meant for.
+        processes: number of processes that read; the report does not depend on it.
+        work: folder for temporary files, about 160 bytes for an image with one caption; "" takes the system's own.
+            They are removed afterwards.
 
     Raises:
         UserError: there is nothing to check, the vocabulary is bad, or a process was killed.

@@ -13,7 +13,7 @@ from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.preparation.checks.captions import CaptionFigures, CaptionMeter
 from r2d2_jax.preparation.checks.figures import Figures, Named, Spread
-from r2d2_jax.preparation.checks.images import ImageFigures, broken_kind
+from r2d2_jax.preparation.checks.images import ImageFigures, damage_kind
 from r2d2_jax.preparation.checks.repeats import Sightings, hash_of
 from r2d2_jax.preparation.checks.sources import DamagedShard, Part, Source
 from r2d2_jax.preparation.examples import Entry, Example, MissingImage
@@ -144,7 +144,7 @@ class _PartCheck:
         try:
             self.figures.images.add(example.image)
         except UnusableRecord as error:
-            return broken_kind(error, example.image), f"image {example.image_id}: {error}"
+            return damage_kind(error, example.image), f"image {example.image_id}: {error}"
         self._see(number, example)
         self.figures.captioned += bool(example.captions)
         self.figures.captions_of_image.add(len(example.captions))
