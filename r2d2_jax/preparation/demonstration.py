@@ -6,8 +6,8 @@ and the two shapes differ, so exchanging the colours, or the shapes, always make
 same characters in another order. A ring that no caption names lies near a border, in any colour, so that the colours of
 a picture do not reveal the colour of a named object.
 
-Captions name the left or upper object first. If either could come first (小蓝方块在大红圆右边), the relation would be an
-exclusive-or of two words; models of this size learnt colours and sizes in minutes, but only guessed the places.
+Captions name the left or upper object first. If either could come first (小蓝方块在大红圆右边), the relation would be
+an exclusive-or of two words; models of this size learnt colours and sizes in minutes, but guessed the places.
 
 The scenes are split by *combination*: the unordered colours, shapes and sizes. All scenes of a combination, hence a
 scene and all its exchanges, are training scenes or held out together. The validation and the swapped split show
