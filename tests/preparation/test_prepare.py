@@ -323,17 +323,3 @@ def test_bar_on_a_terminal(corpus: JsonLines, tmp_path: Path, monkeypatch: Any) 
     prepare(corpus, str(tmp_path / "out"), settings())
     assert "40/40" in terminal.getvalue()
     assert "entries/s" in terminal.getvalue()
-
-
-def test_where_the_number_is_unknown_few_entries_are_not_judged() -> None:
-    watch = Watch("B", 10_000, 0.01)
-    with watch.showing():
-        watch.take(Progress(100, 100, 10, ["a.tar#1: broken"]))
-        watch.take(Progress(100, 900, 9))  # 19, where 10 are allowed and chance brings 9.5 more
-        with pytest.raises(UserError, match=r"20 of the 1,000 entries read are unusable so far(.|\n)*  - a.tar#1: bro"):
-            watch.take(Progress(10, 0, 1))
-    small = Watch("B", 100, 0.01)
-    with small.showing():
-        small.take(Progress(100, 50, 1))
-    with pytest.raises(UserError, match="1 of the 50 entries read are unusable"):
-        small.judge(finished=True)
