@@ -149,21 +149,21 @@ def publish_dataset(
             )
     dataset = dataset_path(directory, name)
     check_absent(dataset)
+    about = dict(features=dataset_features(class_names), description=description, homepage=homepage)
     with written_whole(dataset, advice=advice) as folder:
         folder.mkdir()
-        infos = [_take_shards(name, split, items, folder) for split, items in kept.items()]
         for path in files:
             _link(path, folder / path.name)
-        info = tfds.core.DatasetInfo(
-            builder=tfds.core.DatasetIdentity(name, tfds.core.Version(VERSION), os.fspath(folder), _MODULE),
-            features=dataset_features(class_names),
-            description=description,
-            homepage=homepage,
-            split_dict=tfds.core.SplitDict(infos),
-        )
-        info.set_file_format(FILE_FORMAT)
-        info.write_to_directory(folder)
+        splits = [_take_shards(name, split, items, folder) for split, items in kept.items()]
+        _write_metadata(folder, name, splits, about)
     return [_summary(split, [summary for _, summary in items]) for split, items in kept.items()]
+
+
+def _write_metadata(folder: Path, name: str, splits: list[tfds.core.SplitInfo], about: dict[str, Any]) -> None:
+    identity = tfds.core.DatasetIdentity(name, tfds.core.Version(VERSION), os.fspath(folder), _MODULE)
+    info = tfds.core.DatasetInfo(builder=identity, split_dict=tfds.core.SplitDict(splits), **about)
+    info.set_file_format(FILE_FORMAT)
+    info.write_to_directory(folder)
 
 
 def _take_shards(
