@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sqlite3
-import threading
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,29 +15,67 @@ from safetensors import SafetensorError
 
 from r2d2_jax.errors import UserError, first_line
 
-# What writers raise when the disk refuses: the operating system's own error, or a library's wrapping of it.
-WRITE_ERRORS = (OSError, SafetensorError, sqlite3.OperationalError, RuntimeError, ValueError)
-_UMASK = threading.Lock()  # it is the process's, and only read by setting it
+_SQLITE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+# Libraries in C++ and Rust raise their own exceptions, with the operating system's words in the message.
+_LIBRARY_ERRORS = (SafetensorError, RuntimeError, ValueError)
+_ERRNOS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE),
+)
+_SYSTEM_WORDS = re.compile("|".join([r"os error \d", "os_error_code", *map(re.escape, map(os.strerror, _ERRNOS))]))
+_FULL = re.compile("|".join(["disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)]))
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether the operating system refused to write: its own error, or a library's that quotes it.
+
+    Everything else that a writer raises is a bug and keeps its traceback.
+    """
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_DISK  # the low byte is the kind of error
+    if isinstance(error, _LIBRARY_ERRORS):
+        return bool(_SYSTEM_WORDS.search(str(error)))
+    return isinstance(error, OSError)
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path` to write a file or folder to; renames it to `path` on success, removes it otherwise.
+def writing(path: Path, *, advice: str = "") -> Iterator[None]:
+    """Turns what the disk refuses inside into one message about `path`; `advice` ends the message.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to.
+        UserError: the disk is full, or `path` cannot be written to. What else is raised inside goes through.
     """
-    # A name of its own for every writer: those on machines that share the folder may have the same process id.
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        is_full = _FULL.search(str(error))
+        todo = "free some space or choose another folder" if is_full else "check the folder and the room on its disk"
+        raise UserError(
+            f"cannot write {path}: {first_line(error)}; nothing was left there; {todo}{advice and f', and {advice}'}"
+        ) from error
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, advice: str = "") -> Iterator[Path]:
+    """Gives a name beside `path` to write a file or folder to; renames it to `path` on success, removes it otherwise.
+
+    Args:
+        path: the file or folder to make; its parents are made if absent, a file of this name is replaced.
+        advice: ends the message about a full disk.
+
+    Raises:
+        UserError: as `writing`.
+    """
+    # A random name: writers on two machines that share the folder may have the same process id.
     unfinished = path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        _settle(unfinished)
-        os.replace(unfinished, path)
-    except WRITE_ERRORS as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|disk is full", str(error))
-        advice = "free some space or choose another folder" if full else "check the folder and the room on its disk"
-        raise UserError(f"cannot write {path}: {first_line(error)}; nothing was left there; {advice}") from error
+        with writing(path, advice=advice):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            _settle(unfinished)
+            os.replace(unfinished, path)
     finally:
         with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed either
             if unfinished.is_dir():
@@ -46,15 +84,24 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def _settle(path: Path) -> None:
-    """Sees files onto the disk, and gives them the usual permissions: safetensors lets only their owner read them.
+    """Fsyncs files and gives them the permissions of a new file: safetensors makes files for their owner alone.
 
-    Without the first, a machine that goes down may keep the name that is given next, and lose what it names.
+    Without fsync, a machine that loses power may keep the final name of a file whose contents never reached the disk.
     """
-    with _UMASK:
-        mask = os.umask(0)
-        os.umask(mask)
+    mode = _new_file_mode(path)
     for file in (path, *path.rglob("*")):
         if file.is_file():
-            file.chmod(0o666 & ~mask)
+            file.chmod(mode)
             with file.open("rb") as written:
                 os.fsync(written.fileno())
+
+
+def _new_file_mode(path: Path) -> int:
+    """Permissions of a file that is made beside `path`; the umask itself can only be read by changing it."""
+    probe = path.with_name(f"{path.name}-mode")
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()

@@ -4,7 +4,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes  # noqa: F401 - gives NumPy the bfloat16 that safetensors may hold
 import numpy as np
@@ -65,10 +65,19 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         torch = _imported_torch(path)
         writeable = {name: np.require(tensor, requirements=("C", "W")) for name, tensor in tensors.items()}
         model = {name: torch.from_numpy(tensor) for name, tensor in writeable.items()}
-        with written_whole(path) as unfinished:
-            torch.save({"model": model}, unfinished)
+        with written_whole(path) as unfinished, unfinished.open("wb") as file:
+            _torch_save(torch, {"model": model}, file)
     else:
         raise UserError(f"cannot write {path}: expected a name that ends in .pth or .safetensors")
+
+
+def _torch_save(torch: Any, content: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # PyTorch's zip writer hides a full disk behind its own exception
+            raise error.__context__ from None
+        raise
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

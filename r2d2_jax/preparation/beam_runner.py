@@ -1,9 +1,8 @@
-"""Who writes the shards of a preparation that outgrows one machine: the workers of an Apache Beam pipeline.
+"""Writes the shards of a preparation on the workers of an Apache Beam pipeline, when one machine is not enough.
 
-Workers and this process share a file system, where inputs and output lie under the same absolute paths; what they have
-to tell each other they leave in the job's folder: a shard's report says that it is finished, and a note says why all
-are to stop. So the pipeline is the same for every engine, and needs nothing of it but that each task is run, at least
-once.
+Workers and this process share a file system with inputs and output under the same absolute paths, and communicate by
+files in the job's folder: a shard's report marks it as finished, a note says why all workers should stop. All that the
+pipeline asks of an engine is to run each task at least once, so it is the same for every engine.
 """
 
 import concurrent.futures
@@ -21,18 +20,18 @@ from typing import Any
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.extras import BEAM, require
-from r2d2_jax.preparation.preparation_progress import Watch
+from r2d2_jax.preparation.progress import Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask, shard_report, take_finished, write_shard
 
 _POLL_SECONDS = 1.0
-_SETTLE_SECONDS = 60.0  # NFS shows a file that another machine wrote after at most so long, unless told otherwise
+_SETTLE_SECONDS = 60.0  # by default NFS shows a file of another machine after at most 60 s
 
 
 def in_beam(options: str) -> Callable[[Job, Sequence[ShardTask], Watch], None]:
     """A runner that writes shards in a Beam pipeline; they are the same, byte for byte, as those of `in_processes`.
 
-    The watch hears of whole shards, while the pipeline runs. When it has seen too many unusable entries, or a shard
-    raises UserError, the shards that have not begun are left out and the pipeline comes to its end.
+    While the pipeline runs, the watch takes the progress of whole shards. Once too many entries are unusable, or a
+    shard raises UserError, shards that have not begun are left out, so that the pipeline ends.
 
     Args:
         options: Beam's pipeline options as on a command line, such as "--runner=FlinkRunner --parallelism=64".
@@ -55,19 +54,19 @@ def _parsed(options: str) -> Any:
     from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
     from apache_beam.runners.runner import create_runner
 
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             parsed = PipelineOptions(shlex.split(options))
             parsed.view_as(SetupOptions).save_main_session = False  # workers import this package
             runner = create_runner(parsed.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER)
             unknown = _unknown(parsed, runner)
     except (ValueError, ImportError, AttributeError) as error:
         raise UserError(f"--beam_options={options!r}: {first_line(error)}") from error
-    except SystemExit as error:  # raised by argparse, which also prints all options there are
+    except SystemExit as error:  # raised by argparse, which also prints every option it knows
         if not error.code:
             raise
-        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        reason = printed.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise UserError(f"--beam_options={options!r}: {reason}") from error
     if unknown:
         raise UserError(f"--beam_options={options!r}: Beam does not know {', '.join(unknown)}")
@@ -75,7 +74,7 @@ def _parsed(options: str) -> Any:
 
 
 def _unknown(parsed: Any, runner: Any) -> list[str]:
-    """Options that nobody knows; runners other than local ones have some that only their servers know."""
+    """Options that Beam does not know; empty for runners on servers, which have options of their own."""
     from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, SwitchingDirectRunner
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
@@ -86,7 +85,7 @@ def _unknown(parsed: Any, runner: Any) -> list[str]:
 
 
 def _run_and_follow(options: Any, job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
-    note = job.folder / f"stop-{uuid.uuid4().hex}"  # of this pipeline; others may still come to their ends
+    note = job.folder / f"stop-{uuid.uuid4().hex}"  # a name of this pipeline: an earlier one may still be ending
     ended = threading.Event()
     # Beam gets the main thread: some of its runners set signal handlers.
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
@@ -123,13 +122,13 @@ def _write(job: Job, note: Path, task: ShardTask) -> None:
     if note.is_file() or shard_report(job, task):  # engines may run a task more than once
         return
     try:
-        write_shard(job, task, lambda news: None)
+        write_shard(job, task, lambda progress: None)
     except UserError as error:
-        _leave(note, str(error))  # raised, it would make the engine try again, and arrive as a traceback
+        _leave(note, str(error))  # an exception would make the engine try again and would arrive as a traceback
 
 
 def _follow(job: Job, tasks: Sequence[ShardTask], watch: Watch, note: Path, ended: threading.Event) -> None:
-    """Tells the watch of finished shards until all are, or no more will be."""
+    """Gives the watch each shard that is finished, until all are or the pipeline has ended and none follows."""
     try:
         while not ended.wait(_POLL_SECONDS):
             tasks = take_finished(job, tasks, watch.take)

@@ -1,19 +1,19 @@
 """Generated scenes with Chinese captions: a demonstration that a bag of words cannot solve.
 
 A scene holds two objects, each with a colour, a shape and a size, one beside or above the other: 大红圆在小蓝方块左边.
-Every caption names everything about both, so it is true of exactly one scene. Within a scene the two colours differ and
-the two shapes differ, so an exchange of the colours, or of the shapes, always makes another scene, and its caption has
-the same characters in another order. A ring that no caption names lies near a border, in any colour: which colours a
-picture has does not tell which of them a named object has.
+Every caption names all attributes of both, so it is true of exactly one scene. Within a scene the two colours differ
+and the two shapes differ, so exchanging the colours, or the shapes, always makes another scene, whose caption has the
+same characters in another order. A ring that no caption names lies near a border, in any colour, so that the colours of
+a picture do not reveal the colour of a named object.
 
-Captions name the left or upper object first. With a free order of mention, 小蓝方块在大红圆右边, the relation is an
-exclusive-or of two words; models of this size bound colours and sizes in minutes, but guessed the places.
+Captions name the left or upper object first. If either could come first (小蓝方块在大红圆右边), the relation would be
+an exclusive-or of two words; models of this size learnt colours and sizes in minutes, but guessed the places.
 
 The scenes are split by *combination*: the unordered colours, shapes and sizes. All scenes of a combination, hence a
-scene and everything that an exchange makes of it, are training scenes or held out together. The validation and the
-swapped split show held-out scenes only, so none of their captions occurs in training.
+scene and all its exchanges, are training scenes or held out together. The validation and the swapped split show
+held-out scenes only, so none of their captions occurs in training.
 
-Left and right carry meaning here: train on these records without horizontal flips, and with crops that keep both
+Left and right have a meaning here: train on these records without horizontal flips, and with crops that keep both
 objects. All numbers in this file are our decision.
 """
 
@@ -30,6 +30,7 @@ import numpy as np
 import tokenizers
 from PIL import Image, ImageDraw
 
+from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.examples import Example
@@ -48,7 +49,7 @@ SIZES: dict[str, float] = {"大": 0.19, "小": 0.115}  # half the object's exten
 OPPOSITES: dict[str, str] = {"左边": "右边", "上面": "下面"}  # where the first object is -> where the second is
 EXCHANGES = ("colour", "shape", "size")
 
-# `near` is where the first object is, `far` where the second is. The two say the same.
+# `near` is the place of the first object, `far` of the second. Both templates mean the same.
 TEMPLATES = (
     "{first}在{second}{near}",
     "{near}{first}，{far}{second}",
@@ -71,13 +72,13 @@ class SceneObject:
 
     @property
     def phrase(self) -> str:
-        """The object in words, such as 大红圆."""
+        """The object as a phrase, such as 大红圆."""
         return f"{self.size}{self.colour}{self.shape}"
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticScene:
-    """Two objects; `relation` (左边 or 上面) says where `first` is, seen from `second`."""
+    """Two objects; `relation` (左边 or 上面) is the place of `first`, seen from `second`."""
 
     first: SceneObject
     second: SceneObject
@@ -85,7 +86,7 @@ class SyntheticScene:
 
     @property
     def combination(self) -> str:
-        """What stays the same whichever attributes the two objects exchange; the unit of the split."""
+        """A key that no exchange of attributes between the two objects changes; the unit of the split."""
         pairs = (
             (self.first.colour, self.second.colour),
             (self.first.shape, self.second.shape),
@@ -95,7 +96,7 @@ class SyntheticScene:
 
     @property
     def name(self) -> str:
-        """A text that no other scene has."""
+        """A unique name."""
         return f"{self.first.phrase}-{self.relation}-{self.second.phrase}"
 
 
@@ -126,7 +127,7 @@ def exchanged(scene: SyntheticScene, what: str) -> SyntheticScene:
 
 
 def caption(scene: SyntheticScene, template: str) -> str:
-    """Returns the scene in the words of one of TEMPLATES."""
+    """Returns the caption of the scene by one of TEMPLATES."""
     return template.format(
         first=scene.first.phrase, second=scene.second.phrase, near=scene.relation, far=OPPOSITES[scene.relation]
     )
@@ -171,7 +172,7 @@ def render(scene: SyntheticScene, rng: np.random.Generator, image_size: int = 48
 
 
 def _draw_distractor(draw: ImageDraw.ImageDraw, scene: SyntheticScene, rng: np.random.Generator, side: int) -> None:
-    """Draws a ring of any colour near a border that the two objects leave free."""
+    """Draws a ring of a random colour near one of the borders that the two objects never reach."""
     along, across = rng.uniform(0.12, 0.88), rng.choice((0.1, 0.9))
     x, y = (along, across) if scene.relation == "左边" else (across, along)
     colour = tuple(COLOURS.values())[rng.integers(len(COLOURS))]
@@ -240,18 +241,18 @@ def demonstration_splits(
     """Generates the records of the three splits, the same for the same arguments.
 
     `train` goes through the training scenes in random order, again and again with new pictures. Pictures of one scene
-    share their `image_id`: every caption of one is true of the other, so training must not take them for negatives.
+    share their `image_id`: every caption of one is true of the others, so they must not be negatives of each other.
     `validation` has one picture of each held-out scene; every caption is true of its own picture only.
     `swapped` has pictures of held-out scenes with the captions [true, foil]. The foil exchanges colours, shapes or
     sizes, and so has the characters of the true caption. The next record is the picture of which the foil is true,
-    with the same two captions the other way round: whatever sees only words, or only a bag of them, scores 50 %.
+    with the same two captions in reverse: a model that sees only words, or only a bag of them, scores 50 %.
 
     Args:
         seed: seed of the split of the scenes and of all pictures and captions.
         train_images: records of the training split, 1 or more.
         validation_scenes: records of the validation split, see `split_scenes`.
-        swapped_images: records of the swapped split, even, 2 or more; colours, shapes and sizes have equal parts
-            as long as there are enough pairs.
+        swapped_images: records of the swapped split, even, 2 or more; colours, shapes and sizes are exchanged equally
+            often as long as there are enough pairs.
         image_size: side of the square pictures in pixels, 32 or more.
 
     Returns:
@@ -295,12 +296,13 @@ def write_demonstration(
         What was written, split by split.
 
     Raises:
-        UserError: a number is out of its range, or the folder holds a dataset already.
+        UserError: a number is out of its range, the folder holds a dataset already, or the disk is full.
     """
     splits = demonstration_splits(seed, train_images, validation_scenes, swapped_images, image_size)
     summaries = write_dataset(output, {name: map(_record, examples) for name, examples in splits.items()})
     tokens = training_vocabulary(seed, validation_scenes)
-    (Path(output).expanduser() / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="\n")
+    with written_whole(Path(output).expanduser() / "vocab.txt") as unfinished:
+        unfinished.write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="\n")
     return summaries
 
 
@@ -316,7 +318,7 @@ def build_vocabulary(texts: Iterable[str]) -> list[str]:
 
 
 def training_vocabulary(seed: int = 0, validation_scenes: int = 320) -> list[str]:
-    """Returns the vocabulary of every caption that the training scenes can have, however many pictures there are."""
+    """Returns the vocabulary of all captions that the training scenes can have, whatever the number of pictures."""
     training, _ = split_scenes(seed, validation_scenes)
     return build_vocabulary(caption(scene, template) for scene in training for template in TEMPLATES)
 
@@ -338,7 +340,7 @@ def _validation_examples(seed: int, scenes: list[SyntheticScene], image_size: in
 
 
 def _swapped_pairs(seed: int, scenes: list[SyntheticScene]) -> list[tuple[SyntheticScene, SyntheticScene, str]]:
-    """Returns (scene, exchanged scene, kind of exchange), the kinds in turn as long as each lasts."""
+    """Returns (scene, exchanged scene, kind of exchange), cycling through the kinds until each runs out."""
     by_kind = []
     for what in EXCHANGES:
         both = ((scene, exchanged(scene, what)) for scene in scenes)
@@ -371,7 +373,7 @@ def _record(example: PlainExample) -> Example:
 
 
 def _stream(seed: int, *names: object) -> np.random.Generator:
-    """Returns a random stream of its own for each seed and names, so no record depends on another."""
+    """Returns an own random stream for each seed and names, so that no record depends on another."""
     return np.random.Generator(np.random.PCG64(int.from_bytes(_digest(seed, *names), "big")))
 
 

@@ -1,4 +1,4 @@
-"""Shrinking an image once, when a dataset is prepared, so that every epoch reads and decodes less."""
+"""Shrinks images once, when a dataset is prepared, so that every epoch reads and decodes less."""
 
 import importlib.metadata
 import io
@@ -16,16 +16,16 @@ _JPEG_SIDE = 65_500  # pixels; the limit of libjpeg
 
 
 def libraries() -> dict[str, str]:
-    """Name and version of each library that decides what bytes `downsized` returns."""
+    """Name -> version of each library on which the bytes of `downsized` depend."""
     names = ["pillow", "simplejpeg", *(["cykooz-resizer"] if resizing.cykooz_resizer else [])]
     return {name: importlib.metadata.version(name) for name in names}
 
 
 def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
-    """Makes a smaller JPEG of an image whose short side is longer than `short_side`; others stay as they are.
+    """Makes a smaller JPEG of an image whose short side is longer than `short_side`; returns others unchanged.
 
-    The smaller image keeps the aspect ratio to the next pixel; it is upright, RGB, with chroma at half resolution
-    (4:2:0, as most photographs of the web have it already; our decision), and without metadata.
+    The smaller image keeps the aspect ratio to the next pixel. It is upright, RGB, without metadata, and has chroma at
+    half resolution (4:2:0, as most photographs of the web already; our decision).
 
     Args:
         encoded: a JPEG, PNG, ... file's bytes.
@@ -36,7 +36,8 @@ def downsized(encoded: bytes, short_side: int, quality: int) -> bytes:
         The JPEG's bytes, the same for the same arguments; or `encoded` itself.
 
     Raises:
-        UnusableRecord: see `opened`; the image is decoded in any case. Or the smaller image is too long for a JPEG.
+        UnusableRecord: the image cannot be decoded, which is tried in any case, see `opened`; or the smaller image is
+            too long for a JPEG.
     """
     image = EncodedImage(encoded)
     width, height = image.size

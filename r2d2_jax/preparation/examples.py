@@ -1,4 +1,4 @@
-"""What a corpus is read into: annotations first, then examples; and what becomes of lines that are neither."""
+"""The types that a corpus is read into: annotations, examples, entries, and where each of them was found."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ from r2d2_jax.data.bad_records import UnusableRecord
 
 
 class MissingImage(UnusableRecord):
-    """There is no image of the name that an annotation gives, or it cannot be read from the disk."""
+    """The image that an annotation names does not exist or cannot be read from the disk."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is: a file and the line in it, from 1 (in a JSON array the entry, in a folder the file)."""
+    """A place in a corpus: a file and the line in it, from 1 (the entry of a JSON array, the file of a folder)."""
 
     file: str
     line: int
@@ -22,14 +22,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one line of an annotation file says of an image.
+    """One line of an annotation file.
 
     image: the image's name, by which the corpus finds its bytes.
-    captions: the texts that this line gives; () for an image of a gallery that no text asks for.
-    split: "" where the file, not the line, says which split it belongs to.
+    captions: the texts of this line; () for an image of a retrieval gallery that is no text's match.
+    split: the split's name; "" if the file as a whole belongs to one.
     image_id: the image's identity, if it is not its name.
     label: number of the class, in corpora that have classes.
-    unique: what may be annotated once only in a split, such as "1.jpg#0"; "" where there is no such thing.
+    unique: a key that may occur only once in a split, such as "1.jpg#0"; "" if any line may be repeated.
     """
 
     image: str
@@ -42,10 +42,10 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Example:
-    """An image with its captions before it has a place in a shard.
+    """An image with its captions, ready to be written to a shard.
 
-    image: encoded bytes, as they came (JPEG, PNG, ...).
-    captions: the image's captions; none for an image of a gallery that no text asks for, or of a class.
+    image: encoded bytes, unchanged (JPEG, PNG, ...).
+    captions: the image's captions; () for an image of a class, or of a retrieval gallery that is no text's match.
     image_id: the image's identity; examples with the same identity show the same image.
     label: number of the class, in corpora that have classes.
     """
@@ -58,7 +58,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Entry:
-    """One step of reading a corpus: an example or the reason why there is none, and how far the reader has come.
+    """One step of reading a corpus: an example, or the reason why it is unusable.
 
     place: "FILE:LINE" or the sample's name within an archive.
     weight: the entry's share of its piece, in the piece's own unit (entries or bytes).

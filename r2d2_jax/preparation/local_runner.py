@@ -1,4 +1,4 @@
-"""Who does the parts of a long work on a corpus, such as the shards of a preparation: this process, or several."""
+"""Runs the tasks of a long work on a corpus, such as the shards of a preparation, in this process or in several."""
 
 import concurrent.futures
 import functools
@@ -12,14 +12,16 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.preparation_progress import Watch
+from r2d2_jax.preparation.progress import Progress, Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask, write_shard
+from r2d2_jax.preparation.work_folder import remove_half_written
 
 _POLL_SECONDS = 0.1
-Tell = Callable[[Any], Any]
+Report = Callable[[Progress], Any]
+Work = Callable[[Any, Report], None]
 
-_work: Callable[[Any, Tell], None]  # of a worker process; set when it starts, as is _tell
-_tell: Tell
+_work: Work  # of a worker process; set when it starts, as is _report
+_report: Report
 
 
 def in_processes(count: int) -> Callable[[Job, Sequence[ShardTask], Watch], None]:
@@ -39,6 +41,8 @@ def in_processes(count: int) -> Callable[[Job, Sequence[ShardTask], Watch], None
                 "a process that writes shards was killed, perhaps for want of memory; lower --processes "
                 "and start again: finished shards are kept"
             ) from error
+        finally:
+            remove_half_written(job.folder)  # by workers that were killed because another one failed
 
     return run
 
@@ -49,18 +53,18 @@ def check_processes(count: int) -> None:
         raise UserError(f"--processes is {count}; expected 1 or more")
 
 
-def run_tasks(work: Callable[[Any, Tell], None], tasks: Sequence[Any], take: Tell, count: int) -> None:
-    """Does every task once, in `count` processes; with one, in this one.
+def run_tasks(work: Work, tasks: Sequence[Any], take: Report, count: int) -> None:
+    """Does every task once, in `count` processes; with one, in this process.
 
     Args:
-        work: called with a task and a function to which it tells its news; it can be pickled, as can tasks and news.
+        work: called with a task and a function to report progress to; both it and the tasks can be pickled.
         tasks: in the order in which they are begun.
-        take: is given all news here, in this process; those of one task in their order.
+        take: called in this process with all progress; that of one task comes in order.
         count: number of processes.
 
     Raises:
         BrokenProcessPool: a process was killed.
-        Exception: whatever `work` or `take` raises; all processes have ended then.
+        Exception: whatever `work` or `take` raises, after all processes have ended.
     """
     if count == 1:
         for task in tasks:
@@ -69,17 +73,17 @@ def run_tasks(work: Callable[[Any, Tell], None], tasks: Sequence[Any], take: Tel
         _run_in_pool(work, tasks, take, min(count, len(tasks)))
 
 
-def _run_in_pool(work: Callable[[Any, Tell], None], tasks: Sequence[Any], take: Tell, count: int) -> None:
+def _run_in_pool(work: Work, tasks: Sequence[Any], take: Report, count: int) -> None:
     context = multiprocessing.get_context("spawn")
-    news = context.SimpleQueue()
+    reports = context.SimpleQueue()
     others = set(multiprocessing.active_children())
-    pool = concurrent.futures.ProcessPoolExecutor(count, context, _start_worker, (work, news))
+    pool = concurrent.futures.ProcessPoolExecutor(count, context, _start_worker, (work, reports))
     try:
         pending = {pool.submit(_do, task) for task in tasks}
         while pending:
             done, pending = concurrent.futures.wait(pending, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
-            while not news.empty():
-                take(news.get())
+            while not reports.empty():
+                take(reports.get())
             for future in done:
                 future.result()
     except BrokenProcessPool:
@@ -90,24 +94,23 @@ def _run_in_pool(work: Callable[[Any, Tell], None], tasks: Sequence[Any], take: 
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-    while not news.empty():
-        take(news.get())
+    while not reports.empty():
+        take(reports.get())
 
 
-def _start_worker(work: Callable[[Any, Tell], None], news: Any) -> None:
-    global _work, _tell
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process sees to it
-    _work, _tell = work, news.put
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def _start_worker(work: Work, reports: Any) -> None:
+    global _work, _report
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    _work, _report = work, reports.put
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
 
 
-def _leave_with_parent() -> None:
-    # A killed process cannot take its workers along, and they would go on writing beside its successor's.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+def _exit_after(sentinel: int) -> None:
+    """Ends this process once the parent has ended: if that was killed, its workers would write on beside new ones."""
+    multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
 
 def _do(task: Any) -> None:
-    _work(task, _tell)
+    _work(task, _report)

@@ -1,8 +1,8 @@
-"""From a corpus as people have it to a dataset: catalog, shards, dataset.
+"""Prepares a corpus as a dataset in three stages: catalog, shards, dataset.
 
-Everything unfinished lies in OUTPUT/NAME.unfinished: the settings, the catalog, and every finished shard with its
-report. A preparation that was killed goes on from there; what it writes does not depend on that, nor on the number of
-processes.
+The working folder OUTPUT/NAME.unfinished holds the settings, the catalog, and every finished shard with its report. A
+preparation that was killed continues from it. The bytes of the dataset depend neither on interruptions nor on the
+number of processes.
 """
 
 import itertools
@@ -20,8 +20,16 @@ from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus
 from r2d2_jax.preparation.downsizing import libraries
 from r2d2_jax.preparation.local_runner import in_processes
-from r2d2_jax.preparation.preparation_progress import Watch
-from r2d2_jax.preparation.shard_task import Job, ShardReport, ShardTask, readable, shard_report, take_finished
+from r2d2_jax.preparation.progress import Watch
+from r2d2_jax.preparation.shard_task import (
+    START_AGAIN,
+    Job,
+    ShardReport,
+    ShardTask,
+    readable,
+    shard_report,
+    take_finished,
+)
 from r2d2_jax.preparation.work_folder import unfinished_work
 from r2d2_jax.preparation.writer import SplitSummary, dataset_path, publish_dataset
 
@@ -34,10 +42,10 @@ Runner = Callable[[Job, Sequence[ShardTask], Watch], None]
 class Settings:
     """How a corpus is prepared.
 
-    shards: files a split, as far as there is an entry or an archive for each; 0 chooses: about 10,000 entries or 256
-        MiB of archives each, but at least 8.
-    max_broken_share: largest tolerated share of entries left out, 0 to 1.
-    short_side: images with a longer short side are shrunk to this many pixels; 0 keeps all as they are.
+    shards: files a split, at most one for each entry or archive; 0 chooses: about 10,000 entries or 256 MiB of archives
+        each, but at least 8.
+    max_broken_share: largest tolerated share of unusable entries, 0 to 1.
+    short_side: images with a longer short side are shrunk to this many pixels; 0 keeps every image as it is.
     jpeg_quality: of the images that are shrunk, 1 to 95.
     """
 
@@ -60,11 +68,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What came of a preparation.
+    """The result of a preparation.
 
-    splits: what was written. skipped: split name -> number of its entries left out, "" for those that name no split.
-    first_skipped: the first ten of all entries left out, each with its place and reason. skipped_file: all of them.
-    remarks: what else the corpus has to say, such as how many links were dead.
+    splits: what was written. skipped: split name -> number of its unusable entries, "" for those that name no split.
+    first_skipped: the first ten of these, each with its place and reason. skipped_file: a file of all of them.
+    remarks: other lines of the corpus for the report, such as how many links were dead.
     """
 
     splits: tuple[SplitSummary, ...]
@@ -74,7 +82,7 @@ class Preparation:
     remarks: tuple[str, ...] = ()
 
     def table(self) -> str:
-        """The splits as lines of text: records, captions, skipped entries, bytes, shards."""
+        """The splits as a table: records, captions, skipped entries, bytes, shards."""
         rows: list[tuple[str, ...]] = [("split", "records", "captions", "skipped", "bytes", "shards")]
         for split in self.splits:
             counts = (split.records, split.captions, self.skipped.get(split.name, 0), split.bytes, split.shards)
@@ -101,7 +109,7 @@ def prepare(
     vocabulary: str = "",
     run: Runner | None = None,
 ) -> Preparation:
-    """Writes a corpus as the dataset OUTPUT/NAME/1.0.0, or goes on where that was interrupted.
+    """Writes a corpus as the dataset OUTPUT/NAME/1.0.0, or continues an interrupted preparation of it.
 
     Args:
         corpus: what to read.
@@ -111,7 +119,7 @@ def prepare(
         run: writes the shards; by default in this process.
 
     Raises:
-        UserError: whatever is wrong with the input; the output then holds no dataset.
+        UserError: something is wrong with the input or the disk; then the output holds no dataset.
     """
     settings = settings or Settings()
     root = Path(output).expanduser().absolute()
@@ -127,14 +135,14 @@ def prepare(
         catalog = build_catalog(corpus, folder / "catalog.sqlite")
         job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
         tasks = _tasks(corpus, catalog, settings.shards)
-        _write_missing(job, tasks, _watch(corpus, catalog, settings), run or in_processes(1))
+        _write_missing(job, tasks, _watch(corpus, catalog, tasks, settings), run or in_processes(1))
         _copy_vocabulary(vocabulary, root)
         return _publish(root, job, tasks, catalog)
 
 
 def _check_vocabulary(vocabulary: str) -> None:
     if vocabulary:
-        load_tokenizer(vocabulary, text_length=3)  # says what is wrong with it before the images are read
+        load_tokenizer(vocabulary, text_length=3)  # reports a bad one before the images are read
         if not Path(vocabulary).expanduser().is_file():
             raise UserError(f"--vocabulary={vocabulary} is not a file; expected a vocab.txt to copy beside the dataset")
 
@@ -146,7 +154,7 @@ def _copy_vocabulary(vocabulary: str, root: Path) -> None:
 
 
 def build_catalog(corpus: Corpus, path: Path) -> Catalog:
-    """Walks a corpus's annotations into a catalog at `path`, or opens the one that is there.
+    """Indexes a corpus's annotations in a catalog at `path`, or opens the one that is there.
 
     Raises:
         UserError: an annotation file is missing, or the catalog cannot be written.
@@ -177,16 +185,17 @@ def _tasks(corpus: Corpus, catalog: Catalog, shards: int) -> list[ShardTask]:
     ]
 
 
-def _watch(corpus: Corpus, catalog: Catalog, settings: Settings) -> Watch:
+def _watch(corpus: Corpus, catalog: Catalog, tasks: list[ShardTask], settings: Settings) -> Watch:
     skipped = sum(catalog.skipped().values())
     total = sum(catalog.sizes().values()) + skipped
     first = list(itertools.islice(catalog.skipped_lines(), FIRST_NAMES))
-    return Watch(corpus.unit, settings.max_broken_share, total=total or None, skipped=skipped, first=first)
+    weight = sum(task.weight for task in tasks)
+    return Watch(corpus.unit, weight, settings.max_broken_share, total=total or None, skipped=skipped, first=first)
 
 
 def _write_missing(job: Job, tasks: list[ShardTask], watch: Watch, run: Runner) -> None:
-    missing = take_finished(job, tasks, watch.resume)
-    with watch.showing(sum(task.weight for task in tasks)):
+    missing = take_finished(job, tasks, watch.count)
+    with watch.showing():
         run(job, missing, watch)
     watch.judge(finished=True)
 
@@ -209,6 +218,7 @@ def _publish(root: Path, job: Job, tasks: list[ShardTask], catalog: Catalog) -> 
         class_names=corpus.class_names,
         description=corpus.description,
         homepage=corpus.homepage,
+        advice=START_AGAIN,
     )
     skipped_file = dataset_path(root, corpus.name) / SKIPPED_FILE
     return Preparation(tuple(summaries), skipped, first, skipped_file, catalog.remarks())

@@ -1,7 +1,8 @@
-"""The unit of work of a preparation: one shard, written by any process at any time with the same result."""
+"""The unit of work of a preparation: one shard. Any process can write it at any time, with the same bytes."""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus, Piece
 from r2d2_jax.preparation.downsizing import downsized, libraries
 from r2d2_jax.preparation.examples import Entry, Example
-from r2d2_jax.preparation.progress import News, Reporter
+from r2d2_jax.preparation.progress import Progress, Reporter
 from r2d2_jax.preparation.writer import ShardSummary, ShardWriter, dataset_features
+
+START_AGAIN = "start again: finished shards are kept"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all shards of a preparation have in common.
+    """What all shards of a preparation share.
 
-    corpus: where the entries come from. catalog: its catalog's file. folder: where the shards go.
-    short_side: images with a longer short side are shrunk to this many pixels; 0 keeps all as they are.
+    corpus: where the entries come from. catalog: the file of its catalog. folder: where the shards go.
+    short_side: images with a longer short side are shrunk to this many pixels; 0 keeps every image as it is.
     jpeg_quality: of the images that are shrunk. libraries: what shrinks them, see `downsizing.libraries`.
     """
 
@@ -39,7 +42,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write: number `index` of its split, out of these pieces."""
+    """One shard to write: number `index` of its split, read from these pieces."""
 
     split: str
     index: int
@@ -57,53 +60,50 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What came of a shard; lies as JSON beside it and says that it is finished.
+    """What was written into a shard and what was left out; a JSON file beside the shard, which marks it as finished.
 
-    written: what it holds. size: of its file, in bytes. skipped: every entry left out, with its place and reason.
+    written: what it holds. size: of its file, in bytes. skipped: every unusable entry with its place and reason.
     """
 
     written: ShardSummary
     size: int
     skipped: tuple[str, ...]
 
-    def news(self, task: "ShardTask") -> News:
-        """The same as news of the whole shard."""
-        return News(
+    def progress(self, task: ShardTask) -> Progress:
+        """The whole shard as one step of progress."""
+        return Progress(
             task.weight, self.written.records + len(self.skipped), len(self.skipped), list(self.skipped[:FIRST_NAMES])
         )
 
 
-def write_shard(job: Job, task: ShardTask, tell: Callable[[News], Any]) -> None:
-    """Writes a shard, then its report; nothing appears under their names before it is complete.
+def write_shard(job: Job, task: ShardTask, report: Callable[[Progress], Any]) -> None:
+    """Writes a shard, then its report; neither name exists before its file is complete.
 
     Args:
         job: what all shards share.
         task: the shard.
-        tell: is given the news about five times a second.
+        report: is given the progress about five times a second.
 
     Raises:
-        UserError: the disk is full, or something else that concerns more than an entry; or images are shrunk, and the
-            libraries here are others than those of the machine where the preparation was begun.
+        UserError: the disk is full, or something else concerns more than one entry; or images are shrunk, and the
+            libraries here differ from those of the machine where the preparation was begun.
     """
     _check_libraries(job)
     skipped: list[str] = []
     path = task.path(job)
-    with written_whole(path) as unfinished:
-        writer = ShardWriter(unfinished, dataset_features(job.corpus.class_names))
-        try:
-            for example in _usable(job, task, skipped, tell):
+    with written_whole(path, advice=START_AGAIN) as unfinished:
+        features = dataset_features(job.corpus.class_names)
+        with contextlib.closing(ShardWriter(unfinished, features)) as writer:
+            for example in _usable(job, task, skipped, report):
                 writer.add(example)
-        except BaseException:
-            writer.abandon()
-            raise
-        summary = writer.finish()
-    with written_whole(_report_path(path)) as unfinished:
-        report = ShardReport(summary, path.stat().st_size, tuple(skipped))
-        unfinished.write_text(json.dumps(dataclasses.asdict(report), ensure_ascii=False), encoding="utf-8")
+            written = writer.finish()
+    with written_whole(_report_path(path), advice=START_AGAIN) as unfinished:
+        finished = ShardReport(written, path.stat().st_size, tuple(skipped))
+        unfinished.write_text(json.dumps(dataclasses.asdict(finished), ensure_ascii=False), encoding="utf-8")
 
 
 def shard_report(job: Job, task: ShardTask) -> ShardReport | None:
-    """What came of a shard; None if it is not finished, or not whole any more."""
+    """The report of a finished shard; None if the shard is not finished, or was damaged since."""
     path = task.path(job)
     try:
         fields = json.loads(_report_path(path).read_text(encoding="utf-8"))
@@ -113,15 +113,15 @@ def shard_report(job: Job, task: ShardTask) -> ShardReport | None:
         return None
 
 
-def take_finished(job: Job, tasks: Sequence[ShardTask], take: Callable[[News], Any]) -> list[ShardTask]:
-    """Gives `take` the news of every shard that is finished; returns the tasks of the others, in order."""
+def take_finished(job: Job, tasks: Sequence[ShardTask], take: Callable[[Progress], Any]) -> list[ShardTask]:
+    """Calls `take` with the progress of every finished shard; returns the tasks of the others, in order."""
     pending = []
     for task in tasks:
         report = shard_report(job, task)
         if report is None:
             pending.append(task)
         else:
-            take(report.news(task))
+            take(report.progress(task))
     return pending
 
 
@@ -135,7 +135,7 @@ def _check_libraries(job: Job) -> None:
 
 @contextlib.contextmanager
 def readable(corpus: Corpus) -> Iterator[None]:
-    """Turns what the operating system says while a corpus is read into a UserError that names the corpus."""
+    """Turns an OSError that is raised while a corpus is read into a UserError that names the corpus."""
     try:
         yield
     except OSError as error:
@@ -153,24 +153,23 @@ def _report_path(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.json")
 
 
-def _usable(job: Job, task: ShardTask, skipped: list[str], tell: Callable[[News], Any]) -> Iterator[Example]:
-    reporter = Reporter(tell)
-    catalog = Catalog(job.catalog)
-    for piece in task.pieces:
-        for entry in _entries(job.corpus, piece, catalog):
-            outcome = _finished(entry, job)
+def _usable(job: Job, task: ShardTask, skipped: list[str], report: Callable[[Progress], Any]) -> Iterator[Example]:
+    """The usable examples of a shard in order; appends the place and reason of each other entry to `skipped`."""
+    reporter = Reporter(report)
+    with contextlib.closing(Catalog(job.catalog)) as catalog:
+        for entry in itertools.chain.from_iterable(_entries(job.corpus, piece, catalog) for piece in task.pieces):
+            outcome, unusable = _finished(entry, job), ""
             if isinstance(outcome, Example):
                 yield outcome
             else:
-                skipped.append(f"{entry.place}: {outcome}")
-                reporter.skip(skipped[-1])
-            reporter.read(entry.weight)
-    reporter.tell()
-    catalog.close()
+                unusable = f"{entry.place}: {outcome}"
+                skipped.append(unusable)
+            reporter.count(entry.weight, unusable)
+    reporter.flush()
 
 
 def _finished(entry: Entry, job: Job) -> Example | UnusableRecord:
-    """The example with its image seen to be whole, and shrunk if that is wanted."""
+    """The example with its image checked, and shrunk if that is wanted."""
     if isinstance(entry.outcome, UnusableRecord):
         return entry.outcome
     example = entry.outcome

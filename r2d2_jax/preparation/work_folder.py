@@ -1,4 +1,4 @@
-"""The folder of a preparation's unfinished work: whose it is, what in it may be believed, and when it goes."""
+"""The working folder of a preparation: lock, identity check, cleanup."""
 
 import contextlib
 import fcntl
@@ -21,25 +21,30 @@ _LOCK = "lock"
 
 @contextlib.contextmanager
 def unfinished_work(folder: Path, dataset: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Holds the folder for one preparation; it is removed at the end, and kept if that is not reached.
+    """Holds the folder for one preparation; removes it on success and keeps it otherwise.
 
     Args:
         folder: where the work is; made if absent.
         dataset: where the finished dataset will be.
-        identity: what the preparation depends on, as plain JSON values; only work with the same is gone on with.
+        identity: what the preparation depends on, as plain JSON values; work of the same identity is continued.
 
     Raises:
-        UserError: there is such a dataset, another preparation is at work, the folder holds other work, or it cannot be
-            written to.
+        UserError: the dataset exists already, another preparation is running, the folder holds work of another
+            identity, or it cannot be written to.
     """
     with _held(folder):
         if dataset.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a preparation that was killed when all was done
+            shutil.rmtree(folder, ignore_errors=True)  # left by a preparation that was killed after it made the dataset
         check_absent(dataset)
         _enter(folder, dataset, identity)
         yield
-        (folder / _IDENTITY).unlink()  # first, for without it nothing that may be left is believed
+        (folder / _IDENTITY).unlink()  # first: without it, whatever an interrupted removal leaves is ignored
         shutil.rmtree(folder)
+
+
+def remove_half_written(folder: Path, name: str = "*") -> None:
+    """Removes what killed processes were writing with `written_whole`: files and folders of this name, or of any."""
+    _remove(folder.glob(f"{name}.unfinished-*"))
 
 
 @contextlib.contextmanager
@@ -56,7 +61,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _take(lock: IO[str], folder: Path) -> None:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process that is killed lets go of it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock of a killed process
     except BlockingIOError as error:
         raise UserError(
             f"another preparation is at work in {folder}; let it end, or choose another --output"
@@ -73,15 +78,18 @@ def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
             f"{folder} was left over by a preparation with other settings or files; delete it, or go back "
             f"to them. {len(differing):,} differences, the first:\n{bulleted(differing[:FIRST_NAMES])}"
         )
-    _remove(folder.glob("*.unfinished-*") if before else folder.iterdir())  # of killed processes; of nobody knows whom
-    _remove(dataset.parent.glob("*incomplete*"))  # TFDS's, killed while it took the shards
+    if before:
+        remove_half_written(folder)
+    else:
+        _remove(folder.iterdir())  # of unknown origin
+    remove_half_written(dataset.parent, dataset.name)
     if not before:
         with written_whole(folder / _IDENTITY) as unfinished:
             unfinished.write_text(json.dumps(identity, ensure_ascii=False), encoding="utf-8")
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """What differs; of the files of a corpus only those that do."""
+    """One line for each setting that differs, and for each file of the corpus that does."""
     for key in now:
         old, new = before.get(key), now[key]
         if isinstance(old, dict) and isinstance(new, dict):
@@ -94,7 +102,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 def _read_identity(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # absent, or cut short when the machine went down
+    except (OSError, ValueError, TypeError):  # absent, or cut short when the machine lost power
         return {}
 
 

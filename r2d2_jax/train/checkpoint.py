@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from r2d2_jax.atomic import WRITE_ERRORS
+from r2d2_jax.atomic import is_disk_error
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.errors import UserError, bulleted, first_line
@@ -125,7 +125,9 @@ class Checkpoints:
             yield
         except jax.errors.JaxRuntimeError:  # of the devices or of other processes, not of the disk
             raise
-        except WRITE_ERRORS as error:
+        except Exception as error:
+            if not is_disk_error(error):
+                raise
             raise UserError(
                 f"cannot write a checkpoint to {self.directory}: {_reason(error)}; {self.last_good()}; make room or "
                 "mend the folder, then run the same command again to resume"

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import resource
 import stat
 import sys
 import zipfile
@@ -203,6 +204,18 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="No space left on device; nothing was left there; free some space"):
         write_tensors(tmp_path / "x.safetensors", TENSORS)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x.safetensors": b"what was there before"}
+
+
+def test_pytorch_on_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    """No file may become longer than 10 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="x.pth: .*File too large; nothing was left there"):
+            write_tensors(tmp_path / "x.pth", {"a": np.zeros(10_000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_others_may_read_what_is_written(tmp_path: Path) -> None:

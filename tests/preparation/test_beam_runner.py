@@ -25,8 +25,8 @@ from r2d2_jax.preparation import shard_task as shard_tasks
 from r2d2_jax.preparation.beam_runner import in_beam
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.local_runner import in_processes
-from r2d2_jax.preparation.preparation_progress import Watch
 from r2d2_jax.preparation.prepare import Preparation, Settings, prepare
+from r2d2_jax.preparation.progress import Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask, shard_report, write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,9 +107,9 @@ def test_finished_shards_are_not_written_again(
         prepare(corpus, str(tmp_path / "out"), settings(), run=half)
     written = []
 
-    def counted(job: Job, task: ShardTask, tell: Any) -> None:
+    def counted(job: Job, task: ShardTask, report: Any) -> None:
         written.append((task.split, task.index))
-        write_shard(job, task, tell)
+        write_shard(job, task, report)
 
     monkeypatch.setattr(beam_runner, "write_shard", counted)
     preparation = prepare_in_beam(corpus, tmp_path / "out")
@@ -140,7 +140,7 @@ def test_one_shard_written_by_two_at_once(corpus: JsonLines, tmp_path: Path, und
         both = threading.Barrier(2, timeout=60)
         with concurrent.futures.ThreadPoolExecutor(2) as executor:
             for task in tasks:
-                for written in [executor.submit(write_shard, job, task, lambda news: both.wait()) for _ in range(2)]:
+                for written in [executor.submit(write_shard, job, task, lambda _: both.wait()) for _ in range(2)]:
                     written.result()
 
     prepare(corpus, str(tmp_path / "out"), settings(), run=twice)
@@ -161,8 +161,8 @@ def test_too_much_broken(tmp_path: Path, options: str, caplog: pytest.LogCapture
 def test_too_much_broken_stops_a_pipeline_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
 
-    def until_stopped_after_ten(job: Job, task: ShardTask, tell: Any) -> None:
-        write_shard(job, task, tell)
+    def until_stopped_after_ten(job: Job, task: ShardTask, report: Any) -> None:
+        write_shard(job, task, report)
         written.append(task)
         deadline = time.monotonic() + 60
         while len(written) == 10 and not list(job.folder.glob("stop-*")):
@@ -201,7 +201,7 @@ def test_what_a_shard_raises_leaves_the_rest_out(
 ) -> None:
     asked = []
 
-    def refuse(job: Job, task: ShardTask, tell: Any) -> None:
+    def refuse(job: Job, task: ShardTask, report: Any) -> None:
         asked.append(task)
         raise UserError("the disk is full")
 
@@ -213,7 +213,7 @@ def test_what_a_shard_raises_leaves_the_rest_out(
 
 @with_beam
 def test_a_pipeline_that_fails(corpus: JsonLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(job: Job, task: ShardTask, tell: Any) -> None:
+    def fail(job: Job, task: ShardTask, report: Any) -> None:
         raise MemoryError("no memory left")
 
     monkeypatch.setattr(beam_runner, "write_shard", fail)

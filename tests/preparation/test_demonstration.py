@@ -4,6 +4,7 @@ The checks read captions and pixels by their own rules, never by the generator's
 """
 
 import collections
+import functools
 import hashlib
 import io
 import re
@@ -33,6 +34,7 @@ THING = r"([大小])([红绿蓝黄紫黑])(圆|方块|三角|十字)"
 AXES = {"左边": "右边", "上面": "下面"}
 
 
+@functools.cache
 def read_caption(text: str) -> Reading:
     """What the text says, whichever way it says it."""
     if match := re.fullmatch(f"{THING}在{THING}(左边|上面)", text):
@@ -68,6 +70,7 @@ def read_thing(pixels: np.ndarray, contrast: np.ndarray) -> Thing:
     return colour, "大" if max(box.shape) > 0.29 * len(pixels) else "小", shape
 
 
+@functools.cache
 def read_picture(encoded: bytes) -> Reading:
     """What the picture shows, from its pixels alone."""
     pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)
@@ -90,6 +93,7 @@ def texts_of(examples: list[synthetic.PlainExample]) -> list[str]:
     return [text for example in examples for text in example["captions"]]
 
 
+@functools.cache
 def generate(seed: int = 0, train_images: int = 6000) -> dict[str, list[synthetic.PlainExample]]:
     return {
         name: list(examples)
@@ -112,7 +116,7 @@ def test_splits_have_the_documented_sizes(splits: dict[str, list[synthetic.Plain
 
 
 def test_same_seed_gives_the_same_bytes() -> None:
-    assert generate(seed=3, train_images=50) == generate(seed=3, train_images=50)
+    assert generate.__wrapped__(seed=1, train_images=50) == generate(seed=1, train_images=50)
 
 
 def test_seed_zero_gives_the_texts_it_always_gave(splits: dict[str, list[synthetic.PlainExample]]) -> None:
@@ -132,7 +136,7 @@ def test_another_seed_gives_other_pictures_and_another_split() -> None:
 
 
 def test_more_pictures_leave_the_first_ones_as_they_are(splits: dict[str, list[synthetic.PlainExample]]) -> None:
-    assert generate(train_images=50)["train"] == splits["train"][:50]
+    assert generate(seed=0, train_images=50)["train"] == splits["train"][:50]
 
 
 def test_every_caption_is_true_of_its_picture(splits: dict[str, list[synthetic.PlainExample]]) -> None:
@@ -230,7 +234,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_written_records_are_the_generated_examples(written: Path) -> None:
-    for name, examples in generate(train_images=50).items():
+    for name, examples in generate(seed=0, train_images=50).items():
         source = RecordSource(written, name)
         records = [source[index] for index in range(len(source))]
         assert [(record.image, list(record.captions), record.image_id) for record in records] == [
@@ -252,7 +256,7 @@ def test_vocabulary_covers_every_caption(splits: dict[str, list[synthetic.PlainE
     assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert len(set(tokens)) == len(tokens)
     tokenizer = load_tokenizer(str(written), text_length=15)  # transformers' BERT tokenizer
-    texts = [text for examples in splits.values() for text in texts_of(examples)]
+    texts = list({text for examples in splits.values() for text in texts_of(examples)})
     input_ids, attention_mask = tokenizer(texts)
     assert tokenizer.unk_id not in input_ids
     assert attention_mask.sum(1).tolist() == [len(text) + 2 for text in texts]  # every character, CLS and SEP

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -19,14 +20,13 @@ from small_data import encode
 
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation import entry_progress
-from r2d2_jax.preparation import progress as news
+from r2d2_jax.preparation import progress as progress_module
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.local_runner import in_processes
-from r2d2_jax.preparation.preparation_progress import Watch
 from r2d2_jax.preparation.prepare import Settings, prepare
-from r2d2_jax.preparation.progress import News
+from r2d2_jax.preparation.progress import Progress, Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask
+from r2d2_jax.preparation.writer import ShardWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +105,7 @@ def test_killed_processes_leave_nothing_that_disturbs(tmp_path: Path) -> None:
     assert len(workers) >= 2
     until(lambda: not any(map(alive, workers)))
     assert not (output / "json_lines").exists()
-    prepare(corpus, str(output), Settings(shards=24), run=in_processes(2))
+    prepare(corpus, str(output), Settings(shards=24))
     assert files(undisturbed) == files(output)
 
 
@@ -121,21 +121,21 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_worker_is_one_message(tmp_path: Path, monkeypatch: Any) -> None:
-    def take(watch: Watch, news: News) -> None:
+    def take(watch: Watch, progress: Progress) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
 
-    corpus = written_corpus(tmp_path, 400)
+    corpus = written_corpus(tmp_path, 80)
     monkeypatch.setattr(Watch, "take", take)
     with pytest.raises(
         UserError,
         match="a process that writes shards was killed, perhaps for want of memory; lower "
         "--processes and start again: finished shards are kept",
     ):
-        prepare(corpus, str(tmp_path / "out"), Settings(shards=100), run=in_processes(2))
+        prepare(corpus, str(tmp_path / "out"), Settings(shards=20), run=in_processes(2))
     monkeypatch.undo()
-    prepare(corpus, str(tmp_path / "out"), Settings(shards=100), run=in_processes(2))
-    assert len(RecordSource(tmp_path / "out", "train")) == 300
+    prepare(corpus, str(tmp_path / "out"), Settings(shards=20))
+    assert len(RecordSource(tmp_path / "out", "train")) == 60
 
 
 def test_too_much_broken_stops_all_processes(tmp_path: Path) -> None:
@@ -143,12 +143,49 @@ def test_too_much_broken_stops_all_processes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"of the 40 entries are unusable so far, more than --max_broken_share=0.1"):
         prepare(corpus, str(tmp_path / "out"), settings(), run=in_processes(2))
     assert not (tmp_path / "out" / "json_lines").exists()
+    assert not list((tmp_path / "out" / "json_lines.unfinished").glob("*.unfinished-*"))  # of workers that were killed
+
+
+def nothing(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+    raise Killed
+
+
+def test_a_full_disk_is_one_message(corpus: JsonLines, tmp_path: Path) -> None:
+    """No file may become longer than 5 kB, and a shard takes more than that."""
+    with pytest.raises(Killed):
+        prepare(corpus, str(tmp_path / "out"), settings(), run=nothing)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        with pytest.raises(
+            UserError,
+            match="cannot write .*/validation-00000: .*File too large.*; nothing was left there; .*, "
+            "and start again: finished shards are kept",
+        ):
+            prepare(corpus, str(tmp_path / "out"), settings())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = {path.name for path in (tmp_path / "out" / "json_lines.unfinished").iterdir()}
+    assert left == {"catalog.sqlite", "lock", "preparation.json"}
+    prepare(corpus, str(tmp_path / "out"), settings())
+
+
+@pytest.mark.parametrize("error", [KeyError("image"), ValueError("no such colour")])
+def test_a_bug_in_a_writer_is_a_traceback(
+    corpus: JsonLines, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(writer: ShardWriter, example: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ShardWriter, "add", planted)
+    with pytest.raises(type(error)) as raised:
+        prepare(corpus, str(tmp_path / "out"), settings())
+    assert raised.value is error
+    left = {path.name for path in (tmp_path / "out" / "json_lines.unfinished").iterdir()}
+    assert left == {"catalog.sqlite", "lock", "preparation.json"}
 
 
 def test_other_settings_or_files_do_not_go_on(corpus: JsonLines, tmp_path: Path) -> None:
-    def nothing(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
-        raise Killed
-
     output = str(tmp_path / "out")
     with pytest.raises(Killed):
         prepare(corpus, output, settings(), run=nothing)
@@ -273,8 +310,8 @@ def test_vocabulary_must_be_a_file(corpus: JsonLines, tmp_path: Path, vocabulary
 
 
 def test_progress_lines_outside_a_terminal(corpus: JsonLines, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(entry_progress, "_LOG_SECONDS", 0.0)
-    monkeypatch.setattr(news, "_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "_REPORT_SECONDS", 0.0)
     prepare(corpus, str(tmp_path / "out"), settings())
     assert re.search(r"^20 entries, 50.0%, [\d,]+ entries/s, \d+ s left$", capsys.readouterr().err, re.MULTILINE)
 
@@ -286,17 +323,3 @@ def test_bar_on_a_terminal(corpus: JsonLines, tmp_path: Path, monkeypatch: Any) 
     prepare(corpus, str(tmp_path / "out"), settings())
     assert "40/40" in terminal.getvalue()
     assert "entries/s" in terminal.getvalue()
-
-
-def test_where_the_number_is_unknown_few_entries_are_not_judged() -> None:
-    watch = Watch("B", 0.01, total=None, skipped=0, first=[])
-    with watch.showing(10_000):
-        watch.take(News(100, 100, 10, ["a.tar#1: broken"]))
-        watch.take(News(100, 900, 9))  # 19, where 10 are allowed and chance brings 9.5 more
-        with pytest.raises(UserError, match=r"20 of the 1,000 entries read are unusable so far(.|\n)*  - a.tar#1: bro"):
-            watch.take(News(10, 0, 1))
-    small = Watch("B", 0.01, total=None, skipped=0, first=[])
-    with small.showing(100):
-        small.take(News(100, 50, 1))
-    with pytest.raises(UserError, match="1 of the 50 entries read are unusable"):
-        small.judge(finished=True)

@@ -1,8 +1,9 @@
-"""Of a preparation's unfinished work only what is whole and belongs to the same preparation is believed."""
+"""A preparation continues from those finished shards that are whole and of its own settings and files."""
 
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from small_corpus import files, until, written_corpus
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.local_runner import in_processes
-from r2d2_jax.preparation.preparation_progress import Watch
 from r2d2_jax.preparation.prepare import Settings, prepare
+from r2d2_jax.preparation.progress import Watch
 from r2d2_jax.preparation.shard_task import Job, ShardTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,30 +29,38 @@ class Killed(BaseException):
     """What stops a preparation as abruptly as a test can within one process."""
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> JsonLines:
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> JsonLines:
     """Forty images in two splits."""
-    return written_corpus(tmp_path, 40)
+    return written_corpus(tmp_path_factory.mktemp("corpus"), 40)
 
 
-@pytest.fixture
-def undisturbed(corpus: JsonLines, tmp_path: Path) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def undisturbed(corpus: JsonLines, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the dataset that is wanted."""
-    prepare(corpus, str(tmp_path / "undisturbed"), Settings(shards=4))
-    return files(tmp_path / "undisturbed")
+    output = tmp_path_factory.mktemp("undisturbed")
+    prepare(corpus, str(output), Settings(shards=4))
+    return files(output)
 
 
-@pytest.fixture
-def unfinished(corpus: JsonLines, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def killed(corpus: JsonLines, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is left of a preparation that was killed when all shards were written."""
 
-    def killed(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+    def all_written(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
         in_processes(1)(job, tasks, watch)
         raise Killed
 
+    output = tmp_path_factory.mktemp("killed")
     with pytest.raises(Killed):
-        prepare(corpus, str(tmp_path / "out"), Settings(shards=4), run=killed)
-    return tmp_path / "out" / "json_lines.unfinished"
+        prepare(corpus, str(output), Settings(shards=4), run=all_written)
+    return output / "json_lines.unfinished"
+
+
+@pytest.fixture
+def unfinished(killed: Path, tmp_path: Path) -> Path:
+    """A copy of that to spoil."""
+    return shutil.copytree(killed, tmp_path / "out" / killed.name)
 
 
 def rewritten(corpus: JsonLines, output: Path, **settings: Any) -> list[str]:
@@ -99,7 +108,10 @@ def test_shards_of_an_unknown_preparation_are_not_believed(
 
 
 def test_what_killed_processes_were_writing_is_removed(corpus: JsonLines, unfinished: Path) -> None:
-    left = [unfinished / "train-00001.unfinished-0123", unfinished.parent / "json_lines" / "incomplete.ABC_1.0.0" / "x"]
+    left = [
+        unfinished / "train-00001.unfinished-0123",
+        unfinished.parent / "json_lines" / "1.0.0.unfinished-0123" / "x",
+    ]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
@@ -169,8 +181,9 @@ def test_two_preparations_at_once(corpus: JsonLines, unfinished: Path) -> None:
 
 
 def test_an_impossible_output_folder(corpus: JsonLines, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*: Not a directory; check --output and its permissions"):
-        prepare(corpus, str(tmp_path / "captions.jsonl" / "out"))
+        prepare(corpus, str(tmp_path / "file" / "out"))
 
 
 def test_a_full_disk_while_the_dataset_takes_the_shards(
@@ -182,7 +195,7 @@ def test_a_full_disk_while_the_dataset_takes_the_shards(
     monkeypatch.setattr(tfds.core.DatasetInfo, "write_to_directory", full)
     with pytest.raises(
         UserError,
-        match="cannot write .*json_lines/1.0.0: No space left on device; free some space or "
+        match="cannot write .*json_lines/1.0.0: .*No space left on device; nothing was left there; free some space or "
         "choose another folder, and start again: finished shards are kept",
     ):
         rewritten(corpus, unfinished.parent)
@@ -190,14 +203,19 @@ def test_a_full_disk_while_the_dataset_takes_the_shards(
     assert rewritten(corpus, unfinished.parent) == []
 
 
+@pytest.fixture(scope="module")
+def large_corpus(tmp_path_factory: pytest.TempPathFactory) -> JsonLines:
+    """Enough images that a preparation is still running when it is stopped."""
+    return written_corpus(tmp_path_factory.mktemp("large"), 1000)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_hand(tmp_path: Path, number: signal.Signals) -> None:
-    corpus = written_corpus(tmp_path, 2000)
+def test_stopped_by_hand(large_corpus: JsonLines, tmp_path: Path, number: signal.Signals) -> None:
     command = [
         sys.executable,
         str(ROOT / "launch" / "prepare_data.py"),
-        f"--images={corpus.images}",
-        f"--annotations={corpus.annotations}",
+        f"--images={large_corpus.images}",
+        f"--annotations={large_corpus.annotations}",
         f"--output={tmp_path / 'out'}",
         "--shards=50",
         "--processes=2",
@@ -209,6 +227,7 @@ def test_stopped_by_hand(tmp_path: Path, number: signal.Signals) -> None:
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored, if the tests run in the background
     )
     until(lambda: len(list(tmp_path.glob("out/json_lines.unfinished/train-0????.json"))) >= 2, process)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)

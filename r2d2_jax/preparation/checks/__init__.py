@@ -1,1 +1,1 @@
-"""What is in a corpus or a prepared dataset, and whether training on it should start; see docs/check_data.md."""
+"""Reports what a corpus or a prepared dataset holds and whether training on it should start; docs/check_data.md."""

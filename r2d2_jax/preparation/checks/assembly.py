@@ -1,8 +1,9 @@
-"""Makes the report of a check of what its parts left behind."""
+"""Assembles the report of a check from the files that its parts have written."""
 
 from collections import Counter
 from dataclasses import dataclass
 
+from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.checks.figures import FIRST_NAMES
 from r2d2_jax.preparation.checks.images import ASPECT_RATIOS, COLOURS
 from r2d2_jax.preparation.checks.parts import SIGHTINGS, CheckJob, SplitFigures
@@ -28,14 +29,14 @@ from r2d2_jax.preparation.examples import Example
 
 @dataclass(frozen=True)
 class Assembly:
-    """What all parts left in the folder, and the parts by their numbers."""
+    """The files of all parts, and the parts by their numbers."""
 
     job: CheckJob
     parts: list[Part]
     settings: CheckSettings
 
     def report(self, name: str) -> Report:
-        """All of it but the findings."""
+        """The report without its findings."""
         lines = self.job.source.unusable_lines(FIRST_NAMES)
         repeats = {kind: self._repeats(kind) for kind in SIGHTINGS}
         names = list(self.job.splits) + [split for split in lines.counts if split and split not in self.job.splits]
@@ -133,6 +134,9 @@ class Assembly:
         return " = ".join(self.job.source.entry(self.parts[part], entry).place for part, entry in (one, other))
 
     def _text(self, seen: Sighting) -> str:
-        outcome = self.job.source.entry(self.parts[seen.part], seen.entry).outcome
-        assert isinstance(outcome, Example)
-        return next(caption for caption in outcome.captions if hash_of(caption.encode()) == seen.key)
+        entry = self.job.source.entry(self.parts[seen.part], seen.entry)
+        captions = entry.outcome.captions if isinstance(entry.outcome, Example) else ()
+        for caption in captions:
+            if hash_of(caption.encode()) == seen.key:
+                return caption
+        raise UserError(f"{entry.place} has changed since the check began; check again when nothing writes to the data")

@@ -1,4 +1,4 @@
-"""What can be said of captions: their length, and what the vocabulary does not know."""
+"""Measures captions: their length, and the characters that the vocabulary lacks."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.preparation.checks.figures import Figures, Spread
 
-LONG_WORD = "words of over 100 characters"  # which WordPiece does not look into
-_LONGEST_WORD = 100  # of BERT's tokenizer
+LONG_WORD = "words of over 100 characters"  # WordPiece turns them into one [UNK] as a whole
+_LONGEST_WORD = 100  # the limit of BERT's tokenizer
 _CLS_AND_SEP = 2
 
 
@@ -16,11 +16,10 @@ _CLS_AND_SEP = 2
 class CaptionFigures(Figures):
     """Figures of captions.
 
-    duplicated: those that stand before in the same record; counted by whoever sees the records.
-    characters: length of each in characters. tokens: in tokens before any is cut off, with CLS and SEP, as text_length
-        counts them.
+    duplicated: captions that repeat an earlier one of the same record; the caller counts them.
+    characters: lengths in characters. tokens: lengths in tokens before any cut, with CLS and SEP, as for text_length.
     text_tokens: tokens without CLS and SEP. unknown_tokens: how many of these are [UNK].
-    unknown_characters: the characters for whose sake they are.
+    unknown_characters: the characters that became [UNK].
     """
 
     count: int = 0
@@ -37,17 +36,25 @@ class CaptionMeter:
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         """Takes the tokenizer of the training."""
-        self._backend = tokenizer.backend() if tokenizer else None
-        self._unknown = tokenizer.unk_id if tokenizer else -1
-        self._vocabulary = frozenset(tokenizer.vocabulary if tokenizer else ())
+        self._tokens = _TokenMeter(tokenizer) if tokenizer else None
 
     def measure(self, captions: Sequence[str], figures: CaptionFigures) -> None:
         """Adds captions to the figures."""
         for caption in captions:
             figures.count += 1
             figures.characters.add(len(caption))
-        if self._backend is None:
-            return
+        if self._tokens:
+            self._tokens.measure(captions, figures)
+
+
+class _TokenMeter:
+    """Measures captions in tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._backend, self._unknown = tokenizer.backend(), tokenizer.unk_id
+        self._vocabulary = frozenset(tokenizer.vocabulary)
+
+    def measure(self, captions: Sequence[str], figures: CaptionFigures) -> None:
         for caption, encoding in zip(captions, self._backend.encode_batch_fast(list(captions)), strict=True):
             figures.tokens.add(len(encoding.ids))
             figures.text_tokens += len(encoding.ids) - _CLS_AND_SEP
@@ -57,8 +64,7 @@ class CaptionMeter:
                 figures.unknown_characters.update(self._unknown_characters(caption))
 
     def _unknown_characters(self, caption: str) -> Iterator[str]:
-        assert self._backend is not None
-        # Offsets into what is already normalised: in the caption, the three dots of an ellipsis are one character.
+        # Offsets count characters of the normalised text: there, the ellipsis of a caption is three dots.
         normalized = self._backend.normalizer.normalize_str(caption)
         encoding = self._backend.encode(normalized)
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):

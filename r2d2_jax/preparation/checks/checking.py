@@ -1,4 +1,4 @@
-"""Checks a corpus or a prepared dataset: reads all parts, adds their figures up, compares their sightings."""
+"""Checks a corpus or a prepared dataset: reads all parts, adds up their figures, compares their sightings."""
 
 import functools
 import tempfile
@@ -14,9 +14,8 @@ from r2d2_jax.preparation.checks.findings import findings
 from r2d2_jax.preparation.checks.parts import CheckJob, check_part
 from r2d2_jax.preparation.checks.report import CheckSettings, Report
 from r2d2_jax.preparation.checks.sources import Part, Source
-from r2d2_jax.preparation.entry_progress import EntryProgress
 from r2d2_jax.preparation.local_runner import check_processes, run_tasks
-from r2d2_jax.preparation.progress import News
+from r2d2_jax.preparation.progress import ProgressBar
 
 
 def check(
@@ -25,12 +24,12 @@ def check(
     """Reads everything once and reports on it.
 
     Args:
-        open_source: opens what is checked, given a folder for its catalog.
-        name: what the report calls it.
-        settings: what to compare it with.
-        processes: how many read; the report does not depend on it.
-        work: folder for what is too large for memory, about 160 bytes for an image with one caption; "" takes the
-            system's own. It is emptied afterwards.
+        open_source: opens the corpus or dataset, given a folder for its catalog.
+        name: its name in the report.
+        settings: the limits and the sizes of the training that it is meant for.
+        processes: number of processes that read; the report does not depend on it.
+        work: folder for temporary files, about 160 bytes for an image with one caption; "" takes the system's own.
+            They are removed afterwards.
 
     Raises:
         UserError: there is nothing to check, the vocabulary is bad, or a process was killed.
@@ -68,14 +67,10 @@ def _work_folder(work: str) -> Path | None:
 
 
 def _read(job: CheckJob, parts: list[Part], processes: int) -> None:
-    progress = EntryProgress(job.source.unit)
-
-    def take(news: News) -> None:
-        progress.advance(news.weight, news.entries)
-
+    progress = ProgressBar(job.source.unit, sum(part.weight for part in parts))
     try:
-        with progress.showing(sum(part.weight for part in parts)):
-            run_tasks(functools.partial(check_part, job), parts, take, processes)
+        with progress.showing():
+            run_tasks(functools.partial(check_part, job), parts, progress.take, processes)
     except BrokenProcessPool as error:
         raise UserError(
             "a process that reads the data was killed, perhaps for want of memory; lower --processes and start again"

@@ -1,4 +1,4 @@
-"""Figures of one part of a corpus that add up to those of the whole, in memory that does not grow with it."""
+"""Figures of a part of a corpus, which add up to those of the whole in memory that does not grow with the corpus."""
 
 import dataclasses
 import math
@@ -6,18 +6,18 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-FIRST_NAMES = 5  # how many of each kind are named; our decision
-_DIGITS = 4  # of a value in a Spread
+FIRST_NAMES = 5  # how many of each kind a report names; our decision
+_DIGITS = 4  # leading digits of a value that a Spread keeps
 
 
 class Figures:
-    """Base of dataclasses whose fields are numbers, Counters or figures again, all of which add up field by field.
+    """Base of dataclasses whose fields are numbers, Counters or other figures; they add up field by field.
 
-    Counters count what there are few of, whatever the corpus: kinds, classes, characters.
+    A Counter is for things of which every corpus has few kinds: formats, classes, characters.
     """
 
     def merge(self, other: Any) -> None:
-        """Adds the figures of another part, which comes after this one."""
+        """Adds the figures of a later part."""
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             mine, others = getattr(self, field.name), getattr(other, field.name)
             if isinstance(mine, int):
@@ -30,10 +30,10 @@ class Figures:
 
 @dataclass
 class Spread:
-    """How numbers of 0 and more are spread: how often each occurred, exactly below 10,000.
+    """A histogram of numbers from 0 up, exact below 10,000.
 
-    Larger numbers are rounded down to four digits before they are counted, so there are never more than 9,000 counts
-    for a power of ten; minimum and maximum stay exact.
+    Larger numbers are rounded down to four digits before they are counted, so a power of ten has at most 9,000 counts;
+    minimum and maximum stay exact.
     """
 
     counts: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Spread:
             self._widen(other.minimum, other.maximum)
 
     def quantile(self, share: float) -> int | None:
-        """The smallest counted number that at least this share of all do not exceed; None if there are none."""
+        """The smallest counted number that at least this share of the numbers do not exceed; None without numbers."""
         wanted = max(1, math.ceil(share * self.counts.total()))
         passed = 0
         for value in sorted(self.counts):
@@ -77,7 +77,7 @@ class Spread:
 
 @dataclass
 class Named(Figures):
-    """How many things of a kind there are, and where the first few lie."""
+    """Counts of things by kind, with the places of the first few."""
 
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     first: "FirstNames" = dataclasses.field(default_factory=lambda: FirstNames())
@@ -95,13 +95,13 @@ class FirstNames:
     names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
-        """Keeps a name if there is still room."""
+        """Keeps the name unless five of its kind are kept already."""
         kept = self.names.setdefault(kind, [])
         if len(kept) < FIRST_NAMES:
             kept.append(name)
 
     def merge(self, other: "FirstNames") -> None:
-        """Adds the names of a part that comes after this one."""
+        """Adds the names of a later part."""
         for kind, names in other.names.items():
             for name in names:
                 self.add(kind, name)

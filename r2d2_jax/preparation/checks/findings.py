@@ -1,4 +1,4 @@
-"""What a report says of the data in plain words: errors, which should be mended before training, and warnings.
+"""The findings of a report in plain words: errors, to be mended before training, and warnings.
 
 The limits are our decision where no flag sets them.
 """
@@ -24,7 +24,7 @@ _KINDS = {
 
 
 def findings(report: Report) -> tuple[list[str], list[str]]:
-    """Errors and warnings, each one line; both lists are empty where all is well."""
+    """Errors and warnings, one line each; both lists are empty if nothing speaks against training."""
     errors, warnings = list(_errors(report)), list(_warnings(report))
     return errors, warnings
 
@@ -51,8 +51,8 @@ def _errors(report: Report) -> Iterator[str]:
 
 def _split_errors(name: str, split: SplitReport, report: Report) -> Iterator[str]:
     settings = report.settings
-    if _too_broken(split, report):
-        yield f"{_broken(name, split)}, more than --max_broken_share={settings.max_broken_share:g} allows"
+    if _too_many_unusable(split, report):
+        yield f"{_unusable(name, split)}, more than --max_broken_share={settings.max_broken_share:g} allows"
     if split.damaged_shards:
         yield (
             f"{name}: {len(split.damaged_shards):,} of the shards are missing or damaged, which training stops at: "
@@ -72,8 +72,8 @@ def _warnings(report: Report) -> Iterator[str]:
     if report.splits and TRAIN not in report.splits:
         yield f"there is no split {TRAIN}; there are {', '.join(report.splits)}"
     for name, split in report.splits.items():
-        if split.broken and not _too_broken(split, report):
-            yield f"{_broken(name, split)}; they are left out"
+        if split.all_unusable and not _too_many_unusable(split, report):
+            yield f"{_unusable(name, split)}; they are left out"
         yield from _image_warnings(name, split, report.settings.image_size)
         yield from _caption_warnings(name, split, report.settings.text_length)
         yield from _shard_warnings(name, split, report.settings.hosts)
@@ -132,15 +132,15 @@ def _shard_warnings(name: str, split: SplitReport, hosts: int) -> Iterator[str]:
         )
 
 
-def _too_broken(split: SplitReport, report: Report) -> bool:
-    return share(split.broken, split.entries + split.lines) > report.settings.max_broken_share
+def _too_many_unusable(split: SplitReport, report: Report) -> bool:
+    return share(split.all_unusable, split.entries + split.lines) > report.settings.max_broken_share
 
 
-def _broken(name: str, split: SplitReport) -> str:
+def _unusable(name: str, split: SplitReport) -> str:
     total = split.entries + split.lines
     kinds = [f"{count:,} {_KINDS[kind]}" for kind, count in split.unusable.items() if count]
     kinds += [f"{split.lines:,} unusable annotation"] * bool(split.lines)
-    return f"{name}: {_of(split.broken, total, 'entries')} are unusable: {', '.join(kinds)}"
+    return f"{name}: {_of(split.all_unusable, total, 'entries')} are unusable: {', '.join(kinds)}"
 
 
 def _of(count: int, total: int, what: str) -> str:

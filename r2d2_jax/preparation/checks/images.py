@@ -1,4 +1,4 @@
-"""What can be said of an image by itself."""
+"""Measures single images: size, format, colours, orientation, damage."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from r2d2_jax.data.image.decoding import opened, orientation, upright_size
 from r2d2_jax.data.image.transforms import verify_image
 from r2d2_jax.preparation.checks.figures import Figures, Spread
 
-# Ranges of width to height, each with its end that is nearer to a square. 3:4 and 4:3 bound the crops of training.
+# Ranges of width to height; each includes the end nearer to a square. The crops of training lie within 3:4 and 4:3.
 ASPECT_RATIOS = ("under 1:3", "1:3 to 1:2", "1:2 to 3:4", "3:4 to 4:3", "4:3 to 2:1", "2:1 to 3:1", "over 3:1")
 _SHORT_TO_LONG = (1 / 3, 1 / 2, 3 / 4)
 COLOURS = ("CMYK", "palette", "alpha", "16 bit")
@@ -18,12 +18,12 @@ COLOURS = ("CMYK", "palette", "alpha", "16 bit")
 
 @dataclass
 class ImageFigures(Figures):
-    """Figures of whole images, upright as their EXIF tag says.
+    """Figures of complete images, turned upright by their EXIF tag.
 
     widths, heights, short_sides: in pixels. file_sizes: of the encoded images, in bytes.
     formats: Pillow's names, such as JPEG. modes: Pillow's, such as RGB, L, CMYK.
-    colours: how many are of each of COLOURS; an image may be of several. 16 bit: greyscale; of 16-bit colour Pillow
-        reads 8 bits and does not say so.
+    colours: how many have each of COLOURS; an image may have several. "16 bit" counts greyscale images only: Pillow
+        reduces 16-bit colour to 8 bits without a sign of it.
     aspect_ratios: how many lie in each range of ASPECT_RATIOS. rotated: how many the EXIF tag turns or mirrors.
     """
 
@@ -42,7 +42,7 @@ class ImageFigures(Figures):
         """Counts an image.
 
         Raises:
-            UnusableRecord: the bytes are not a complete image; nothing is counted then.
+            UnusableRecord: the bytes are not a complete image; then nothing is counted.
         """
         verify_image(encoded)
         with opened(encoded) as image:
@@ -61,26 +61,26 @@ class ImageFigures(Figures):
 
 
 def aspect_ratio(width: int, height: int) -> str:
-    """The range of ASPECT_RATIOS that an image of this size belongs to."""
+    """The range of ASPECT_RATIOS of an image of this size."""
     short, long = sorted((width, height))
     nearness = sum(short >= limit * long for limit in _SHORT_TO_LONG)
     return ASPECT_RATIOS[nearness if width < height else len(ASPECT_RATIOS) - 1 - nearness]
 
 
-def broken_kind(error: UnusableRecord, encoded: bytes) -> str:
-    """ "truncated" for an image that breaks off, "undecodable" for another that cannot be read.
+def damage_kind(error: UnusableRecord, encoded: bytes) -> str:
+    """Returns "truncated" for an image that is cut short, "undecodable" for any other that cannot be read.
 
-    Pillow raises the same exceptions for both and tells them apart only in its message, and for WEBP not even there;
-    but that format says its own length. AVIF and JPEG 2000 that break off early count as undecodable.
+    Only Pillow's message tells the two apart, and for WEBP not even that; there the length in its header does. AVIF and
+    JPEG 2000 that are cut short early count as undecodable.
     """
     return "truncated" if "truncated" in str(error).lower() or _is_short_riff(encoded) else "undecodable"
 
 
 def _is_short_riff(encoded: bytes) -> bool:
-    """Whether this is WEBP's container, which states the number of bytes after its first eight, with fewer of them."""
+    """Whether this is WEBP's container (RIFF) with fewer bytes than its header states, the first eight not counted."""
     return encoded[:4] == b"RIFF" and len(encoded) < 8 + int.from_bytes(encoded[4:8], "little")
 
 
 def _colours(image: Image.Image) -> list[str]:
-    found = (image.mode == "CMYK", image.mode in ("P", "PA"), image.has_transparency_data, image.mode.startswith("I"))
-    return [colour for colour, is_so in zip(COLOURS, found, strict=True) if is_so]
+    has = (image.mode == "CMYK", image.mode in ("P", "PA"), image.has_transparency_data, image.mode.startswith("I"))
+    return [colour for colour, present in zip(COLOURS, has, strict=True) if present]

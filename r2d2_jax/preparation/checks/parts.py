@@ -1,4 +1,4 @@
-"""The unit of work of a check: one part of a corpus, whose figures and sightings any process writes at any time."""
+"""The unit of work of a check: one part of a corpus. Any process can write its figures and sightings at any time."""
 
 import contextlib
 import pickle
@@ -13,18 +13,18 @@ from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.preparation.checks.captions import CaptionFigures, CaptionMeter
 from r2d2_jax.preparation.checks.figures import Figures, Named, Spread
-from r2d2_jax.preparation.checks.images import ImageFigures, broken_kind
+from r2d2_jax.preparation.checks.images import ImageFigures, damage_kind
 from r2d2_jax.preparation.checks.repeats import Sightings, hash_of
 from r2d2_jax.preparation.checks.sources import DamagedShard, Part, Source
 from r2d2_jax.preparation.examples import Entry, Example, MissingImage
-from r2d2_jax.preparation.progress import News, Reporter
+from r2d2_jax.preparation.progress import Progress, Reporter
 
 MISSING, TRUNCATED, UNDECODABLE = "missing", "truncated", "undecodable"
 EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD = "empty_caption", "no_image_id", "unreadable", "damaged_shard"
 UNUSABLE_KINDS = (MISSING, TRUNCATED, UNDECODABLE, EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD)
-# Things of which the sightings are compared, and what tells the images apart that they belong to:
-#   captions, of an image_id; bytes of images, of an image_id; image_ids, of an image's bytes;
-#   records, which are an image's bytes with its image_id, and every one of which counts as another.
+# What is compared, and the key that makes two images different:
+#   captions by image_id; bytes of images by image_id; image_ids by the image's bytes;
+#   records (an image's bytes with its image_id), each of which is different from all others.
 SIGHTINGS = ("captions", "bytes", "identities", "records")
 
 _BATCH = 512  # captions that are tokenised together
@@ -32,10 +32,11 @@ _BATCH = 512  # captions that are tokenised together
 
 @dataclass
 class SplitFigures(Figures):
-    """Figures of a split, or of a part of it; all but the first two are of usable entries.
+    """Figures of a split, or of a part of it.
 
-    unusable: entries of each of UNUSABLE_KINDS, with their places and reasons. damaged_shards: records lost in each.
-    captioned: how many have a caption. captions_of_image: number of captions of each. labels: number of each class.
+    entries: usable and unusable ones. unusable: counts of each of UNUSABLE_KINDS, with the first places and reasons.
+    damaged_shards: records lost in each. The others are figures of usable entries: captioned: how many have a caption.
+    captions_of_image: number of captions of each. labels: number of each class.
     """
 
     entries: int = 0
@@ -50,7 +51,7 @@ class SplitFigures(Figures):
 
 @dataclass(frozen=True)
 class CheckJob:
-    """What all parts of a check have in common.
+    """What all parts of a check share.
 
     source: what is checked. splits: its splits, by number. folder: where figures and sightings go.
     tokenizer: None leaves tokens unmeasured.
@@ -71,11 +72,7 @@ class CheckJob:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """For whatever writes to the folder.
-
-        Raises:
-            UserError: instead of the OSError of a full disk.
-        """
+        """Turns the OSError of a full disk into a UserError that names the folder."""
         try:
             yield
         except OSError as error:
@@ -89,32 +86,32 @@ class CheckJob:
         return figures
 
 
-def check_part(job: CheckJob, part: Part, tell: Callable[[News], Any]) -> None:
+def check_part(job: CheckJob, part: Part, report: Callable[[Progress], Any]) -> None:
     """Writes the figures and the sightings of a part.
 
     Args:
         job: what all parts share.
         part: the part.
-        tell: is given the news about five times a second.
+        report: is given the progress about five times a second.
 
     Raises:
         UserError: the disk is full.
     """
     check = _PartCheck(part.number, job.tokenizer)
-    reporter = Reporter(tell)
+    reporter = Reporter(report)
     for number, entry in enumerate(job.source.read(part)):
         check.take(number, entry)
-        reporter.read(entry.weight)
+        reporter.count(entry.weight)
     check.measure_captions()
     with job.writing():
         for kind, sightings in check.sightings.items():
             sightings.write(job.sightings_path(part, kind), split=job.splits.index(part.split), part=part.number)
         job.figures_path(part).write_bytes(pickle.dumps(check.figures))
-    reporter.tell()
+    reporter.flush()
 
 
 class _PartCheck:
-    """Figures and sightings while a part is read."""
+    """Collects figures and sightings while a part is read."""
 
     def __init__(self, part: int, tokenizer: Tokenizer | None) -> None:
         self.figures = SplitFigures()
@@ -139,7 +136,7 @@ class _PartCheck:
         self._captions.clear()
 
     def _take_example(self, number: int, example: Example) -> tuple[str, str]:
-        """Counts an example, or says which kind of unusable it is, and why."""
+        """Counts a usable example; returns the kind and the reason of an unusable one, "" and "" otherwise."""
         if not all(caption.strip() for caption in example.captions):
             return EMPTY_CAPTION, "it has an empty caption"
         if not example.image_id:
@@ -147,7 +144,7 @@ class _PartCheck:
         try:
             self.figures.images.add(example.image)
         except UnusableRecord as error:
-            return broken_kind(error, example.image), f"image {example.image_id}: {error}"
+            return damage_kind(error, example.image), f"image {example.image_id}: {error}"
         self._see(number, example)
         self.figures.captioned += bool(example.captions)
         self.figures.captions_of_image.add(len(example.captions))

@@ -1,4 +1,4 @@
-"""The report of a check: one tree of dataclasses, from which both the JSON file and the printed table come.
+"""The report of a check: one tree of dataclasses, the source of both the JSON file and the printed table.
 
 Its fields are the keys of the JSON file; docs/check_data.md lists them. None (null) means "not measured".
 """
@@ -15,10 +15,10 @@ UNKNOWN_CHARACTERS = 20  # how many a report names
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """How a check looks at the data.
+    """The limits of a check, and the sizes of the training that the data is meant for.
 
-    vocabulary: where tokens come from; None leaves them unmeasured. text_length: tokens that training cuts a text to.
-    image_size: side in pixels that training wants. hosts: number of hosts that training runs on.
+    vocabulary: of the tokenizer; None leaves tokens unmeasured. text_length: tokens to which training cuts a text.
+    image_size: side of the images in training, in pixels. hosts: number of hosts that training runs on.
     max_broken_share, max_unknown_share: the largest tolerated shares of unusable entries and of [UNK], 0 to 1.
     map_punctuation: as in the configuration of the training, see `load_tokenizer`.
     """
@@ -43,7 +43,7 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class Range:
-    """Of numbers: the smallest, the middle one, the one that 95 per cent do not exceed, and the largest."""
+    """Minimum, median, 95th percentile and maximum of some numbers."""
 
     min: int
     median: int
@@ -53,7 +53,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Limits:
-    """The smallest and the largest of some numbers."""
+    """Minimum and maximum of some numbers."""
 
     min: int
     max: int
@@ -61,9 +61,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class ImageReport:
-    """Of usable images; see `ImageFigures` and `Repeats`.
+    """Figures of usable images; see `ImageFigures` and `Repeats`.
 
-    different: number of different images by their bytes. smaller: whose short side is less than image_size.
+    different: number of different images by their bytes. smaller: images whose short side is less than image_size.
     repeated: images with the same bytes as one of another image_id. duplicated: images with the same bytes and the same
         image_id as one of another record. first_repeated, first_duplicated: places of the first few, "PLACE = PLACE".
     """
@@ -86,7 +86,7 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class TokenReport:
-    """Of captions with CLS and SEP; `cut` are the captions longer than text_length."""
+    """Figures of captions in tokens, CLS and SEP included; `cut` counts the captions longer than text_length."""
 
     length: Range | None
     cut: int
@@ -98,11 +98,12 @@ class TokenReport:
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """Of captions of usable images.
+    """Figures of the captions of usable images.
 
     per_image: captions of an image. different: number of different texts.
-    duplicated: captions that stand before in the same record.
-    repeated: captions whose text another image of the split has too. most_frequent: text -> occurrences, among these.
+    duplicated: captions that repeat an earlier one of the same record.
+    repeated: captions whose text another image of the split has too. most_frequent: text -> occurrences, of the most
+        frequent among these.
     """
 
     count: int
@@ -118,7 +119,7 @@ class CaptionReport:
 
 @dataclass(frozen=True)
 class ShardFigures:
-    """Shards of a split: how many there are, the records in one, and how many a host has."""
+    """Shards of a split: their number, the records in one, and the shards of a host."""
 
     number: int
     records: Limits
@@ -127,9 +128,9 @@ class ShardFigures:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split.
+    """Figures of one split.
 
-    entries: usable and unusable ones. lines: annotations that were unusable before they were an entry.
+    entries: usable and unusable ones. lines: annotations that were unusable, so that no entry came of them.
     captioned: usable entries with a caption.
     unusable: kind -> entries. first_unusable: kind -> the first few. damaged_shards: file -> records lost in it.
     labels: class -> usable entries; None without classes. shards: None for a corpus that is not prepared.
@@ -148,17 +149,17 @@ class SplitReport:
     shards: ShardFigures | None
 
     @property
-    def broken(self) -> int:
-        """Unusable entries and lines."""
+    def all_unusable(self) -> int:
+        """Number of unusable entries and unusable lines."""
         return self.lines + sum(self.unusable.values())
 
 
 @dataclass(frozen=True)
 class SharedReport:
-    """What occurs in a split and in another one before it.
+    """What a split shares with another split before it.
 
     captions: captions of `split` that are also in `other`; images_by_bytes and images_by_id likewise.
-    different_images_by_id: of the last, those whose image_id does not stand for the same bytes throughout both.
+    different_images_by_id: those of images_by_id whose image_id has different bytes somewhere in the two splits.
     first_images: places in both, "PLACE = PLACE", of the first few that are the same by bytes, then by image_id.
     """
 
@@ -173,7 +174,7 @@ class SharedReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a check found.
+    """Everything that a check found.
 
     lines: unusable annotations that name no split. first_lines: the first few unusable annotations of all.
     errors, warnings: in plain words. status: 0, or 1 if there is an error.
@@ -191,7 +192,7 @@ class Report:
 
 
 def range_of(spread: Spread) -> Range | None:
-    """The range of counted numbers; None if there are none."""
+    """The range of the counted numbers; None without numbers."""
     median, p95 = spread.quantile(0.5), spread.quantile(0.95)
     if spread.minimum is None or spread.maximum is None or median is None or p95 is None:
         return None
@@ -199,17 +200,17 @@ def range_of(spread: Spread) -> Range | None:
 
 
 def most_common(counts: Counter[str], limit: int | None = None) -> dict[str, int]:
-    """The counts from the largest down, in the order of their names where they are equal."""
+    """The counts in descending order, equal ones by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit])
 
 
 def share(count: int, total: int) -> float:
-    """count / total, and 0 of nothing."""
+    """count / total, or 0 if the total is 0."""
     return count / total if total else 0.0
 
 
 def token_report(figures: SplitFigures, text_length: int) -> TokenReport:
-    """Figures of a tokenizer that was there."""
+    """The report on the tokens of captions that were measured with a tokenizer."""
     captions = figures.captions
     cut = captions.tokens.above(text_length)
     return TokenReport(
@@ -223,12 +224,12 @@ def token_report(figures: SplitFigures, text_length: int) -> TokenReport:
 
 
 def unusable_counts(figures: SplitFigures) -> dict[str, int]:
-    """Every kind, also those that there are none of."""
+    """Kind -> number of unusable entries, zeros included."""
     return {kind: figures.unusable.counts[kind] for kind in UNUSABLE_KINDS}
 
 
 def label_counts(figures: SplitFigures, class_names: tuple[str, ...]) -> dict[str, int] | None:
-    """Every class, also those that there are none of; labels beyond the classes by their number."""
+    """Class -> number of usable entries, zeros included; a label without a class is named by its number."""
     if not class_names and not figures.labels:
         return None
     names = dict(enumerate(class_names)) | {
@@ -238,6 +239,6 @@ def label_counts(figures: SplitFigures, class_names: tuple[str, ...]) -> dict[st
 
 
 def shard_figures(records: list[int], hosts: int) -> ShardFigures:
-    """Shards dealt to the hosts one by one."""
+    """Figures of shards with these numbers of records, dealt to the hosts in turn."""
     number = len(records)
     return ShardFigures(number, Limits(min(records), max(records)), Limits(number // hosts, -(-number // hosts)))

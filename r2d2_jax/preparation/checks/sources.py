@@ -1,4 +1,4 @@
-"""What is checked: a corpus in the files that people have, or a prepared dataset; both are read part by part."""
+"""The two sources of a check, read part by part: a corpus in its published files, and a prepared dataset."""
 
 import abc
 import dataclasses
@@ -30,7 +30,7 @@ class DamagedShard(UnusableRecord):
 
 @dataclass(frozen=True)
 class Part:
-    """What is read in one go.
+    """A run of entries that one task reads.
 
     number: from 0, over all splits. weight: its size, in the source's unit.
     pieces: of a corpus. shard, start, stop: of a dataset, the shard's number and a range of the split's records.
@@ -47,18 +47,18 @@ class Part:
 
 @dataclass(frozen=True)
 class UnusableLines:
-    """Annotations that could not be used: split ("" for those that name none) -> how many, and the first few."""
+    """Unusable annotations: split ("" for those that name none) -> number, and the first few lines."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: tuple[str, ...] = ()
 
 
 class Source(abc.ABC):
-    """Instances can be pickled, so that other processes read the parts.
+    """Base of what a check reads; instances can be pickled for other processes.
 
     Attributes:
         unit: what the weight of a part counts, for the progress bar.
-        class_names: names of the labels, by number; () where there are none.
+        class_names: names of the labels, by number; () without labels.
     """
 
     unit: str
@@ -66,22 +66,22 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def parts(self) -> list[Part]:
-        """All there is to read, split by split."""
+        """All parts, split by split."""
 
     @abc.abstractmethod
     def read(self, part: Part) -> Iterator[Entry]:
-        """Reads a part in order; images are not looked into."""
+        """Reads a part in order, without decoding images."""
 
     def entry(self, part: Part, number: int) -> Entry:
-        """Reads one entry of a part once more; `number` counts from 0."""
+        """Reads one entry of a part again; `number` counts from 0."""
         return next(itertools.islice(self.read(part), number, None))
 
     def unusable_lines(self, count: int) -> UnusableLines:
-        """What could not be used before anything was read, with the first `count` lines."""
+        """The annotations that were unusable, with the first `count` of them."""
         return UnusableLines()
 
     def shard_records(self) -> dict[str, list[int]] | None:
-        """Split -> number of records in each of its shards; None for what has no shards yet."""
+        """Split -> number of records in each of its shards; None for a corpus that is not prepared."""
         return None
 
 
@@ -98,7 +98,7 @@ class CorpusSource(Source):
         self.unit, self.class_names = corpus.unit, corpus.class_names
 
     def parts(self) -> list[Part]:
-        """Whatever the corpus would put into one shard."""
+        """One part for each shard that a preparation would write."""
         planned = self._corpus.shards(self._catalog, 0)
         shards = [(split, pieces) for split, shards_of in planned.items() for pieces in shards_of]
         return [
@@ -114,7 +114,7 @@ class CorpusSource(Source):
         catalog.close()
 
     def entry(self, part: Part, number: int) -> Entry:
-        """Reads one entry; where a catalog numbers them, without those before it."""
+        """Reads one entry, without those before it if the catalog numbers them."""
         piece = part.pieces[0]
         if piece.archive or len(part.pieces) > 1:
             return super().entry(part, number)
@@ -122,7 +122,7 @@ class CorpusSource(Source):
         return super().entry(dataclasses.replace(part, pieces=(alone,)), 0)
 
     def unusable_lines(self, count: int) -> UnusableLines:
-        """Lines that the catalog skipped."""
+        """The lines that the catalog skipped."""
         first = tuple(itertools.islice(self._catalog.skipped_lines(), count))
         return UnusableLines(self._catalog.skipped(), first)
 
@@ -133,10 +133,10 @@ class DatasetSource(Source):
     unit = " records"
 
     def __init__(self, directory: str) -> None:
-        """Reads what the dataset says of itself.
+        """Reads the dataset's metadata.
 
         Raises:
-            UserError: there is no dataset, a damaged one, or another kind of one.
+            UserError: there is no dataset, it is damaged, or its records are of another kind.
         """
         folder = dataset_folder(directory)
         info = dataset_info(folder)
@@ -156,7 +156,7 @@ class DatasetSource(Source):
         ]
 
     def read(self, part: Part) -> Iterator[Entry]:
-        """Reads records; from a shard that cannot be opened, as many unusable ones as it should have."""
+        """Reads records; a shard that cannot be opened gives as many unusable entries as it should have records."""
         source = self._splits[part.split]
         damage: DamagedShard | None = None
         for index in range(part.start, part.stop):
@@ -182,7 +182,7 @@ class DatasetSource(Source):
         return Entry(record.name, Example(record.image, record.captions, record.image_id, record.label))
 
     def shard_records(self) -> dict[str, list[int]]:
-        """As the dataset says of itself."""
+        """The numbers in the dataset's metadata."""
         return self._lengths
 
 

@@ -1,4 +1,4 @@
-"""A report as lines of text, every figure of it taken from the report's JSON form."""
+"""Prints a report as lines of text; every figure comes from the report's JSON form."""
 
 import dataclasses
 import errno
@@ -15,7 +15,7 @@ from r2d2_jax.preparation.checks.report import Report
 
 NOT_MEASURED = "not measured"
 
-# What is printed of every split: title, where it is in the split's JSON object, how it is written.
+# The rows for every split: title, path in the split's JSON object, format.
 ROWS = (
     ("entries", "entries", "number"),
     ("  usable", "usable", "number"),
@@ -53,7 +53,7 @@ ROWS = (
     ("  of a host, min/max", "shards.per_host", "limits"),
 )
 _KEYS = {"range": ("min", "median", "max"), "tail": ("median", "p95", "max"), "limits": ("min", "max")}
-# Counts by name, one block each, with a row for every name that some split has.
+# Counts by name: one block each, with a row for every name in any split.
 BLOCKS = (
     ("aspect ratio, width:height", "images.aspect_ratios"),
     ("format", "images.formats"),
@@ -61,12 +61,12 @@ BLOCKS = (
     ("colour", "images.colours"),
     ("class", "labels"),
 )
-# Places of images, a list for each split that has any.
+# Places of images: a list for each split that has any.
 PLACES = (
     ("the same image under several image_ids", "first_repeated"),
     ("the same image under the same image_id in several records", "first_duplicated"),
 )
-# Counts by name, a list for each split that has any.
+# Counts by name: a list for each split that has any.
 LISTS = (
     ("damaged shards and the records lost in them", "damaged_shards"),
     ("the most frequent captions of several images, and how often", "captions.most_frequent"),
@@ -80,10 +80,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def check_json_path(path: str) -> None:
-    """Makes sure, before the work, that a report can be written to a file; its folder is made if absent.
+    """Checks before the work that a report can be written to a file; makes its folder if absent.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be written.
     """
     file = Path(path).expanduser()
     try:
@@ -122,14 +122,14 @@ def table(report: Report) -> str:
 
 
 def value_at(tree: Any, path: str) -> Any:
-    """What lies at a path of keys with dots between; None where something on the way is None."""
+    """The value at a path of keys with dots between; None if anything on the way is None."""
     for key in path.split("."):
         tree = None if tree is None else tree[key]
     return tree
 
 
 def cell(value: Any, form: str) -> str:
-    """A figure as it is printed."""
+    """A figure as text."""
     if value is None:
         return NOT_MEASURED
     if form == "share":

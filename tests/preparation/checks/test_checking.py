@@ -13,18 +13,19 @@ import pytest
 from small_check import IMAGES, checked, settings
 from small_data import encode, example
 
+from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.checks import repeats
 from r2d2_jax.preparation.checks.checking import check
 from r2d2_jax.preparation.checks.repeats import Sightings
 from r2d2_jax.preparation.checks.report import Limits, Range, Report
-from r2d2_jax.preparation.checks.sources import CorpusSource, DatasetSource, vocabulary_of
+from r2d2_jax.preparation.checks.sources import CorpusSource, DatasetSource, Part, vocabulary_of
 from r2d2_jax.preparation.checks.table import NOT_MEASURED, table
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus, Piece
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
-from r2d2_jax.preparation.entry_progress import EntryProgress
 from r2d2_jax.preparation.examples import Annotation, Entry, Example
+from r2d2_jax.preparation.progress import ProgressBar
 from r2d2_jax.preparation.writer import write_dataset
 
 
@@ -385,12 +386,23 @@ def test_nothing_usable(tmp_path: Path) -> None:
     assert "error: there is no entry at all" in table(report)
 
 
+def test_a_corpus_that_changes_while_it_is_checked(
+    corpus: JsonLines, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(source: CorpusSource, part: Part, number: int) -> Entry:
+        return Entry("captions.jsonl:1", UnusableRecord("image a.jpg cannot be read"))
+
+    monkeypatch.setattr(CorpusSource, "entry", gone)
+    with pytest.raises(UserError, match="captions.jsonl:1 has changed since the check began; check again when nothing"):
+        check(functools.partial(CorpusSource, corpus), "corpus", settings(vocabulary))
+
+
 def test_a_killed_process_is_one_message(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def advance(*_: object) -> None:
+    def take(*_: object) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
 
-    monkeypatch.setattr(EntryProgress, "advance", advance)
+    monkeypatch.setattr(ProgressBar, "take", take)
     with pytest.raises(
         UserError,
         match="a process that reads the data was killed, perhaps for want of memory; lower --processes and start again",

@@ -10,7 +10,7 @@ from PIL import Image
 from small_data import encode
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.checks.images import ImageFigures, aspect_ratio, broken_kind
+from r2d2_jax.preparation.checks.images import ImageFigures, aspect_ratio, damage_kind
 
 HALVES = {kind: len(encode((200, 200), kind=kind)) // 2 for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
 
@@ -105,5 +105,5 @@ def test_broken_images_are_not_counted(image: bytes, kind: str) -> None:
     counted = ImageFigures()
     with pytest.raises(UnusableRecord) as raised:
         counted.add(image)
-    assert broken_kind(raised.value, image) == kind
+    assert damage_kind(raised.value, image) == kind
     assert counted == ImageFigures()
