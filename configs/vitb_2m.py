@@ -1,11 +1,11 @@
 """R2D2 ViT-B on the 2.3 M pairs of Zero, and the article's five ablations of it.
 
-    --config=configs/vitb_2m.py                  the whole method
-    --config=configs/vitb_2m.py:without_et       without enhanced training: clean text, an extra masked pass for MLM
-    --config=configs/vitb_2m.py:without_tgd      without target-guided distillation: hard targets, no queue
-    --config=configs/vitb_2m.py:without_fgd      without feature-guided distillation
-    --config=configs/vitb_2m.py:without_twd      without both distillations
-    --config=configs/vitb_2m.py:without_fgr      without fine-grained ranking
+    --config=vitb_2m                  the whole method
+    --config=vitb_2m:without_et       without enhanced training: clean text, an extra masked pass for MLM
+    --config=vitb_2m:without_tgd      without target-guided distillation: hard targets, no queue
+    --config=vitb_2m:without_fgd      without feature-guided distillation
+    --config=vitb_2m:without_twd      without both distillations
+    --config=vitb_2m:without_fgr      without fine-grained ranking
 
 That the ablations use ViT-B, and batch size, learning rate and epochs, are our decision.
 """
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from r2d2_jax import presets
 from r2d2_jax.config.reading import completed
+from r2d2_jax.errors import UserError
 
 ABLATIONS = {
     "": dict(),
@@ -28,7 +29,7 @@ ABLATIONS = {
 def get_config(ablation: str = "") -> ConfigDict:
     """For 8 devices or more: 128 pairs per device."""
     if ablation not in ABLATIONS:
-        raise ValueError(f"vitb_2m has no ablation {ablation!r}; it has {', '.join(filter(None, ABLATIONS))}")
+        raise UserError(f"vitb_2m has no ablation {ablation!r}; it has {', '.join(filter(None, ABLATIONS))}")
     config = ConfigDict()
     config.model = presets.article_model(presets.vit_base())
     config.data = presets.zero_data("2m")

@@ -8,55 +8,61 @@ what is measured.
 """
 
 import functools
-import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.corpus_flags import CORPUS_FLAGS, corpus_from_flags, define_corpus_flags, given
+from r2d2_jax.launch.program import parse, run
 from r2d2_jax.preparation.checks.checking import check
 from r2d2_jax.preparation.checks.report import CheckSettings, Report
 from r2d2_jax.preparation.checks.sources import CorpusSource, DatasetSource, Source, vocabulary_of
 from r2d2_jax.preparation.checks.table import check_json_path, table, write_json
-from r2d2_jax.preparation.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
 
-_DATA = flags.DEFINE_string("data", "", "Folder of a prepared dataset, which is then checked instead of a corpus.")
-_VOCABULARY = flags.DEFINE_string(
-    "vocabulary", "", "A WordPiece vocab.txt, a folder that holds one, or a hub name; by default that in --data."
+FLAGS = flags.FlagValues()
+_DATA = flags.DEFINE_string(
+    "data", "", "Folder of a prepared dataset, which is then checked instead of a corpus.", flag_values=FLAGS
 )
-_TEXT_LENGTH = flags.DEFINE_integer("text_length", 64, "Tokens to which training cuts a text.")
-_MAP_PUNCTUATION = flags.DEFINE_bool("map_punctuation", True, "As config.data.map_punctuation in training.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images in training, in pixels.")
-_HOSTS = flags.DEFINE_integer("hosts", 1, "Number of hosts that will train.")
-_MAX_BROKEN_SHARE = flags.DEFINE_float("max_broken_share", 0.01, "Largest tolerated share of unusable entries.")
-_MAX_UNKNOWN_SHARE = flags.DEFINE_float("max_unknown_share", 0.05, "Largest tolerated share of [UNK] among tokens.")
-_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read.")
-_JSON = flags.DEFINE_string("json", "", "File to write the report to as JSON.")
-_WORK = flags.DEFINE_string("work", "", "Folder for temporary files; by default the system's own.")
+_VOCABULARY = flags.DEFINE_string(
+    "vocabulary",
+    "",
+    "A WordPiece vocab.txt, a folder that holds one, or a hub name; by default that in --data.",
+    flag_values=FLAGS,
+)
+_TEXT_LENGTH = flags.DEFINE_integer("text_length", 64, "Tokens to which training cuts a text.", flag_values=FLAGS)
+_MAP_PUNCTUATION = flags.DEFINE_bool(
+    "map_punctuation", True, "As config.data.map_punctuation in training.", flag_values=FLAGS
+)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images in training, in pixels.", flag_values=FLAGS)
+_HOSTS = flags.DEFINE_integer("hosts", 1, "Number of hosts that will train.", flag_values=FLAGS)
+_MAX_BROKEN_SHARE = flags.DEFINE_float(
+    "max_broken_share", 0.01, "Largest tolerated share of unusable entries.", flag_values=FLAGS
+)
+_MAX_UNKNOWN_SHARE = flags.DEFINE_float(
+    "max_unknown_share", 0.05, "Largest tolerated share of [UNK] among tokens.", flag_values=FLAGS
+)
+_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read.", flag_values=FLAGS)
+_JSON = flags.DEFINE_string("json", "", "File to write the report to as JSON.", flag_values=FLAGS)
+_WORK = flags.DEFINE_string("work", "", "Folder for temporary files; by default the system's own.", flag_values=FLAGS)
+define_corpus_flags(FLAGS)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Checks the flags, checks the data, and prints the report."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.getLogger("absl").setLevel(logging.WARNING)  # TFDS tells of every look at the dataset
-    try:
-        if len(arguments) > 1:
-            raise UserError(f"unknown argument {arguments[1]!r}; every setting is a flag, like --data=FOLDER")
-        report = _check()
-        print(table(report))
-        if _JSON.value:
-            write_json(report, _JSON.value)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; there is no report, and the temporary files were removed", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(report.status)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks the data that the flags name and prints the report; returns the exit status."""
+    return run(_work, argv, stopped="stopped; there is no report, and the temporary files were removed")
+
+
+def _work(arguments: Sequence[str]) -> int:
+    parse(FLAGS, arguments, __doc__)
+    report = _check()
+    print(table(report))
+    if _JSON.value:
+        write_json(report, _JSON.value)
+    return report.status
 
 
 def _check() -> Report:
@@ -77,12 +83,12 @@ def _check() -> Report:
 
 def _source() -> tuple[Callable[[Path], Source], str]:
     if not _DATA.value:
-        corpus = corpus_from_flags()
+        corpus = corpus_from_flags(FLAGS)
         return functools.partial(CorpusSource, corpus), f"corpus {corpus.name}"
-    if named := given(CORPUS_FLAGS):
+    if named := given(FLAGS, CORPUS_FLAGS):
         raise UserError(f"--data and {named[0]} are both given; expected a prepared dataset or a corpus, not both")
     return lambda folder: DatasetSource(_DATA.value), f"dataset {_DATA.value}"
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -9,45 +9,69 @@ Exit status: 1 if a stage differs by more than the limit, 2 on bad input.
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from r2d2_jax.convert.conversion import STUDENT, TEACHER, Form, form_of, open_model, write_model, write_rest
 from r2d2_jax.convert.verification import LIMIT, ParityReport, verify
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.program import parse, run
 
+FLAGS = flags.FlagValues()
 INPUT = flags.DEFINE_string(
-    "input", None, "A published .pth or .safetensors, a converted or transformers folder, or a run's workdir."
+    "input",
+    None,
+    "A published .pth or .safetensors, a converted or transformers folder, or a run's workdir.",
+    flag_values=FLAGS,
 )
-OUTPUT = flags.DEFINE_string("output", None, "Where to write; a name in .pth or .safetensors is a published file.")
-FORMAT = flags.DEFINE_enum_class("format", None, Form, "Of the output; if not given, its name decides: file or folder.")
-VERIFY = flags.DEFINE_bool("verify", False, "Compare with PyTorch or ONNX Runtime, stage by stage.")
-VERIFY_LIMIT = flags.DEFINE_float("limit", LIMIT, "Largest absolute difference that --verify lets pass.")
-WEIGHTS = flags.DEFINE_enum("weights", STUDENT, [STUDENT, TEACHER], "Which weights of a run.")
-REST = flags.DEFINE_string("rest", None, "Also write a run's teacher, queue, optimizer and MLM head: a .safetensors.")
-VOCABULARY = flags.DEFINE_string("vocabulary", None, "The WordPiece vocab.txt of the model, to be kept with it.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Where to write; a name in .pth or .safetensors is a published file.", flag_values=FLAGS
+)
+FORMAT = flags.DEFINE_enum_class(
+    "format", None, Form, "Of the output; if not given, its name decides: file or folder.", flag_values=FLAGS
+)
+VERIFY = flags.DEFINE_bool("verify", False, "Compare with PyTorch or ONNX Runtime, stage by stage.", flag_values=FLAGS)
+VERIFY_LIMIT = flags.DEFINE_float(
+    "limit", LIMIT, "Largest absolute difference that --verify lets pass.", flag_values=FLAGS
+)
+WEIGHTS = flags.DEFINE_enum("weights", STUDENT, [STUDENT, TEACHER], "Which weights of a run.", flag_values=FLAGS)
+REST = flags.DEFINE_string(
+    "rest", None, "Also write a run's teacher, queue, optimizer and MLM head: a .safetensors.", flag_values=FLAGS
+)
+VOCABULARY = flags.DEFINE_string(
+    "vocabulary", None, "The WordPiece vocab.txt of the model, to be kept with it.", flag_values=FLAGS
+)
 MAP_PUNCTUATION = flags.DEFINE_bool(
-    "map_punctuation", None, "Trained on mapped punctuation; if not given, as the model says, or not if published."
+    "map_punctuation",
+    None,
+    "Trained on mapped punctuation; if not given, as the model says, or not if published.",
+    flag_values=FLAGS,
 )
-IMAGE_HEADS = flags.DEFINE_integer("image_heads", None, "Heads of the image tower; one per 64 channels if not given.")
-TEXT_HEADS = flags.DEFINE_integer("text_heads", None, "Heads of text tower and cross encoders; likewise.")
-flags.mark_flag_as_required("input")
+IMAGE_HEADS = flags.DEFINE_integer(
+    "image_heads", None, "Heads of the image tower; one per 64 channels if not given.", flag_values=FLAGS
+)
+TEXT_HEADS = flags.DEFINE_integer(
+    "text_heads", None, "Heads of text tower and cross encoders; likewise.", flag_values=FLAGS
+)
+flags.mark_flag_as_required("input", flag_values=FLAGS)
 
 
-def main(_: list[str]) -> None:
-    """Flags in, library calls out."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Converts and verifies what the flags say; returns the exit status."""
+    return run(_work, argv, level=logging.WARNING)
+
+
+def _work(arguments: Sequence[str]) -> int:
+    parse(FLAGS, arguments, __doc__)
     jax.config.update("jax_platforms", "cpu")
-    try:
-        report = converted()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if report is not None:
-        print(report.table())
-        sys.exit(0 if report.first_broken is None else 1)
+    report = converted()
+    if report is None:
+        return 0
+    print(report.table())
+    return 0 if report.first_broken is None else 1
 
 
 def converted() -> ParityReport | None:
@@ -73,4 +97,4 @@ def converted() -> ParityReport | None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

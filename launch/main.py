@@ -1,35 +1,60 @@
-"""Pre-trains R2D2: `python launch/main.py --config=configs/demo.py --workdir=runs/demo`."""
+"""Trains R2D2: `python launch/main.py --config=demo --workdir=runs/demo`.
 
-import logging
-import sys
-import threading
+--config names a built-in configuration or a file; the same --workdir again goes on where the run was stopped.
+"""
+
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.configuration import built_in_names, read_configuration
+from r2d2_jax.launch.program import parse_known, run
+from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.processes import join, leave
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; --config.KEY=VALUE overrides a value.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept. If it holds a checkpoint, the run goes on.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or cluster.")
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where nothing tells it itself.")
-PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator_address.")
-PROCESS = flags.DEFINE_integer("process_id", None, "The number of this process, with --coordinator_address.")
-CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Imitate this many devices on the CPU.", lower_bound=1)
-flags.mark_flags_as_required(["config", "workdir"])
+FLAGS = flags.FlagValues()
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    f"The configuration: a file or one of {', '.join(built_in_names())}. NAME:ARGUMENT chooses a variant; "
+    "--config.KEY=VALUE overrides a value.",
+    flag_values=FLAGS,
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run is kept. If it holds a checkpoint, the run goes on.", flag_values=FLAGS
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a TPU pod or cluster.", flag_values=FLAGS
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where nothing tells it itself.", flag_values=FLAGS
+)
+PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are, with --coordinator_address.", flag_values=FLAGS
+)
+PROCESS = flags.DEFINE_integer(
+    "process_id", None, "The number of this process, with --coordinator_address.", flag_values=FLAGS
+)
+CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", None, "Imitate this many devices on the CPU.", lower_bound=1, flag_values=FLAGS
+)
+flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
 
 
-def main(_: list[str]) -> None:
-    """Flags in, one library call out."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for talkative in ("absl", "orbax", "httpx", "jax"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    _main_thread_alone_reports()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains what the flags say and prints the last evaluation; returns the exit status."""
+    with quiet_writer_threads():
+        return run(_work, argv)
+
+
+def _work(arguments: Sequence[str]) -> None:
+    overrides = parse_known(FLAGS, arguments, __doc__)
+    config = read_configuration(str(CONFIG.value), overrides)
     if CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
@@ -37,14 +62,8 @@ def main(_: list[str]) -> None:
     # needs (tensorboardX imports PyTorch, where that is installed).
     from r2d2_jax.train.loop import train
 
-    try:
-        _join()
-        outcome = train(Config.from_config_dict(CONFIG.value), _workdir())
-    except UserError as error:
-        leave(_refused(error))
-    except Exception:
-        traceback.print_exc()
-        leave(1)
+    _join()
+    outcome = train(Config.from_config_dict(config), _workdir())
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.broken} unusable records. Checkpoints and logs: {WORKDIR.value}")
         print(outcome.report.table())
@@ -67,29 +86,16 @@ def _workdir() -> Path:
     return Path(workdir)
 
 
-def _main_thread_alone_reports() -> None:
-    """Orbax raises in the main thread what fails in its background writer, and before that every one of its threads,
-    tasks and callbacks prints a traceback: hundreds of lines that would bury the one message that is made of it."""
-    threading.excepthook = lambda _: None
-    sys.unraisablehook = lambda _: None
-    for reporter in ("absl", "asyncio"):
-        logging.getLogger(reporter).addFilter(lambda record: not record.exc_info)
-
-
-def _refused(error: UserError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
-def _parse(arguments: list[str]) -> list[str]:
-    """Parses flags; a --config.KEY that the configuration does not have gets one message instead of a traceback."""
+def command() -> None:
+    """`main` as a process of its own: a failure ends it, and with it the processes that would wait for it."""
     try:
-        return app.parse_flags_with_usage(arguments)
-    except (AttributeError, KeyError) as error:
-        reason = str(error.args[0]).strip("'\"").replace("\\n", " ").replace("\n", " ")
-        unknown = UserError(f"a --config.KEY=VALUE names a key that the configuration does not have: {reason}")
-        sys.exit(_refused(unknown))
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status:
+        leave(status)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    command()

@@ -5,17 +5,18 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 import r2d2_jax
-from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
+from r2d2_jax.launch.program import run
 
 
-def arguments() -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="How well texts match images.")
+    parser = argparse.ArgumentParser(description="How well texts match images.", allow_abbrev=False)
     checkpoint = "A published file, a converted or transformers folder, or a run's workdir."
     parser.add_argument("--checkpoint", required=True, help=checkpoint)
     parser.add_argument("--image", required=True, nargs="+", help="One image file or several.")
@@ -24,24 +25,27 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", default="student", choices=["student", "teacher"], help="Which weights of a run.")
     parser.add_argument("--image_heads", type=int, help="Of a published file of unusual sizes.")
     parser.add_argument("--text_heads", type=int, help="Likewise: text tower and cross encoders.")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Prints match probability and cosine of every image with every text, the best match of each image first."""
-    asked = arguments()
-    try:
-        model = r2d2_jax.load(
-            asked.checkpoint,
-            vocabulary=asked.vocabulary,
-            weights=asked.weights,
-            image_heads=asked.image_heads,
-            text_heads=asked.text_heads,
-        )
-        print(table(model, asked.image, asked.text))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints match probability and cosine of every image with every text, the best match of each image first.
+
+    Returns the exit status.
+    """
+    return run(_work, argv)
+
+
+def _work(arguments: Sequence[str]) -> None:
+    asked = parsed(arguments)
+    model = r2d2_jax.load(
+        asked.checkpoint,
+        vocabulary=asked.vocabulary,
+        weights=asked.weights,
+        image_heads=asked.image_heads,
+        text_heads=asked.text_heads,
+    )
+    print(table(model, asked.image, asked.text))
 
 
 def table(model: Ranker, images: list[str], texts: list[str]) -> str:
@@ -58,4 +62,4 @@ def table(model: Ranker, images: list[str], texts: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,36 +10,52 @@ Without --corpus the annotations are JSON lines. The same command again goes on 
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.corpus_flags import CORPUS_FLAGS, corpus_from_flags, define_corpus_flags, given
+from r2d2_jax.launch.program import parse, run
 from r2d2_jax.preparation.beam_runner import in_beam
-from r2d2_jax.preparation.corpora.flags import CORPUS_FLAGS, corpus_from_flags, given
 from r2d2_jax.preparation.demonstration import write_demonstration
 from r2d2_jax.preparation.local_runner import in_processes
 from r2d2_jax.preparation.prepare import Preparation, Runner, Settings, prepare
 
-_OUTPUT = flags.DEFINE_string("output", "", "Folder to hold the dataset.")
-_VOCABULARY = flags.DEFINE_string("vocabulary", "", "A WordPiece vocab.txt to copy beside the dataset.")
-_SHARDS = flags.DEFINE_integer("shards", 0, "Number of files a split; 0 chooses a fitting number, at least 8.")
-_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read and write.")
+FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", "", "Folder to hold the dataset.", flag_values=FLAGS)
+_VOCABULARY = flags.DEFINE_string(
+    "vocabulary", "", "A WordPiece vocab.txt to copy beside the dataset.", flag_values=FLAGS
+)
+_SHARDS = flags.DEFINE_integer(
+    "shards", 0, "Number of files a split; 0 chooses a fitting number, at least 8.", flag_values=FLAGS
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", os.cpu_count() or 1, "Number of processes that read and write.", flag_values=FLAGS
+)
 _BEAM_OPTIONS = flags.DEFINE_string(
     "beam_options",
     "",
     'Read and write on the workers of an Apache Beam pipeline with these options, such as "--runner=FlinkRunner '
     '--parallelism=64"; every path must mean the same on all of them. Without it, --processes do it here.',
+    flag_values=FLAGS,
 )
 _SHORT_SIDE = flags.DEFINE_integer(
-    "short_side", 0, "Shrink images with a longer short side to so many pixels; 0 keeps the bytes as they are."
+    "short_side",
+    0,
+    "Shrink images with a longer short side to so many pixels; 0 keeps the bytes as they are.",
+    flag_values=FLAGS,
 )
-_JPEG_QUALITY = flags.DEFINE_integer("jpeg_quality", 90, "Quality of images that are shrunk, 1 to 95.")
-_MAX_BROKEN_SHARE = flags.DEFINE_float("max_broken_share", 0.01, "Largest tolerated share of unusable entries.")
-_DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading a corpus.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.")
+_JPEG_QUALITY = flags.DEFINE_integer(
+    "jpeg_quality", 90, "Quality of images that are shrunk, 1 to 95.", flag_values=FLAGS
+)
+_MAX_BROKEN_SHARE = flags.DEFINE_float(
+    "max_broken_share", 0.01, "Largest tolerated share of unusable entries.", flag_values=FLAGS
+)
+_DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading a corpus.", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.", flag_values=FLAGS)
+define_corpus_flags(FLAGS)
 
 _NOT_OF_DEMO = (
     *CORPUS_FLAGS,
@@ -53,19 +69,14 @@ _NOT_OF_DEMO = (
 )
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Checks the flags, prepares, and prints what was written."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if len(arguments) > 1:
-            raise UserError(f"unknown argument {arguments[1]!r}; every setting is a flag, like --output=FOLDER")
-        print(_prepare().table())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on: finished shards are kept", file=sys.stderr)
-        sys.exit(130)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepares what the flags say and prints what was written; returns the exit status."""
+    return run(_work, argv, stopped="stopped; the same command goes on: finished shards are kept")
+
+
+def _work(arguments: Sequence[str]) -> None:
+    parse(FLAGS, arguments, __doc__)
+    print(_prepare().table())
 
 
 def _prepare() -> Preparation:
@@ -80,18 +91,18 @@ def _prepare() -> Preparation:
         short_side=_SHORT_SIDE.value,
         jpeg_quality=_JPEG_QUALITY.value,
     )
-    return prepare(corpus_from_flags(), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner())
+    return prepare(corpus_from_flags(FLAGS), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner())
 
 
 def _refuse_beside_demo() -> None:
-    if unwanted := given(_NOT_OF_DEMO):
+    if unwanted := given(FLAGS, _NOT_OF_DEMO):
         raise UserError(f"--demo draws its own data and has no use for {', '.join(unwanted)}; leave that out")
 
 
 def _runner() -> Runner:
     if not _BEAM_OPTIONS.value:
         return in_processes(_PROCESSES.value)
-    if given(["processes"]):
+    if given(FLAGS, ["processes"]):
         raise UserError(
             "--processes and --beam_options are both set; with Beam its own options say how many workers "
             "there are. Set one of the two"
@@ -100,4 +111,4 @@ def _runner() -> Runner:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

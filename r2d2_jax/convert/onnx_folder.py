@@ -4,7 +4,6 @@ The graphs are exported from the PyTorch model of `modeling_r2d2.py`. ONNX rathe
 serve on any hardware and need neither JAX nor Python (our decision).
 """
 
-import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,6 @@ from r2d2_jax.convert.torch_model import torch_model
 from r2d2_jax.convert.torch_r2d2 import published_parameters
 from r2d2_jax.convert.transformers_folder import write_description
 from r2d2_jax.models.store import Model
-
-# It says of each operator of torchvision, which the model does not use, that torchvision is not installed.
-logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 EXAMPLE_ROWS = 2  # of the traced example; the exporter would take a size of 1 for a constant
 

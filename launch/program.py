@@ -1,0 +1,130 @@
+"""What all programs share: flags of their own, one message for bad input, an exit status, quiet libraries."""
+
+import contextlib
+import faulthandler
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import flags
+
+from r2d2_jax.errors import UserError
+
+BAD_INPUT, STOPPED = 2, 130  # exit statuses; the second is what a shell gives to a program that Ctrl-C ends
+HELP_FLAGS = {"-h", "--help", "--helpshort", "--helpfull"}
+# The lowest level of messages of other libraries that are shown. TFDS logs every look at a dataset through absl.
+# PyTorch's exporter warns for each operator of torchvision that it is not installed; no model here uses one.
+LIBRARY_LEVELS = {
+    "absl": logging.WARNING,
+    "orbax": logging.WARNING,
+    "httpx": logging.WARNING,
+    "jax": logging.WARNING,
+    "torch.onnx._internal.exporter._registration": logging.ERROR,
+}
+
+
+def run(
+    work: Callable[[Sequence[str]], int | None],
+    argv: Sequence[str] | None,
+    *,
+    stopped: str = "",
+    level: int = logging.INFO,
+) -> int:
+    """Runs a program and returns its exit status.
+
+    Args:
+        work: reads the arguments and does the work; returns the exit status, None for 0.
+        argv: the arguments without the program's name; None takes those of this process.
+        stopped: what to print when Ctrl-C or SIGTERM stops the work. Without it neither is caught.
+        level: the lowest level of messages that reach stderr.
+    """
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
+    try:
+        with _messages(level), _interruptible() if stopped else contextlib.nullcontext():
+            return work(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except SystemExit as end:  # of --help, and of argparse, which has printed what is wrong
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        if not stopped:
+            raise
+        print(stopped, file=sys.stderr)
+        return STOPPED
+
+
+def parse(flag_values: flags.FlagValues, arguments: Sequence[str], description: str) -> None:
+    """Reads the arguments into a program's flags; what an earlier call read is forgotten.
+
+    Args:
+        flag_values: the flags of this program alone.
+        arguments: without the program's name.
+        description: what --help prints above the flags.
+
+    Raises:
+        UserError: a flag is unknown, missing or has a wrong value, or an argument is no flag.
+        SystemExit: --help was among them.
+    """
+    refuse_unknown(parse_known(flag_values, arguments, description))
+
+
+def parse_known(flag_values: flags.FlagValues, arguments: Sequence[str], description: str) -> list[str]:
+    """As `parse`, but returns unknown flags and other arguments in place of refusing them."""
+    if HELP_FLAGS.intersection(arguments):
+        print(description + flag_values.get_help(include_special_flags=False))
+        raise SystemExit(0)
+    flag_values.unparse_flags()
+    flag_values.set_gnu_getopt()  # an argument that is no flag does not end the flags
+    with one_message():
+        return flag_values([sys.argv[0], *arguments], known_only=True)[1:]
+
+
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """What absl finds wrong with flags is bad input, told in one line."""
+    try:
+        yield
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def refuse_unknown(arguments: Sequence[str]) -> None:
+    """Refuses arguments that no flag took.
+
+    Raises:
+        UserError: there is one.
+    """
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise UserError(f"unknown flag {argument}; --help lists the flags")
+        raise UserError(f"unknown argument {argument!r}; every setting is a flag, like --NAME=VALUE")
+
+
+@contextlib.contextmanager
+def _messages(level: int) -> Iterator[None]:
+    """Messages are plain lines on stderr; other libraries speak only of what matters."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = {name: logging.getLogger(name).level for name in ("", *LIBRARY_LEVELS)}
+    logging.getLogger().addHandler(handler)
+    for name, lowest in {"": level, **LIBRARY_LEVELS}.items():
+        logging.getLogger(name).setLevel(lowest)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        for name, lowest in before.items():
+            logging.getLogger(name).setLevel(lowest)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
