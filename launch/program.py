@@ -11,6 +11,7 @@ from absl import flags
 
 from r2d2_jax.errors import UserError
 
+Work = Callable[[Sequence[str]], int | None]
 BAD_INPUT, STOPPED = 2, 130  # exit statuses; the second is what a shell gives to a program that Ctrl-C ends
 HELP_FLAGS = {"-h", "--help", "--helpshort", "--helpfull"}
 # The lowest level of messages of other libraries that are shown. TFDS logs every look at a dataset through absl.
@@ -25,7 +26,7 @@ LIBRARY_LEVELS = {
 
 
 def run(
-    work: Callable[[Sequence[str]], int | None],
+    work: Work,
     argv: Sequence[str] | None,
     *,
     stopped: str = "",
@@ -76,7 +77,8 @@ def parse_known(flag_values: flags.FlagValues, arguments: Sequence[str], descrip
     if HELP_FLAGS.intersection(arguments):
         print(description + flag_values.get_help(include_special_flags=False))
         raise SystemExit(0)
-    flag_values.unparse_flags()
+    for name in flag_values:
+        flag_values[name].unparse()
     flag_values.set_gnu_getopt()  # an argument that is no flag does not end the flags
     with one_message():
         return flag_values([sys.argv[0], *arguments], known_only=True)[1:]

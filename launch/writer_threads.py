@@ -18,8 +18,8 @@ def quiet_writer_threads() -> Iterator[None]:
     """
     thread_hook, object_hook = threading.excepthook, sys.unraisablehook
     reporters = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    threading.excepthook = lambda failed: None if _in_orbax(failed.exc_traceback) else thread_hook(failed)
-    sys.unraisablehook = lambda failed: None if _in_orbax(failed.exc_traceback) else object_hook(failed)
+    threading.excepthook = lambda failed: None if _of_writers(failed.exc_traceback) else thread_hook(failed)
+    sys.unraisablehook = lambda failed: None if _of_writers(failed.exc_traceback) else object_hook(failed)
     for reporter in reporters:
         reporter.addFilter(_not_of_orbax)
     try:
@@ -31,9 +31,11 @@ def quiet_writer_threads() -> Iterator[None]:
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and _in_orbax(record.exc_info[2]))
+    return not (record.exc_info and _of_writers(record.exc_info[2]))
 
 
-def _in_orbax(trace: TracebackType | None) -> bool:
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace))
-    return any(module.split(".")[0] == "orbax" for module in modules)
+def _of_writers(trace: TracebackType | None) -> bool:
+    packages = {frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in traceback.walk_tb(trace)}
+    # asyncio alone: TensorStore's threads call back into the event loop of a writer thread that has ended. Nothing else
+    # here uses asyncio.
+    return "orbax" in packages or packages == {"asyncio"}

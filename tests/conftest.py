@@ -1,12 +1,11 @@
-"""Settings of every test, and the vocabulary, datasets and launcher that many share."""
+"""Settings of every test, and the vocabulary and datasets that many share."""
 
-import importlib.util
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import pytest
-from absl import flags
 from small_data import example
 
 from r2d2_jax.data.records import RecordSource
@@ -16,9 +15,16 @@ from r2d2_jax.preparation.writer import write_dataset
 # Float32 on the CPU, whatever devices there are.
 jax.config.update("jax_platforms", "cpu")
 
-LAUNCHER = Path(__file__).resolve().parents[1] / "launch" / "prepare_data.py"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A shell starts what it puts into the background with Ctrl-C ignored, and all that this starts inherits it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -49,19 +55,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(dataset: Path) -> RecordSource:
     """The training records of `dataset`."""
     return RecordSource(dataset, "train")
-
-
-@pytest.fixture(scope="session")
-def launcher() -> ModuleType:
-    """launch/prepare_data.py as a module, with its flags defined once."""
-    spec = importlib.util.spec_from_file_location("launch_prepare_data", LAUNCHER)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
-"""Programs with flags, loaded as modules."""
+"""Programs: those of launch/ called in this process, those of benchmarks/ loaded as modules."""
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+import io
+import resource
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +13,24 @@ import pytest
 from absl import flags
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def called(main: Callable[[Sequence[str]], int], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a program of launch/ prints and returns when it is called in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as errors:
+        status = main(arguments)
+    return subprocess.CompletedProcess(arguments, status, printed.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, which stops a write as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from r2d2_jax.config.reading import Config
+from r2d2_jax.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -116,5 +117,5 @@ def test_all_ablations_are_tested() -> None:
 
 def test_unknown_ablation() -> None:
     message = "vitb_2m has no ablation 'without_mlm'; it has without_et, without_tgd, without_fgd, without_twd, without"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         module("vitb_2m").get_config("without_mlm")

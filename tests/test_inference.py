@@ -1,7 +1,6 @@
 """The model that people ask: every kind of input gives the same answer, and each bad one its message."""
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from programs import called
 from random_models import VOCABULARY, random_model
 
 import r2d2_jax
 from r2d2_jax.convert.conversion import write_model
 from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
+from r2d2_jax.launch.match import main
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 
@@ -167,8 +168,7 @@ def test_a_truncated_image_is_named(model: Ranker, tmp_path: Path, pictures: lis
 
 
 def run_match(*arguments: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[1]
-    return subprocess.run([sys.executable, str(root / "launch/match.py"), *arguments], capture_output=True, text=True)
+    return called(main, *arguments)
 
 
 @pytest.mark.parametrize("cross_layers", [2, 0])

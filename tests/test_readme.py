@@ -1,14 +1,14 @@
 """The README names files and configurations that exist, and its commands are the ones that the flags allow."""
 
+import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from programs import called
 from random_models import SPECIAL_TOKENS, random_model
 
 from r2d2_jax.convert.conversion import write_model
@@ -47,10 +47,10 @@ def test_every_ablation_that_is_named_exists() -> None:
 
 
 def test_flags_in_commands_exist() -> None:
-    shared = (ROOT / "r2d2_jax" / "data" / "corpora" / "flags.py").read_text(encoding="utf-8")
+    shared = (ROOT / "launch" / "corpus_flags.py").read_text(encoding="utf-8")
     for program in ("main", "prepare_data", "check_data", "convert", "match"):
         source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")
-        source += shared if "corpora.flags" in source else ""
+        source += shared if "corpus_flags" in source else ""
         commands = re.findall(rf"launch/{program}\.py ([^\n`&]*)", README)
         flags = {flag.split(".")[0] for command in commands for flag in re.findall(r"--([\w.-]+)", command)}
         assert flags
@@ -66,19 +66,19 @@ def test_the_lines_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.Monkey
     Image.new("RGB", (60, 40), "orange").save(tmp_path / "photo.jpg")
     section = README[README.index("## Checkpoints in and out") : README.index("## Where the method is fixed")]
     commands, code = re.findall(r"```(?:bash|python)\n(.*?)```", section, re.DOTALL)
-    printed = [run_command(line, tmp_path) for line in commands.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    printed = [run_command(line) for line in commands.splitlines()]
     assert read_tensors(tmp_path / "again.safetensors").keys() == read_tensors(tmp_path / "r2d2_vitl.pth").keys()
     assert sum(output.endswith("all stages agree\n") for output in printed) == commands.count("--verify") == 3
     matched = next(output for output in printed if "cosine" in output)
-    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
     for text, cosine, probability in zip(("投篮", "运球"), names["cosine"][0], names["probability"], strict=True):
         assert f"match {probability:.4f}  cosine {cosine:+.4f}  乔丹{text}" in matched
 
 
-def run_command(line: str, folder: Path) -> str:
+def run_command(line: str) -> str:
     program, *rest = shlex.split(line.removeprefix("python "))
-    done = subprocess.run([sys.executable, str(ROOT / program), *rest], cwd=folder, capture_output=True, text=True)
+    done = called(importlib.import_module(f"r2d2_jax.launch.{Path(program).stem}").main, *rest)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from programs import called
 from random_models import VOCABULARY, random_model
 from reference import reference, reference_model
 
@@ -34,10 +35,9 @@ from r2d2_jax.convert.verification import (
     verify,
 )
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.convert import main
 from r2d2_jax.models.store import Model
 from r2d2_jax.trees import flat, nested
-
-PROGRAM = Path(__file__).parents[2] / "launch" / "convert.py"
 
 
 def model_with_heads(cross_layers: int = 2) -> Model:
@@ -158,7 +158,7 @@ def test_what_lies_on_disk_is_what_is_checked(tmp_path: Path, form: Form, name: 
 
 
 def convert(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True)
+    return called(main, *arguments)
 
 
 def test_the_program_prints_the_report_and_its_status_says_whether_all_agree(tmp_path: Path) -> None:

@@ -8,15 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import called
 from small_data import encode, example
 
+from r2d2_jax.launch.check_data import main
 from r2d2_jax.preparation.writer import write_dataset
 
 PROGRAM = Path(__file__).parents[2] / "launch" / "check_data.py"
 
 
 def check_data(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True)
+    return called(main, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_a_corpus_with_an_error(folder: Path) -> None:
             "error: --json={data}/file/report.json cannot be written: ",
         ),
         ([], "error: corpus json_lines needs --images and --annotations; set both"),
-        (["nowhere"], "error: unknown argument 'nowhere'; every setting is a flag, like --data=FOLDER"),
+        (["nowhere"], "error: unknown argument 'nowhere'; every setting is a flag, like --NAME=VALUE"),
         (
             ["--data={data}", "--vocabulary=absent.txt"],
             "error: vocabulary absent.txt does not exist; expected a WordPiece",

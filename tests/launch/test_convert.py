@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from programs import called, limited_files
 from random_models import VOCABULARY, random_model
 from small_model import named_leaves, random_state, small_config, small_plan
 
@@ -15,6 +16,7 @@ import r2d2_jax
 from r2d2_jax.convert.conversion import TEACHER, Form, open_model, write_model
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.convert import main
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.state import TrainState
 
@@ -22,7 +24,7 @@ PROGRAM = Path(__file__).parents[2] / "launch" / "convert.py"
 
 
 def convert(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True)
+    return called(main, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -156,24 +158,9 @@ def test_an_absent_vocabulary_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path, form: str, name: str) -> None:
-    """No file may grow beyond 25 kB here, which stops a write as a full disk does."""
     write_model(random_model(tokens=VOCABULARY), tmp_path / "in")
-    done = subprocess.run(
-        [
-            "sh",
-            "-c",
-            'ulimit -f 50; exec "$@"',
-            "sh",
-            sys.executable,
-            "-B",
-            str(PROGRAM),
-            f"--input={tmp_path / 'in'}",
-            f"--output={tmp_path / name}",
-            f"--format={form}",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    with limited_files(25_000):
+        done = convert(f"--input={tmp_path / 'in'}", f"--output={tmp_path / name}", f"--format={form}")
     assert (done.returncode, done.stdout) == (2, "")
     assert f"error: cannot write {tmp_path / name}: " in done.stderr
     assert "nothing was left there" in done.stderr
@@ -184,18 +171,21 @@ def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path, form: str, na
 def test_pytorch_is_not_needed_but_for_its_own_files(tmp_path: Path) -> None:
     write_model(random_model(tokens=VOCABULARY), tmp_path / "in.safetensors")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
-    for source, target, form in (
+    conversions = (
         ("in.safetensors", "ours", "ours"),
         ("ours", "hf", "transformers"),
         ("hf", "out.safetensors", "published"),
-    ):
-        program = (
-            f"import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--input={tmp_path / source}', "
-            f"'--output={tmp_path / target}', '--format={form}', '--vocabulary={tmp_path / 'vocab.txt'}']; "
-            f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
-        )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    )
+    arguments = [
+        [f"--input={source}", f"--output={target}", f"--format={form}", "--vocabulary=vocab.txt"]
+        for source, target, form in conversions
+    ]
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None; "
+        f"main = runpy.run_path({str(PROGRAM)!r})['main']; print([main(each) for each in {arguments}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[0, 0, 0]"], done.stderr
     before, after = read_tensors(tmp_path / "in.safetensors"), read_tensors(tmp_path / "out.safetensors")
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
 

@@ -1,4 +1,4 @@
-"""The program refuses what it cannot run: exit status 2 and one message, no traceback."""
+"""launch/main.py runs again and again, and refuses what it cannot run: exit status 2, one message, no traceback."""
 
 import os
 import subprocess
@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import called
 from small_model import CHEAPEST, config_values, write_small_dataset, write_vocabulary
+
+from r2d2_jax.launch.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG_CONFIG = """
@@ -67,6 +70,9 @@ REFUSED = {
     ),
     "unknown key in a flag": (["--config=configs/demo.py", "--config.loss.queue_lenght=3"], ["queue_lenght"]),
     "wrong type in a flag": (["--config=configs/demo.py", "--config.train.batch_size=many"], ["batch_size", "many"]),
+    "a variant that a built-in configuration lacks": (["--config=vitb_2m:without_mlm"], ["no ablation 'without_mlm'"]),
+    "an unknown flag": (["--config=demo", "--confg.train.seed=3"], ["unknown flag --confg.train.seed=3; --help lists"]),
+    "a stray argument": (["--config=demo", "demo"], ["unknown argument 'demo'; every setting is a flag, like --NAME"]),
     "a key that the config file leaves at its default, and a queue that is too short": (
         ["--config=configs/demo.py", "--config.train.seed=3", "--config.loss.queue_length=32"],
         ["the configuration has 1 problem(s)", "loss.queue_length 32 is shorter"],
@@ -74,10 +80,24 @@ REFUSED = {
 }
 
 
-def main(*flags: str, shell: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+# What only a fresh process can refuse, before it has used JAX.
+OF_A_FRESH_PROCESS = {"batch that the mesh does not divide", "a place to meet without a number"}
+
+
+def as_a_program(*flags: str, shell: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [*shell, sys.executable, "launch/main.py", *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+
+
+def write_small_run(folder: Path) -> Path:
+    """A dataset and the configuration of four steps on it."""
+    write_small_dataset(folder, train=16)
+    values = config_values(CHEAPEST, {"data": {"directory": str(folder), "validation_split": ""}})
+    values["train"] |= {"epochs": 2.0, "checkpoint_every": 1}
+    config = folder / "config.py"
+    config.write_text(f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values!r})\n")
+    return config
 
 
 def test_processes_that_decode_do_not_import_the_loop() -> None:
@@ -94,13 +114,9 @@ print(sorted({"torch", "flax", "r2d2_jax.config.reading", "r2d2_jax.train.loop"}
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     """No file may become longer than 20 kB. The libraries' own reports of it do not bury ours."""
-    write_small_dataset(tmp_path, train=16)
-    values = config_values(CHEAPEST, {"data": {"directory": str(tmp_path), "validation_split": ""}})
-    values["train"] |= {"epochs": 2.0, "checkpoint_every": 1}
-    config = tmp_path / "config.py"
-    config.write_text(f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values!r})\n")
+    config = write_small_run(tmp_path)
     limited = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")
-    done = main(f"--config={config}", f"--workdir={tmp_path / 'run'}", shell=limited)
+    done = as_a_program(f"--config={config}", f"--workdir={tmp_path / 'run'}", shell=limited)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) < 20
@@ -111,15 +127,28 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     )
 
 
+def test_called_again_it_forgets_the_flags_of_before(tmp_path: Path) -> None:
+    config = write_small_run(tmp_path)
+    flags = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    shorter = called(main, *flags, "--config.train.epochs=1.0")
+    assert shorter.returncode == 0, shorter.stderr
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    longer = called(main, *flags)
+    assert (longer.returncode, longer.stdout) == (2, "")
+    assert "train.epochs" in longer.stderr  # which a run that goes on may not change
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str, tmp_path: Path) -> None:
+def test_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     write_vocabulary(tmp_path)
     (tmp_path / "wrong.py").write_text(WRONG_CONFIG, encoding="utf-8")
     (tmp_path / "no_data.py").write_text(NO_DATA.format(folder=tmp_path), encoding="utf-8")
     flags, expected = ([text.format(folder=tmp_path) for text in texts] for texts in REFUSED[case])
-    done = main(f"--workdir={tmp_path / 'run'}", *flags)
+    flags = [f"--workdir={tmp_path / 'run'}", *flags]
+    done = as_a_program(*flags) if case in OF_A_FRESH_PROCESS else called(main, *flags)
     assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == (1 if case == "wrong type in a flag" else 2), done.stderr  # 1 is absl's own
+    assert done.returncode == 2, done.stderr
     assert all(text in done.stderr for text in expected), done.stderr
     assert done.stderr.count("error:") == 1
     assert done.stdout == ""

@@ -1,17 +1,17 @@
-"""The launcher prints a table, or one message and exit status 2."""
+"""launch/prepare_data.py prints a table, or one message and exit status 2."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from absl.testing import flagsaver
+from programs import called
 from small_data import encode
 
 from r2d2_jax.data.records import RecordSource
+from r2d2_jax.launch import prepare_data
 from r2d2_jax.preparation.writer import SplitSummary
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "prepare_data.py"
@@ -29,9 +29,8 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(launcher: ModuleType, *arguments: str, **settings: Any) -> None:
-    with flagsaver.flagsaver(**settings):
-        launcher.main(["prepare_data.py", *arguments])
+def run(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return called(prepare_data.main, *arguments, *(f"--{flag}={value}" for flag, value in settings.items()))
 
 
 def places(corpus: Path) -> dict[str, str]:
@@ -55,24 +54,18 @@ def test_as_a_program_from_anywhere(corpus: Path, vocabulary: Path) -> None:
     assert (corpus / "out" / "vocab.txt").is_file()
 
 
-def test_bad_input_is_one_message_and_status_2(
-    launcher: ModuleType, corpus: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_bad_input_is_one_message_and_status_2(corpus: Path) -> None:
     (corpus / "images" / "3.jpg").unlink()
-    with pytest.raises(SystemExit) as stopped:
-        run(launcher, **places(corpus))
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: 1 of the 5 entries are unusable so far, more than --max_broken_share=0.01 ")
-    assert "images/3.jpg cannot be read" in printed.err
-    assert "Traceback" not in printed.err
+    done = run(**places(corpus))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "\nerror: 1 of the 5 entries are unusable so far, more than --max_broken_share=0.01 " in done.stderr
+    assert "images/3.jpg cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_share_flag(launcher: ModuleType, corpus: Path, capsys: pytest.CaptureFixture) -> None:
+def test_share_flag(corpus: Path) -> None:
     (corpus / "images" / "3.jpg").unlink()
-    run(launcher, **places(corpus), max_broken_share=0.5)
-    assert "captions.jsonl:4: image" in capsys.readouterr().out
+    assert "captions.jsonl:4: image" in run(**places(corpus), max_broken_share=0.5).stdout
 
 
 @pytest.mark.parametrize(
@@ -84,39 +77,34 @@ def test_share_flag(launcher: ModuleType, corpus: Path, capsys: pytest.CaptureFi
         ({"output": "out", "images": "images"}, "corpus json_lines needs --images and --annotations; set both"),
     ],
 )
-def test_missing_flags(launcher: ModuleType, capsys: pytest.CaptureFixture, settings: dict, message: str) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run(launcher, **settings)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+def test_missing_flags(settings: dict, message: str) -> None:
+    done = run(**settings)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_the_demonstration_has_no_use_for_a_corpus() -> None:
-    done = subprocess.run(
-        [sys.executable, LAUNCHER, "--demo", "--output=out", "--shards=3", "--corpus=muge"],
-        capture_output=True,
-        text=True,
-    )
+    done = run("--demo", "--output=out", "--shards=3", "--corpus=muge")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "error: --demo draws its own data and has no use for --corpus, --shards; leave that out"
     )
 
 
-def test_stray_argument(launcher: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        run(launcher, "out")
-    assert "unknown argument 'out'; every setting is a flag" in capsys.readouterr().err
+def test_stray_argument() -> None:
+    done = run("out")
+    assert done.returncode == 2
+    assert "unknown argument 'out'; every setting is a flag" in done.stderr
 
 
-def test_demo(launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def write_demonstration(*arguments: object) -> list[SplitSummary]:
         asked.append(arguments)
         return [SplitSummary("train", 60, 120, 4000, 1)]
 
-    monkeypatch.setattr(launcher, "write_demonstration", write_demonstration)
-    run(launcher, demo=True, output="demo-folder", seed=7)
+    monkeypatch.setattr(prepare_data, "write_demonstration", write_demonstration)
+    printed = run(demo=True, output="demo-folder", seed=7).stdout
     assert asked == [("demo-folder", 7)]
-    assert capsys.readouterr().out.split("\n")[1].split() == ["train", "60", "120", "0", "4,000", "1"]
+    assert printed.split("\n")[1].split() == ["train", "60", "120", "0", "4,000", "1"]

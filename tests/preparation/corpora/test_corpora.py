@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.prepare_data import FLAGS
+from r2d2_jax.launch.program import parse
 from r2d2_jax.preparation.corpora import CORPORA, Corpus
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,16 +32,14 @@ def test_a_section_shows_layout_sample_and_command(name: str) -> None:
     assert f"python launch/prepare_data.py --corpus={name} " in SECTIONS[name]
 
 
-@pytest.mark.usefixtures("launcher")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_has_the_flags_that_the_corpus_needs(command: str) -> None:
-    with flagsaver.flagsaver():
-        assert flags.FLAGS(["prepare_data.py", *shlex.split(command)]) == ["prepare_data.py"]
-        corpus = CORPORA[flags.FLAGS.corpus]
-        given = {flag for flag in ("images", "annotations") if getattr(flags.FLAGS, flag)}
-        assert flags.FLAGS.output
-        assert set(corpus.needs) <= given <= {*corpus.needs, *corpus.takes}
-        assert not flags.FLAGS.text_fields or corpus.default_text_fields
+    parse(FLAGS, shlex.split(command), "")
+    corpus = CORPORA[FLAGS.corpus]
+    given = {flag for flag in ("images", "annotations") if getattr(FLAGS, flag)}
+    assert FLAGS.output
+    assert set(corpus.needs) <= given <= {*corpus.needs, *corpus.takes}
+    assert not FLAGS.text_fields or corpus.default_text_fields
 
 
 @pytest.mark.parametrize("corpus", CORPORA.values())

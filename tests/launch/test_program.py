@@ -1,0 +1,128 @@
+"""What every program does with flags, errors, signals and messages."""
+
+import importlib
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from absl import flags
+from programs import called
+
+from r2d2_jax.errors import UserError
+from r2d2_jax.launch import program
+from r2d2_jax.launch.program import parse, run
+
+ROOT = Path(__file__).parents[2]
+# program -> flags of its own
+PROGRAMS = {
+    "main": ("config", "workdir", "coordinator_address"),
+    "prepare_data": ("output", "corpus", "beam_options"),
+    "check_data": ("data", "corpus", "max_unknown_share"),
+    "convert": ("input", "output", "rest"),
+    "match": ("checkpoint", "image", "text"),
+}
+RUNNER_FLAGS = ("alsologtostderr", "pdb", "verbosity")  # absl's, of which programs show none
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_lists_the_flags_of_the_program(name: str) -> None:
+    done = called(importlib.import_module(f"r2d2_jax.launch.{name}").main, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout for flag in PROGRAMS[name])
+    assert not any(flag in done.stdout for flag in RUNNER_FLAGS)
+
+
+def test_as_a_program_from_anywhere(tmp_path: Path) -> None:
+    """The others are started so elsewhere: with a full disk, signals, or without PyTorch."""
+    command = [sys.executable, str(ROOT / "launch" / "match.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--checkpoint" in done.stdout
+
+
+def two_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_integer("number", 3, "A number.", flag_values=values)
+    flags.DEFINE_string("name", None, "A name.", flag_values=values)
+    flags.mark_flag_as_required("name", flag_values=values)
+    return values
+
+
+def test_flags_of_an_earlier_call_are_forgotten() -> None:
+    values = two_flags()
+    parse(values, ["--number=5", "--name=a"], "")
+    assert (values.number, values.name) == (5, "a")
+    parse(values, ["--name", "b"], "")
+    assert (values.number, values.name, values["number"].using_default_value) == (3, "b", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name=a", "--number=many"], "flag --number=many: invalid literal for int"),
+        (["--number=5"], "--name must have a value"),
+        (["--name=a", "--nmae=b"], "^unknown flag --nmae=b; --help lists the flags$"),
+        (["--name=a", "b"], "^unknown argument 'b'; every setting is a flag, like --NAME=VALUE$"),
+    ],
+)
+def test_bad_flags_are_bad_input(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse(two_flags(), arguments, "")
+    assert "\n" not in str(caught.value)
+
+
+def raising(error: BaseException) -> program.Work:
+    def work(arguments: Sequence[str]) -> None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("there is no data"), 2, "error: there is no data\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+        (SystemExit(2), 2, ""),
+        (SystemExit(), 0, ""),
+    ],
+)
+def test_what_ends_a_program(error: BaseException, status: int, message: str) -> None:
+    done = called(lambda argv: run(raising(error), argv, stopped="stopped"))
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt()])
+def test_what_is_not_caught(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        run(raising(error), [])
+
+
+def test_the_status_is_the_works_own() -> None:
+    assert [run(lambda arguments, status=status: status, []) for status in (None, 0, 1)] == [0, 0, 1]
+
+
+def test_sigterm_stops_as_ctrl_c_does_and_its_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    done = called(lambda argv: run(lambda _: signal.raise_signal(signal.SIGTERM), argv, stopped="stopped"))
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_messages_are_plain_lines_and_other_libraries_quiet() -> None:
+    loggers = [logging.getLogger(name) for name in ("", *program.LIBRARY_LEVELS)]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
+
+    def work(arguments: Sequence[str]) -> None:
+        logging.getLogger("r2d2_jax.anything").info("step 2")
+        logging.getLogger("r2d2_jax.anything").debug("detail")
+        logging.getLogger("absl").info("I have looked at the dataset")
+        logging.getLogger("absl").warning("it is incomplete")
+
+    assert called(lambda argv: run(work, argv)).stderr == "step 2\nit is incomplete\n"
+    assert called(lambda argv: run(work, argv, level=logging.WARNING)).stderr == "it is incomplete\n"
+    assert [(logger.level, list(logger.handlers)) for logger in loggers] == before
