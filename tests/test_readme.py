@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_configuration_is_in_the_table_and_the_other_way_round() -> None:
-    table = README[README.index("| config | what |") : README.index("Any value can be changed")]
+    table = README[README.index("| config | what |") : README.index("`--config` takes a name")]
     named = set(re.findall(r"`(\w+\.py)", table))
     assert named == {path.name for path in (ROOT / "configs").glob("*.py")}
 
@@ -31,10 +31,10 @@ def test_every_path_that_is_named_exists() -> None:
 
 
 def test_every_module_is_in_the_tree() -> None:
-    tree = README[README.index("r2d2_jax/  config.py") : README.index("configs/     one file per run")]
+    tree = README[README.index("r2d2_jax/  presets.py") : README.index("configs/     one file per run")]
     _, *parts = re.split(r"^  (\w+)/ ", tree, flags=re.MULTILINE)
     described = dict(zip(parts[::2], parts[1::2], strict=True))
-    for folder in ("data", "evaluation", "losses", "train"):
+    for folder in ("config", "data", "evaluation", "losses", "preparation", "train"):
         modules = {path.stem for path in (ROOT / "r2d2_jax" / folder).glob("[!_]*.py")}
         assert modules <= set(re.findall(r"\w+", described[folder])), folder
 
