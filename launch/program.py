@@ -41,7 +41,7 @@ def run(
         level: the lowest level of messages that reach stderr.
     """
     if not faulthandler.is_enabled():
-        faulthandler.enable()
+        faulthandler.enable(2)  # the descriptor of stderr, which a caller may have redirected
     try:
         with _messages(level), _interruptible() if stopped else contextlib.nullcontext():
             return work(sys.argv[1:] if argv is None else argv) or 0

@@ -1,5 +1,6 @@
 """launch/main.py runs again and again, and refuses what it cannot run: exit status 2, one message, no traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -80,8 +81,15 @@ REFUSED = {
 }
 
 
-# What only a fresh process can refuse, before it has used JAX.
-OF_A_FRESH_PROCESS = {"batch that the mesh does not divide", "a place to meet without a number"}
+# What only a process that has not used JAX yet can refuse, in an order that keeps it so.
+OF_A_FRESH_PROCESS = ("a place to meet without a number", "batch that the mesh does not divide")
+CALL_EACH = """
+import json, sys
+from programs import called
+from r2d2_jax.launch.main import main
+for done in (called(main, *flags) for flags in json.loads(sys.argv[1])):
+    print(json.dumps([done.returncode, done.stdout, done.stderr]))
+"""
 
 
 def as_a_program(*flags: str, shell: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -138,18 +146,48 @@ def test_called_again_it_forgets_the_flags_of_before(tmp_path: Path) -> None:
     assert "train.epochs" in longer.stderr  # which a run that goes on may not change
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configurations that are wrong, and a vocabulary."""
+    folder = tmp_path_factory.mktemp("refused")
+    write_vocabulary(folder)
+    (folder / "wrong.py").write_text(WRONG_CONFIG, encoding="utf-8")
+    (folder / "no_data.py").write_text(NO_DATA.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_a_fresh_process(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What each case of `OF_A_FRESH_PROCESS` gives, all of them in one process."""
+    every = [flags_of(case, folder) for case in OF_A_FRESH_PROCESS]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", CALL_EACH, json.dumps(every)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {
+        case: subprocess.CompletedProcess(flags, *line)
+        for case, flags, line in zip(OF_A_FRESH_PROCESS, every, lines, strict=True)
+    }
+
+
+def flags_of(case: str, folder: Path) -> list[str]:
+    flags, _ = REFUSED[case]
+    return [f"--workdir={folder / 'run'}", *(flag.format(folder=folder) for flag in flags)]
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused(
+    case: str,
+    folder: Path,
+    in_a_fresh_process: dict[str, subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(ROOT)
-    write_vocabulary(tmp_path)
-    (tmp_path / "wrong.py").write_text(WRONG_CONFIG, encoding="utf-8")
-    (tmp_path / "no_data.py").write_text(NO_DATA.format(folder=tmp_path), encoding="utf-8")
-    flags, expected = ([text.format(folder=tmp_path) for text in texts] for texts in REFUSED[case])
-    flags = [f"--workdir={tmp_path / 'run'}", *flags]
-    done = as_a_program(*flags) if case in OF_A_FRESH_PROCESS else called(main, *flags)
+    done = in_a_fresh_process.get(case) or called(main, *flags_of(case, folder))
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 2, done.stderr
-    assert all(text in done.stderr for text in expected), done.stderr
+    assert all(text.format(folder=folder) in done.stderr for text in REFUSED[case][1]), done.stderr
     assert done.stderr.count("error:") == 1
     assert done.stdout == ""
-    assert not (tmp_path / "run").exists()
+    assert not (folder / "run").exists()
