@@ -34,7 +34,7 @@ def test_every_module_is_in_the_tree() -> None:
     tree = README[README.index("r2d2_jax/  presets.py") : README.index("configs/     one file per run")]
     _, *parts = re.split(r"^  (\w+)/ ", tree, flags=re.MULTILINE)
     described = dict(zip(parts[::2], parts[1::2], strict=True))
-    for folder in ("config", "data", "evaluation", "losses", "preparation", "train"):
+    for folder in ("config", "data", "evaluation", "losses", "preparation", "tasks", "train"):
         modules = {path.stem for path in (ROOT / "r2d2_jax" / folder).glob("[!_]*.py")}
         assert modules <= set(re.findall(r"\w+", described[folder])), folder
 

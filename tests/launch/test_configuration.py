@@ -50,7 +50,7 @@ def test_overrides(small: Path) -> None:
         (
             "absent",
             [],
-            "^there is no configuration absent; expected a file, or one of the built-in demo, flickr8k_cn, ",
+            "^there is no configuration absent; expected a file, or one of the built-in demo, ",
         ),
         ("configs/absent.py:a", [], "^there is no configuration configs/absent.py; expected a file, or one of the "),
         ("demo:small", [], "^--config=demo:small: demo takes no argument$"),
