@@ -64,8 +64,8 @@ def test_fewer_records_than_shards(tmp_path: Path) -> None:
     assert [RecordSource(tmp_path, "train")[i].image_id for i in range(2)] == ["image0", "image1"]
 
 
-def test_no_tensorflow_or_torch_is_imported(dataset: Path, vocabulary: Path) -> None:
-    """In a process of its own, as other tests need PyTorch: from a record to a batch of images and tokens."""
+def test_neither_tensorflow_nor_torch_nor_transformers_is_imported(dataset: Path, vocabulary: Path) -> None:
+    """From a record to a batch of images and tokens, in a process of its own: other tests import these."""
     program = f"""
 import sys
 from r2d2_jax.config.data import DataConfig
@@ -76,7 +76,7 @@ from r2d2_jax.data.text.tokenizer import load_tokenizer
 stream = train_batches(Mixture([RecordSource({str(dataset)!r}, "train")]), load_tokenizer({str(vocabulary)!r}, 8),
                        DataConfig(directory=""), image_size=16, batch_size=2, seed=0, first_step=0)
 assert len(next(stream)["images"]) == 2
-print(sorted({{"tensorflow", "torch", "r2d2_jax"}} & set(sys.modules)))
+print(sorted({{"tensorflow", "torch", "transformers", "r2d2_jax"}} & set(sys.modules)))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, capture_output=True, text=True)
