@@ -3,7 +3,6 @@
 import abc
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,10 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus, Piece, equal_runs, fitting_shards
 from r2d2_jax.preparation.corpora.formats.fields import chosen_texts, readable
+from r2d2_jax.preparation.corpora.formats.samples import Found
 from r2d2_jax.preparation.examples import Entry, Example
 
 _SHARD_BYTES = 256 * 2**20  # our decision, of an archive's bytes
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What an archive says of an image: its encoded bytes, and fields such as texts and addresses."""
-
-    image: bytes
-    fields: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Found:
-    """One step of reading an archive.
-
-    key: the sample's name within the archive; "" for the archive as a whole. Bytes that are no UTF-8 are in it as
-        surrogates.
-    outcome: the sample, or why there is none.
-    reached: how much of the archive's weight has been read by now.
-    lost: how many samples there are not, if there is none.
-    """
-
-    key: str
-    outcome: Sample | UnusableRecord
-    reached: int
-    lost: int = 1
 
 
 class ArchiveCorpus(Corpus):

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus, Found
+from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus
 from r2d2_jax.preparation.corpora.corpus import SPLIT_ALIASES, split_problem
 from r2d2_jax.preparation.corpora.formats.fields import as_text
+from r2d2_jax.preparation.corpora.formats.samples import Found
 from r2d2_jax.preparation.corpora.formats.tars import TAR_SUFFIXES, tar_samples
 
 

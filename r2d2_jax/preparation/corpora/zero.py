@@ -36,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus, Found
+from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.formats import img2dataset
 from r2d2_jax.preparation.corpora.formats.fields import as_text
 from r2d2_jax.preparation.corpora.formats.parquet import parquet_samples
-from r2d2_jax.preparation.corpora.formats.samples import folder_samples
+from r2d2_jax.preparation.corpora.formats.samples import Found, folder_samples
 from r2d2_jax.preparation.corpora.formats.tars import tar_samples
 
 TEXT_FIELDS = ("Title", "ImageQuery", "Content")

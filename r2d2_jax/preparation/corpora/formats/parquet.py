@@ -9,7 +9,7 @@ import pyarrow.parquet
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import first_line
-from r2d2_jax.preparation.corpora.archive_corpus import Found, Sample
+from r2d2_jax.preparation.corpora.formats.samples import Found, Sample
 
 _BATCH_ROWS = 64  # our decision: a few MB of images
 _READ_BYTES = 2**20  # our decision; with pre_buffer the whole file would come into memory

@@ -14,11 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.archive_corpus import Found, Sample
 from r2d2_jax.preparation.corpora.formats.fields import json_object, readable
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "avif", "jp2", "ppm")
 _READ_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, "json", "txt"})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of an archive: its encoded bytes, and fields such as texts and addresses."""
+
+    image: bytes
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One step of reading an archive.
+
+    key: the sample's name within the archive, with surrogates for bytes that are no UTF-8; "" for the whole archive.
+    outcome: the sample, or why there is none.
+    reached: how much of the archive's weight has been read so far.
+    lost: how many samples are lost, if `outcome` is no sample.
+    """
+
+    key: str
+    outcome: Sample | UnusableRecord
+    reached: int
+    lost: int = 1
 
 
 @dataclass(frozen=True)
