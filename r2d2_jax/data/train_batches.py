@@ -12,6 +12,7 @@ import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -78,15 +79,23 @@ def train_batches(
     parts = rows.batch(batch_size // process_count, batch_fn=_Batched(tokenizer))
     dataset = parts[first_step * process_count + process_index :: process_count].to_iter_dataset(_read_options(data))
     if data.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which only `app.run` parses
-            flags.FLAGS.mark_as_parsed()
+        _let_grain_read_its_flags()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers), _begin_worker)
     return _closing(dataset)
 
 
 def _begin_worker(index: int, count: int) -> None:
-    # The workers run in parallel already; within one, threads for every single text cost more than they save.
+    # The workers run in parallel already: within one, threads for every text and image cost more than they save.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    cv2.setNumThreads(0)
+
+
+def _let_grain_read_its_flags() -> None:
+    """Marks Grain's own absl flags as given, with their defaults, where no `app.run` has parsed the flags."""
+    if not flags.FLAGS.is_parsed():
+        for name in flags.FLAGS:
+            if name.startswith("grain_"):
+                flags.FLAGS[name].present = 1
 
 
 def _read_options(data: DataConfig) -> grain.ReadOptions:

@@ -65,9 +65,14 @@ def test_fewer_records_than_shards(tmp_path: Path) -> None:
 
 
 def test_neither_tensorflow_nor_torch_nor_transformers_is_imported(dataset: Path, vocabulary: Path) -> None:
-    """From a record to a batch of images and tokens, in a process of its own: other tests import these."""
+    """From a record to a batch of images and tokens, in a process of its own: other tests import these.
+
+    Nor are settings of other libraries changed that hold for the whole process.
+    """
     program = f"""
-import sys
+import sys, cv2
+from PIL import Image
+before = cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS
 from r2d2_jax.config.data import DataConfig
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.train_batches import train_batches
@@ -77,10 +82,11 @@ stream = train_batches(Mixture([RecordSource({str(dataset)!r}, "train")]), load_
                        DataConfig(directory=""), image_size=16, batch_size=2, seed=0, first_step=0)
 assert len(next(stream)["images"]) == 2
 print(sorted({{"tensorflow", "torch", "transformers", "r2d2_jax"}} & set(sys.modules)))
+print(before == (cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, capture_output=True, text=True)
-    assert done.stdout.strip() == "['r2d2_jax']", done.stderr
+    assert done.stdout.strip() == "['r2d2_jax']\nTrue", done.stderr
 
 
 def test_source_is_pickled_without_its_open_files(source: RecordSource) -> None:

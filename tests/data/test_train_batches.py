@@ -174,6 +174,7 @@ def test_program_that_never_closes_the_stream_ends(dataset: Path, vocabulary: Pa
     script = tmp_path / "program.py"
     script.write_text(f"""
 if __name__ == "__main__":
+    from absl import flags
     from r2d2_jax.config.data import DataConfig
     from r2d2_jax.data.mixture import Mixture
     from r2d2_jax.data.train_batches import train_batches
@@ -181,7 +182,7 @@ if __name__ == "__main__":
     from r2d2_jax.data.text.tokenizer import load_tokenizer
     stream = train_batches(Mixture([RecordSource({str(dataset)!r}, "train")]), load_tokenizer({str(vocabulary)!r}, 8),
                            DataConfig(directory="", workers=1), image_size=16, batch_size=2, seed=0, first_step=0)
-    print(next(stream)["images"].shape)
+    print(next(stream)["images"].shape, flags.FLAGS.is_parsed())
 """)
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
@@ -192,4 +193,4 @@ if __name__ == "__main__":
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "(2, 16, 16, 3)"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "(2, 16, 16, 3) False"), done.stderr
