@@ -59,7 +59,7 @@ class ChineseClip(AnnotatedCorpus):
     needs = ("annotations",)
 
     def check(self) -> None:
-        """Both files of every split must be there."""
+        """Checks that every split has both its files."""
         super().check()
         if not self._splits():
             raise UserError(
@@ -75,7 +75,7 @@ class ChineseClip(AnnotatedCorpus):
         return [path for split in self._splits() for path in (split.images, split.texts)]
 
     def annotation_files(self) -> list[Path]:
-        """The texts; a table without images makes their images missing."""
+        """The texts; if a table has no image, the images of its texts count as missing."""
         return [split.texts for split in self._splits()]
 
     def image_store(self) -> Base64Table:
@@ -102,7 +102,6 @@ class ChineseClip(AnnotatedCorpus):
             yield place, split, (Annotation(f"{split}/{image}", (), image_id=image),)
 
     def _splits(self) -> list[_Split]:
-        assert self.annotations is not None
         splits = []
         for name in _SPLITS:
             for begin, end in _FORMS:
@@ -112,7 +111,6 @@ class ChineseClip(AnnotatedCorpus):
         return splits
 
     def _check_names(self) -> None:
-        assert self.annotations is not None
         endings = (_IMAGES, *(end for _, end in _FORMS))
         present = {path for path in self.annotations.glob("[!.]*") if path.name.endswith(endings)}
         unknown = sorted(path.name for path in present - set(self.inputs()))

@@ -32,7 +32,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 @dataclass
 class _Listed:
-    """An image of a list; there are about 20,000 in all, so all of them may be in memory."""
+    """An image of a list; all 20,000 are held in memory."""
 
     split: str
     place: Place
@@ -51,16 +51,15 @@ class CocoCn(AnnotatedCorpus):
         return [self._captions(), *(self._list(name) for name in _SPLITS)]
 
     def annotation_files(self) -> list[Path]:
-        """The captions; an image that a list lacks has a caption that is in none."""
+        """The captions; images that a list lacks show as captions whose image is in no list."""
         return [self._captions()]
 
     def image_store(self) -> ImageStore:
         """COCO's folders, or one."""
-        assert self.images is not None
         return ImageFolder(self.images, flat=True)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """First what is wrong in the lists, then every caption, then the images that have none."""
+        """First the errors in the lists, then every caption, then the images without a caption."""
         listed: dict[str, _Listed] = {}
         for name, split in _SPLITS.items():
             for place, line in lines(self._list(name)):
@@ -77,11 +76,9 @@ class CocoCn(AnnotatedCorpus):
                 yield entry.place, entry.split, UnusableRecord(f"{image} has no caption in {self._captions()}")
 
     def _captions(self) -> Path:
-        assert self.annotations is not None
         return self.annotations / "imageid.human-written-caption.txt"
 
     def _list(self, name: str) -> Path:
-        assert self.annotations is not None
         return self.annotations / f"coco-cn_{name}.txt"
 
 

@@ -1,7 +1,7 @@
-"""Samples as files that share a name: 000000123.jpg, 000000123.json, 000000123.txt.
+"""Samples, as files that share a name: 000000123.jpg, 000000123.json, 000000123.txt.
 
-The rules are those of WebDataset: the key is the name up to the first dot of its last part, the extension is all that
-follows, in lower case; consecutive files with one key make a sample.
+The rules are those of WebDataset: the key is the name up to the first dot of its last part, the extension is the rest,
+in lower case; consecutive files with the same key are a sample.
 """
 
 import functools
@@ -46,7 +46,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a sample, to be read before the next one is asked for."""
+    """A file of a sample; `read` it before taking the next one."""
 
     key: str
     extension: str
@@ -54,14 +54,14 @@ class Member:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension; None for files that belong to no sample: hidden ones, and ones without an extension."""
+    """Key and extension; None for files that belong to no sample: hidden files, and files without an extension."""
     folder, slash, last = name.rpartition("/")
     stem, dot, extension = last.partition(".")
     return (f"{folder}{slash}{stem}", extension.lower()) if stem and dot else None
 
 
 def grouped(members: Iterable[Member]) -> Iterator[tuple[str, Sample | UnusableRecord]]:
-    """Key and sample of every run of members with the same key; a sample comes before what follows it is read."""
+    """Key and sample of every run of members with the same key; yields a sample before reading the next run's files."""
     for key, run in itertools.groupby(members, key=lambda member: member.key):
         try:
             yield key, _sample(run)
@@ -73,8 +73,8 @@ def folder_samples(folder: Path, weight: int) -> Iterator[Found]:
     """The samples of a folder of files, in the order of their names.
 
     Args:
-        folder: has all files of its samples, none in folders below.
-        weight: of all of them together.
+        folder: holds all files of its samples; folders in it are not read.
+        weight: the weight of all samples together.
     """
     try:
         with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""Samples out of a tar that is read as a stream, compressed or not; memory holds one sample at a time."""
+"""The samples of a tar, compressed or not, read as a stream with one sample in memory at a time."""
 
 import bz2
 import contextlib
@@ -28,7 +28,7 @@ _BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, Valu
 
 
 def tar_samples(archive: Path) -> Iterator[Found]:
-    """The samples of a tar, in its order; tars that follow one another in the file are read on, as --ignore-zeros does.
+    """The samples of a tar, in its order, and of tars that follow it in the file, as with tar's --ignore-zeros.
 
     A tar that is cut short, or broken from some point on, gives the samples before that point; the last step says so.
     The number of lost samples is estimated from the unread bytes and the mean size of a sample so far (our decision).
