@@ -237,9 +237,10 @@ def test_shards_of_a_window_are_read_together_and_windows_change() -> None:
 
 
 def test_a_window_is_mixed_as_a_whole() -> None:
-    """In 300 epochs of three records in two shards, each of the six orders comes about equally often."""
+    """In 120 epochs of three records in two shards, each of the six orders comes about equally often."""
     order = CorpusOrder([2, 1], seed=0, window_shards=2, rows=10_000)
-    found = [tuple(order[3 * number + row] for row in range(3)) for number in range(300)]
-    counts = [found.count(permutation) for permutation in sorted(set(found))]
-    assert len(counts) == 6
-    assert min(counts) > 25
+    # Two records tell the order of three; each takes 15 ms, because Grain's shuffle is slow for so few.
+    found = [(order[3 * number], order[3 * number + 1]) for number in range(120)]
+    counts = [found.count(begin) for begin in itertools.permutations(range(3), 2)]
+    assert sum(counts) == 120
+    assert min(counts) > 9
