@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.formats.fields import as_text, text_of, texts_of, with_keys
 from r2d2_jax.preparation.corpora.formats.lines import begins_with, parsed_array
 from r2d2_jax.preparation.corpora.image_stores import ImageFolder, ImageStore
@@ -58,7 +58,7 @@ class AicIcc(AnnotatedCorpus):
         """The published tree, or one folder."""
         return ImageFolder(self.places.get("images", self.annotations), flat=True)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Split by split."""
         for split in self._splits():
             one_object = begins_with(split.annotations, b"{")
@@ -74,7 +74,7 @@ class AicIcc(AnnotatedCorpus):
         return splits
 
 
-def _array(split: _Split) -> Iterator[Outcome]:
+def _array(split: _Split) -> Iterator[AnnotatedEntry]:
     def parse(entry: Any) -> tuple[Annotation]:
         image = text_of(with_keys(entry, "image_id", "caption"), "image_id")
         return (Annotation(f"{split.images}/{image}", texts_of(entry, "caption"), image_id=image, unique=image),)
@@ -83,7 +83,7 @@ def _array(split: _Split) -> Iterator[Outcome]:
         yield place, split.name, outcome
 
 
-def _with_images(split: _Split) -> Iterator[Outcome]:
+def _with_images(split: _Split) -> Iterator[AnnotatedEntry]:
     """Reads the other form; it holds the names of the 30,000 images in memory."""
     names: dict[str, str] = {}
 

@@ -17,7 +17,7 @@ from r2d2_jax.preparation.examples import Annotation, Entry, Example, Place
 _SHARD_ENTRIES = 10_000  # our decision: about 200 MB of images at 224 pixels
 
 # The place, the split ("" for none), and one annotation for each image there, or why there is none.
-Outcome = tuple[Place, str, Sequence[Annotation] | UnusableRecord]
+AnnotatedEntry = tuple[Place, str, Sequence[Annotation] | UnusableRecord]
 
 
 class AnnotatedCorpus(Corpus):
@@ -30,7 +30,7 @@ class AnnotatedCorpus(Corpus):
     grouped: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def outcomes(self) -> Iterable[Outcome]:
+    def outcomes(self) -> Iterable[AnnotatedEntry]:
         """All annotations, in the order of the files."""
 
     def annotation_files(self) -> list[Path]:
@@ -134,14 +134,14 @@ class LineCorpus(AnnotatedCorpus):
         """The annotation files."""
         return [path for _, path in self.files()]
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Every line's annotation."""
         for split, path in self.files():
             for place, outcome in parsed_lines(path, self.parse):
                 yield one_annotation(place, split, outcome)
 
 
-def one_annotation(place: Place, split: str, outcome: Annotation | UnusableRecord) -> Outcome:
+def one_annotation(place: Place, split: str, outcome: Annotation | UnusableRecord) -> AnnotatedEntry:
     """The outcome of a single annotation; a split that the annotation names has precedence."""
     if isinstance(outcome, UnusableRecord):
         return place, SPLIT_ALIASES.get(split, split), outcome

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import SPLIT_ALIASES
 from r2d2_jax.preparation.corpora.formats.fields import as_text, json_object, text_of, with_keys
@@ -89,7 +89,7 @@ class ChineseClip(AnnotatedCorpus):
         if unnamed:
             catalog.remark(f"train: {unnamed:,} images that no text names; left out")
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Split by split, first the gallery, then the texts."""
         for split in self._splits():
             if split.name != "train":
@@ -97,7 +97,7 @@ class ChineseClip(AnnotatedCorpus):
             for place, outcome in parsed_lines(split.texts, functools.partial(_parse, split.name)):
                 yield place, split.name, outcome
 
-    def _gallery(self, split: str) -> Iterator[Outcome]:
+    def _gallery(self, split: str) -> Iterator[AnnotatedEntry]:
         for place, image in self.image_store().ids(split):
             yield place, split, (Annotation(f"{split}/{image}", (), image_id=image),)
 

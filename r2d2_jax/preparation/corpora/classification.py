@@ -27,7 +27,7 @@ from pathlib import Path
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.corpus import SPLIT_ALIASES
 from r2d2_jax.preparation.corpora.formats.class_names import ClassNames, read_class_names
 from r2d2_jax.preparation.corpora.formats.fields import readable
@@ -73,7 +73,7 @@ class Classification(AnnotatedCorpus):
         folders = [root / name for root in self._roots().values() for name in _folders(root)]
         return super().identity() | {"folders": {readable(str(path)): path.stat().st_mtime_ns for path in folders}}
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Every file of every class's folder."""
         for split, root in self._roots().items():
             for folder, label in self._classes.labels(root, _folders(root)).items():

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.formats.fields import as_text, columns
 from r2d2_jax.preparation.corpora.formats.lines import lines, parsed_lines
 from r2d2_jax.preparation.corpora.image_stores import ImageFolder, ImageStore
@@ -58,7 +58,7 @@ class CocoCn(AnnotatedCorpus):
         """COCO's folders, or one."""
         return ImageFolder(self.images, flat=True)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """First the errors in the lists, then every caption, then the images without a caption."""
         listed: dict[str, _Listed] = {}
         for name, split in _SPLITS.items():
@@ -94,7 +94,7 @@ def _parse(line: str) -> Annotation:
     )
 
 
-def _in_split(place: Place, outcome: Annotation | UnusableRecord, listed: dict[str, _Listed]) -> Outcome:
+def _in_split(place: Place, outcome: Annotation | UnusableRecord, listed: dict[str, _Listed]) -> AnnotatedEntry:
     if isinstance(outcome, UnusableRecord):
         return place, "", outcome
     entry = listed.get(outcome.image_id)

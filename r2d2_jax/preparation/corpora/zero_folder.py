@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome, one_annotation
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry, one_annotation
 from r2d2_jax.preparation.corpora.formats.fields import chosen_texts, json_object, text_of, with_keys
 from r2d2_jax.preparation.corpora.formats.lines import begins_with, parsed_array, parsed_lines
 from r2d2_jax.preparation.corpora.formats.samples import IMAGE_EXTENSIONS
@@ -55,7 +55,7 @@ class ZeroFolder(AnnotatedCorpus):
         """Images by their key."""
         return ImageFolder(self.images, extensions=[f".{extension}" for extension in IMAGE_EXTENSIONS])
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Every link, for training."""
         for path in self.inputs():
             array = begins_with(path, b"[")
