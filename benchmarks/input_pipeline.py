@@ -79,7 +79,9 @@ USUAL_STAGES: Places = {
 
 def main(_: list[str]) -> None:
     """Measures each set of records and prints a table of it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizer's threads would take other workers' cores
+    # Threads of the tokenizer and of OpenCV would take other workers' cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    cv2.setNumThreads(0)
     if DATA.value:
         compare(DATA.value, RecordSource(DATA.value, "train"), load_tokenizer(str(Path(DATA.value) / "vocab.txt"), 64))
         return

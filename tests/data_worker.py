@@ -1,9 +1,9 @@
-"""One process of several that read a training stream; `data/test_processes.py` compares what they write.
+"""One process of several that read training streams; `data/test_processes.py` compares what they write.
 
-    python data_worker.py JOBS.json PROCESS_INDEX PROCESS_COUNT
+    python data_worker.py TASKS.json
 
-Each job of the list has folders, weights, vocabulary, workers, batch_size, first_step, steps and output, an .npz file
-that gets the batches of this process one after the other.
+Each task of the list has folders, weights, vocabulary, workers, batch_size, first_step, steps, process_index,
+process_count, columns and output, an .npz file that gets these columns of its batches.
 """
 
 import itertools
@@ -21,24 +21,22 @@ from r2d2_jax.data.train_batches import train_batches
 
 
 def main() -> None:
-    """Reads every job's part of the stream."""
-    index, count = map(int, sys.argv[2:])
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    """Reads this process's part of every task's stream."""
+    for task in json.loads(Path(sys.argv[1]).read_text()):
         batches = train_batches(
-            Mixture([RecordSource(folder, "train") for folder in job["folders"]], job["weights"]),
-            load_tokenizer(job["vocabulary"], 8),
-            DataConfig(directory="", workers=job["workers"]),
+            Mixture([RecordSource(folder, "train") for folder in task["folders"]], task["weights"]),
+            load_tokenizer(task["vocabulary"], 8),
+            DataConfig(directory="", workers=task["workers"]),
             image_size=16,
-            batch_size=job["batch_size"],
+            batch_size=task["batch_size"],
             seed=3,
-            first_step=job["first_step"],
-            process_index=index,
-            process_count=count,
+            first_step=task["first_step"],
+            process_index=task["process_index"],
+            process_count=task["process_count"],
         )
-        steps = list(itertools.islice(batches, job["steps"]))
+        steps = list(itertools.islice(batches, task["steps"]))
         batches.close()
-        rows = {key: np.stack([step[key] for step in steps]) for key in ("images", "input_ids", "image_id")}
-        np.savez(f"{job['output']}_{index}_of_{count}.npz", **rows)
+        np.savez(task["output"], **{key: np.stack([step[key] for step in steps]) for key in task["columns"]})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.naming import assembled
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
-from r2d2_jax.data.text.tokenizer import tokenizer_of
+from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS, tokenizer_of
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 from r2d2_jax.models.store import VOCABULARY, Model, read_vocabulary, write_vocabulary
@@ -165,7 +165,9 @@ def _write_tokenizer(model: Model, folder: Path) -> None:
     assert model.vocabulary is not None
     length = model.config.text.text_length
     tokenizer = tokenizer_of(model.vocabulary, length, map_punctuation=model.maps_punctuation)
-    tokenizer.backend().save(str(folder / "tokenizer.json"))
+    backend = tokenizer.backend()
+    backend.add_special_tokens(list(SPECIAL_TOKENS))  # ours takes their names in a text for text
+    backend.save(str(folder / "tokenizer.json"))
     special = {
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",

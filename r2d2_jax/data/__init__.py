@@ -1,8 +1,8 @@
 """What a run reads: records of prepared datasets, mixed, augmented and tokenised into batches in host memory.
 
-The words of this folder, in the order in which data walks:
+Terms, in the order in which the data takes these forms:
 
-    record   an image with its captions in its place in a shard
+    record   an image with its captions, as a shard stores it
     mixture  the training records of one dataset or several, under common numbers
-    row      a record in its place in a run, augmented; `b` of them are a batch
+    row      the augmented record at one position of the training stream; `b` rows are a batch
 """

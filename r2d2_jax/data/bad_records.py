@@ -1,4 +1,4 @@
-"""Records that nothing can be learned from: how they are named, counted, and when there are too many of them."""
+"""Unusable records: how they are named and counted, and when there are too many of them."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnusableRecord(Exception):
-    """A single line, image or record that nothing can be learned from; the message is the reason, not the place."""
+    """One line, image or record from which a model cannot learn. The message gives the reason, not the place."""
 
 
 def problem(name: str, error: UnusableRecord) -> str:
@@ -21,13 +21,13 @@ def problem(name: str, error: UnusableRecord) -> str:
     return f"{name}: {error}".replace("\n", " ")
 
 
-class BrokenRecords:
+class UnusableRecords:
     """Counts the unusable records among those that all processes read, and stops the run when there are too many.
 
     Attributes:
-        read: records read, usable or not.
-        broken: unusable ones among them; one that is met again in a later epoch counts again.
-        first: where the first ten lie and what is wrong with each.
+        read: number of records read, usable or not.
+        unusable: number of unusable ones among them; in every epoch a record counts again.
+        first: one line for each of the first ten: where it lies, and what is wrong with it.
     """
 
     def __init__(
@@ -40,24 +40,24 @@ class BrokenRecords:
 
         Args:
             epoch_size: number of records of the training split.
-            max_broken_share: the largest tolerated share of the records read, 0 to 1.
+            max_broken_share: the largest tolerated share of unusable records among those read, 0 to 1.
             gather_json: gives the counts of all processes for those of this one; None where there is only one.
         """
         self.epoch_size = epoch_size
         self.max_broken_share = max_broken_share
         self._gather_json = gather_json
-        self.read, self.broken = 0, 0
+        self.read, self.unusable = 0, 0
         self.first: list[str] = []
         self._own = _nothing_counted()
 
     def update(self, problems: np.ndarray) -> None:
-        """Counts one batch of this process and logs what is new; a process that is alone also judges.
+        """Counts one batch of this process and logs its unusable records; a single process also checks the share.
 
         Args:
-            problems: str [b'], of a batch of `train_batches`.
+            problems: str [b'], the column of that name in a batch of `train_batches`.
 
         Raises:
-            UserError: as `share`.
+            UserError: see `share`.
         """
         new = [line for row in problems if row for line in str(row).split("\n")]
         self._own["read"] += len(problems) + len(new)
@@ -69,38 +69,37 @@ class BrokenRecords:
             self.share()
 
     def share(self) -> None:
-        """Adds what every process has counted since the last time. All of them call this, and all judge alike.
+        """Adds what every process has counted since the last call. All processes call it, and all decide alike.
 
         Raises:
-            UserError: the share is exceeded, by more than chance brings into the part of an epoch that was read last
-                (three standard deviations). It is looked at once 1,000 records or a whole epoch were read, and before
-                that as soon as the rest of the epoch could not bring it back down (and more than 10 are broken); our
-                decision.
+            UserError: the share of unusable records is above the limit by more than three standard deviations of what
+                the unfinished epoch may hold by chance, after 1,000 records or a whole epoch; or, earlier, more than 10
+                are unusable and the rest of the epoch cannot bring the share below the limit (our decision).
         """
         for counted in [self._own] if self._gather_json is None else self._gather_json(self._own):
             self.read += counted["read"]
-            self.broken += counted["broken"]
+            self.unusable += counted["broken"]
             self.first += counted["first"][: FIRST_NAMES - len(self.first)]
         self._own = _nothing_counted()
         self._check()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain JSON values: all that was shared."""
-        return {"read": self.read, "broken": self.broken, "first": list(self.first)}
+        """The counts of all processes, as plain JSON values for a checkpoint."""
+        return {"read": self.read, "broken": self.unusable, "first": list(self.first)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` gave, on every process."""
-        self.read, self.broken, self.first = int(state["read"]), int(state["broken"]), list(state["first"])
+        """Continues from the counts that `state` returned; every process calls it."""
+        self.read, self.unusable, self.first = int(state["read"]), int(state["broken"]), list(state["first"])
         self._own = _nothing_counted()
 
     def _check(self) -> None:
         share, epoch = self.max_broken_share, self.epoch_size
         by_chance = 3 * math.sqrt(share * (self.read % epoch))
-        judged = self.read >= min(1000, epoch) and self.broken > share * self.read + by_chance
-        hopeless = self.broken > max(10, share * epoch * math.ceil(self.read / epoch))
+        judged = self.read >= min(1000, epoch) and self.unusable > share * self.read + by_chance
+        hopeless = self.unusable > max(10, share * epoch * math.ceil(self.read / epoch))
         if judged or hopeless:
             raise UserError(
-                f"{self.broken} of the {self.read} training records read are unusable, more than "
+                f"{self.unusable} of the {self.read} training records read are unusable, more than "
                 f"data.max_broken_share = {share:g} allows; mend them and prepare the dataset again, or "
                 "raise data.max_broken_share. The first:\n" + "\n".join(self.first)
             )

@@ -1,25 +1,37 @@
-"""Prepared datasets: reading any record of them by its number.
+"""Prepared datasets: any record by its number, however many shards there are, with few of them open at once.
 
 A prepared folder holds `NAME/1.0.0/` (a TFDS dataset in ArrayRecord shards) and usually `vocab.txt` beside it.
 """
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.data.shards import open_shard, read_shard
 from r2d2_jax.errors import UserError, first_line
+
+# For all datasets together; our decision: systems commonly allow a process 256 or 1,024 open files. An open shard takes
+# 8 bytes a record and about 10 kB. Opening it reads its index, about 40 microseconds for every 1,000 records, so a run
+# goes through a corpus in windows of shards (see `CorpusOrder`).
+MAX_OPEN_SHARDS = 128
+# Each read takes one record, so reading ahead and threads would only cost. The index stays in memory while the shard is
+# open: ArrayRecord would unpack its "offloaded" index as a whole at every read.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
+_BUFFER_BYTES = 32768  # what ArrayRecord's own data source sets
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image-text pair of a prepared dataset; `name` says where it lies, like "train-00003-of-00008#17".
+    """One image with its captions, from a prepared dataset.
 
+    name: where it lies, like "train-00003-of-00008#17".
     label: 0 or 1 for whether image and text match, or the number of a class; None where the dataset has no labels.
     """
 
@@ -28,6 +40,17 @@ class Record:
     image_id: str
     name: str
     label: int | None = None
+
+    def check_texts(self) -> None:
+        """Checks captions and identity; there may be no caption, and the image is checked when it is decoded.
+
+        Raises:
+            UnusableRecord: a caption is empty, or there is no image_id.
+        """
+        if not all(caption.strip() for caption in self.captions):
+            raise UnusableRecord("it has an empty caption")
+        if not self.image_id:
+            raise UnusableRecord("it has no image_id")
 
 
 def dataset_folder(directory: str | os.PathLike[str]) -> Path:
@@ -55,7 +78,7 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
 
 
 def dataset_info(folder: Path) -> tfds.core.DatasetInfo:
-    """What a TFDS dataset says of itself: its features, its splits and the lengths of their shards.
+    """Reads a TFDS dataset's description: its features, its splits and the lengths of their shards.
 
     Raises:
         UserError: dataset_info.json or features.json is missing, cut short or damaged, or there is no split.
@@ -77,9 +100,9 @@ def dataset_info(folder: Path) -> tfds.core.DatasetInfo:
 
 
 class RecordSource:
-    """Random access to the records of one split; nothing is held but the names and lengths of its shards.
+    """Random access to the records of one split. It holds the names and lengths of the shards, and no open file.
 
-    It holds no open file (see `shards`), so it can be pickled, and read from in several threads and processes.
+    So it can be pickled, and several threads and processes can read from it.
 
     Attributes:
         folder: the TFDS dataset. split: the split's name.
@@ -95,12 +118,11 @@ class RecordSource:
         Args:
             directory: a prepared folder.
             split: "train", "validation", ...
-            corpus: stands before the name of every record, where records of several datasets are read together.
-            complete: whether a missing shard is an error now; else it is one when it is first read from.
+            corpus: prefix of every record's name, to tell apart datasets that are read together.
+            complete: whether a missing shard raises here; if not, reading one of its records raises.
 
         Raises:
-            UserError: no dataset or a damaged one, no such split or an empty one, another kind of dataset, or a missing
-                shard.
+            UserError: dataset, split or shard is missing, damaged or empty, or the dataset is of another kind.
         """
         self.folder = dataset_folder(directory)
         self.split = split
@@ -135,7 +157,7 @@ class RecordSource:
             index: 0 to len - 1, in the order of the shards.
 
         Raises:
-            UserError: its shard has gone or cannot be opened.
+            UserError: its shard is missing or cannot be opened.
             UnusableRecord: the shard is sound but this record is not.
         """
         shard, position = self._locate(int(index))
@@ -168,7 +190,7 @@ class RecordSource:
         except Exception as error:
             if self._complete:
                 self._check_shards_exist()
-            open_shard(path, length)  # it may be the shard that has gone bad, not this record alone
+            open_shard(path, length)  # raises if the whole shard is damaged, not only this record
             raise UnusableRecord(f"cannot be read from {path}: {error}") from error
 
     def _parse(self, serialized: bytes, name: str) -> Record:
@@ -202,3 +224,55 @@ def _check_features(folder: Path, info: tfds.core.DatasetInfo) -> None:
             f"the dataset in {folder} has no {', '.join(sorted(absent))}; expected records with image, "
             "captions and image_id, as launch/prepare_data.py writes them"
         )
+
+
+def read_shard(path: str, records: int, position: int) -> bytes:
+    """Reads one record; several threads may call this.
+
+    Args:
+        path: the shard.
+        records: how many records it must have.
+        position: 0 to records - 1.
+
+    Raises:
+        UserError: the shard cannot be opened, or has another number of records.
+        Exception: ArrayRecord's own, if the shard opens but this record cannot be read.
+    """
+    # A range: the cost of `read([position])` grows with the number of records in the shard.
+    (record,) = _opened(path, records).read(position, position + 1)
+    return bytes(record)
+
+
+@functools.lru_cache(MAX_OPEN_SHARDS)
+def _opened(path: str, records: int) -> Any:
+    # The cache drops the least recently used reader without closing it, so another thread can finish reading from it.
+    return open_shard(path, records)
+
+
+def count_records(path: str) -> int:
+    """Counts the records of a shard; ArrayRecord raises its own errors if the shard is not complete."""
+    return int(_reader(path).num_records())
+
+
+def open_shard(path: str, records: int) -> Any:
+    """Opens a shard without the cache.
+
+    Raises:
+        UserError: it cannot be opened, or has another number of records.
+    """
+    try:
+        reader = _reader(path)
+        found = reader.num_records()
+        reason = f"it has {found} of the {records} records that dataset_info.json tells of"
+    except Exception as error:
+        found, reason = None, str(error)
+    if found != records:
+        raise UserError(
+            f"shard {path} cannot be opened ({reason}); expected a complete ArrayRecord file. Copy it "
+            "again, or prepare the dataset again with launch/prepare_data.py"
+        )
+    return reader
+
+
+def _reader(path: str) -> Any:
+    return array_record_module.ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from r2d2_jax.arrays import Params
-from r2d2_jax.data.train_batches import EvaluationSplit
+from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from r2d2_jax.arrays import Params
 from r2d2_jax.config.reading import Config
-from r2d2_jax.data.train_batches import EvaluationSplit
+from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.evaluation.foil import CHANCE, FoilReport, check_foil_split, evaluate_foils
 from r2d2_jax.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from r2d2_jax.evaluation.scorer import Scorer

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Encoded, Params
-from r2d2_jax.data.train_batches import EvaluationSplit
+from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.sharding import apply_by_rows, batch_sharding, check_batch_divides, replicated

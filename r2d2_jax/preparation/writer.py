@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from r2d2_jax.atomic import writing, written_whole
-from r2d2_jax.data.shards import count_records
+from r2d2_jax.data.records import count_records
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.corpus import split_problem
 from r2d2_jax.preparation.examples import Example

@@ -137,7 +137,7 @@ class Run:
             self._finish()
         else:
             self._leave()
-        return RunOutcome(position.step, self._done(), self._report, position.broken.broken)
+        return RunOutcome(position.step, self._done(), self._report, position.broken.unusable)
 
     def _done(self) -> bool:
         return self._position.step >= self._parts.total_steps
@@ -160,7 +160,7 @@ class Run:
         means = position.window.means()
         speed = self._progress.report(position.step, means)
         epoch = position.step * self._config.train.batch_size / position.broken.epoch_size
-        self._log.write(position.step, {"epoch": epoch, **means, "broken_records": position.broken.broken, **speed})
+        self._log.write(position.step, {"epoch": epoch, **means, "broken_records": position.broken.unusable, **speed})
 
     def _milestone(self) -> None:
         """Evaluates and saves where the configured intervals say so."""

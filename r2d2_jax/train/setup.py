@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
-from r2d2_jax.data.bad_records import BrokenRecords
+from r2d2_jax.data.bad_records import UnusableRecords
+from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
-from r2d2_jax.data.train_batches import EvaluationSplit, train_batches
+from r2d2_jax.data.train_batches import train_batches
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
@@ -88,7 +89,7 @@ class Position:
 
     step: int
     records: tuple[int, ...]
-    broken: BrokenRecords
+    broken: UnusableRecords
     window: Window
     evaluated: bool = False
 
@@ -214,7 +215,7 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     """
     several = jax.process_count() > 1
     records = parts.mixture.records
-    broken = BrokenRecords(len(parts.mixture), config.data.max_broken_share, gather_json if several else None)
+    broken = UnusableRecords(len(parts.mixture), config.data.max_broken_share, gather_json if several else None)
     built = (parts.task, parts.optimizer, parts.mesh)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(*built, jax.random.key(config.train.seed))

@@ -1,6 +1,7 @@
 """Corpora mixed in fixed shares: by the numbers, in the stream, and at places far along it."""
 
 import itertools
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,9 @@ import pytest
 from raw_data import serialized, write_raw
 
 from r2d2_jax.config.data import DataConfig
-from r2d2_jax.data import shards
-from r2d2_jax.data.mixture import Mixture, evenly_spread
-from r2d2_jax.data.records import RecordSource
-from r2d2_jax.data.shards import MAX_OPEN_SHARDS
+from r2d2_jax.data import records
+from r2d2_jax.data.mixture import CorpusOrder, Mixture, evenly_spread
+from r2d2_jax.data.records import MAX_OPEN_SHARDS, RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.data.train_batches import image_id_hash, train_batches
 from r2d2_jax.errors import UserError
@@ -126,13 +126,13 @@ def test_a_run_opens_each_shard_once_an_epoch(tmp_path: Path) -> None:
     for name, copies in (("first", 200), ("second", 150)):
         write_raw(tmp_path / name, {"train": [map(serialized, range(10))]}, copies=copies)
     mixture = Mixture([RecordSource(tmp_path / name, "train") for name in ("first", "second")])
-    before = shards._opened.cache_info().misses
+    before = records._opened.cache_info().misses
     numbers = taken(mixture, len(mixture))
     assert sorted(numbers) == list(range(3500))
     for number in numbers:
         assert mixture[number].image
-    assert shards._opened.cache_info().misses - before == 350
-    assert shards._opened.cache_info().currsize <= MAX_OPEN_SHARDS
+    assert records._opened.cache_info().misses - before == 350
+    assert records._opened.cache_info().currsize <= MAX_OPEN_SHARDS
 
 
 # --- what a batch has of it -----------------------------------------------------------------------------------------
@@ -194,3 +194,53 @@ def test_a_broken_record_is_replaced_and_named_within_its_corpus(
     twice = [row for row, times in counts.items() if times == 2]
     assert twice == [tuple(image_id_hash("1:image0").tolist())]
     assert len(counts) == 13
+
+
+# --- the order of one corpus in many shards -----------------------------------------------------------------------
+
+LENGTHS = (5, 1, 9, 3, 7, 2, 0, 4)
+RECORDS = sum(LENGTHS)
+
+
+def epoch(order: CorpusOrder, number: int) -> list[int]:
+    return [order[row] for row in range(number * RECORDS, (number + 1) * RECORDS)]
+
+
+@pytest.mark.parametrize("window_shards", [1, 2, 3, 8, 100])
+def test_an_epoch_has_every_record_once(window_shards: int) -> None:
+    order = CorpusOrder(LENGTHS, seed=3, window_shards=window_shards, rows=10_000)
+    epochs = [epoch(order, number) for number in (0, 1, 2, 50)]
+    assert all(sorted(rows) == list(range(RECORDS)) for rows in epochs)
+    assert len({tuple(rows) for rows in epochs}) == 4
+
+
+def test_rows_are_whole_epochs() -> None:
+    assert len(CorpusOrder(LENGTHS, 0, 2, rows=10 * RECORDS + 5)) == 10 * RECORDS
+
+
+def test_it_depends_on_the_seed_alone() -> None:
+    order = CorpusOrder(LENGTHS, seed=3, window_shards=2, rows=1000)
+    again = pickle.loads(pickle.dumps(order))
+    assert [again[row] for row in reversed(range(100))] == [order[row] for row in reversed(range(100))]
+    assert epoch(CorpusOrder(LENGTHS, seed=4, window_shards=2, rows=1000), 0) != epoch(order, 0)
+
+
+def test_shards_of_a_window_are_read_together_and_windows_change() -> None:
+    order = CorpusOrder([10] * 40, seed=0, window_shards=4, rows=10_000)
+    windows = []
+    for number in range(2):
+        shards = np.array([order[row] // 10 for row in range(number * 400, (number + 1) * 400)]).reshape(10, 40)
+        found = [frozenset(window.tolist()) for window in shards]
+        assert all(len(window) == 4 for window in found)
+        windows.append(set(found))
+    assert windows[0] != windows[1]
+
+
+def test_a_window_is_mixed_as_a_whole() -> None:
+    """In 120 epochs of three records in two shards, each of the six orders comes about equally often."""
+    order = CorpusOrder([2, 1], seed=0, window_shards=2, rows=10_000)
+    # Two records tell the order of three; each takes 15 ms, because Grain's shuffle is slow for so few.
+    found = [(order[3 * number], order[3 * number + 1]) for number in range(120)]
+    counts = [found.count(begin) for begin in itertools.permutations(range(3), 2)]
+    assert sum(counts) == 120
+    assert min(counts) > 9

@@ -15,10 +15,14 @@ from raw_data import serialized, write_raw
 
 TESTS = Path(__file__).resolve().parents[1]
 RECORDS, BATCH = 44, 8  # an epoch is five and a half batches
+COLUMNS = ("images", "input_ids", "image_id")
 # Stage -> (processes, first step, steps): two epochs, stopped twice; and all of them in one undisturbed process.
 STAGES = {"first": (2, 0, 3), "second": (1, 3, 4), "third": (4, 7, 4), "undisturbed": (1, 0, 11)}
+# Four operating-system processes serve all stages, so that few interpreters start: which one of them each part runs in.
+RUNS_IN = {"first": (0, 1), "second": (2,), "third": (3, 2, 1, 0), "undisturbed": (3,)}
 DISTURBED = ("first", "second", "third")
 JOBS = ("one", "one_workers", "uneven", "mixture")
+WORKERS = {"first": 1, "second": 2, "third": 0, "undisturbed": 0}  # of each process of a stage, in "one_workers"
 SHARDS = {"one": [44], "uneven": [1, 40, 3]}
 
 
@@ -31,18 +35,21 @@ class Stream:
     image_id: np.ndarray
 
 
-def job(name: str, stage: str, folder: Path, vocabulary: Path) -> dict[str, object]:
-    """What each process of a stage is to read, see `data_worker`."""
+def task(name: str, stage: str, index: int, folder: Path, vocabulary: Path) -> dict[str, object]:
+    """What process `index` of a stage reads, see `data_worker`."""
     datasets = ["one", "uneven"] if name == "mixture" else [name.removesuffix("_workers")]
     return {
         "folders": [str(folder / dataset) for dataset in datasets],
         "weights": [3, 1] if name == "mixture" else [],
         "vocabulary": str(vocabulary),
-        "workers": int(name.endswith("_workers")),
+        "workers": WORKERS[stage] if name.endswith("_workers") else 0,
         "batch_size": BATCH,
         "first_step": STAGES[stage][1],
         "steps": STAGES[stage][2],
-        "output": str(folder / f"{name}_{stage}"),
+        "process_index": index,
+        "process_count": STAGES[stage][0],
+        "columns": COLUMNS,
+        "output": str(folder / f"{name}_{stage}_{index}.npz"),
     }
 
 
@@ -53,25 +60,27 @@ def read(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> dict[tup
     for name, lengths in SHARDS.items():
         numbers = iter(range(RECORDS))
         write_raw(folder / name, {"train": [map(serialized, islice(numbers, length)) for length in lengths]})
-    parts = {}
-    for stage, (processes, _, _) in STAGES.items():
-        file = folder / f"{stage}.json"
-        file.write_text(json.dumps([job(name, stage, folder, vocabulary) for name in JOBS]))
-        together(file, processes)
-        for name in JOBS:
-            outputs = [folder / f"{name}_{stage}_{index}_of_{processes}.npz" for index in range(processes)]
-            parts[name, stage] = [Stream(**np.load(output)) for output in outputs]
-    return parts
+    lists: list[list[dict[str, object]]] = [[] for _ in range(4)]
+    for stage, processes in RUNS_IN.items():
+        for index, process in enumerate(processes):
+            lists[process] += [task(name, stage, index, folder, vocabulary) for name in JOBS]
+    together(folder, lists)
+    return {
+        (name, stage): [Stream(**np.load(folder / f"{name}_{stage}_{index}.npz")) for index in range(STAGES[stage][0])]
+        for name in JOBS
+        for stage in STAGES
+    }
 
 
-def together(file: Path, count: int) -> None:
-    """Runs so many processes at once to a good end."""
+def together(folder: Path, lists: list[list[dict[str, object]]]) -> None:
+    """Runs one process for each list of tasks, all at once, to a good end."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
-    command = [sys.executable, str(TESTS / "data_worker.py"), str(file)]
-    started = [
-        subprocess.Popen([*command, str(index), str(count)], env=environment, stderr=subprocess.PIPE, text=True)
-        for index in range(count)
-    ]
+    started = []
+    for number, tasks in enumerate(lists):
+        file = folder / f"{number}.json"
+        file.write_text(json.dumps(tasks))
+        command = [sys.executable, str(TESTS / "data_worker.py"), str(file)]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in started:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -87,7 +96,7 @@ def joined(stages: list[list[Stream]], field: str) -> np.ndarray:
 def test_going_on_with_other_processes_changes_no_byte(name: str, read: dict[tuple[str, str], list[Stream]]) -> None:
     """2, then 1, then 4 processes give the images and tokens that one undisturbed process gives."""
     stages = [read[name, stage] for stage in DISTURBED]
-    for field in ("images", "input_ids", "image_id"):
+    for field in COLUMNS:
         expected = joined([read[name, "undisturbed"]], field)
         assert len(expected) == 2 * RECORDS
         np.testing.assert_array_equal(joined(stages, field), expected, err_msg=field)
@@ -119,5 +128,6 @@ def test_fewer_or_uneven_shards_give_every_process_as_many_batches(
 
 
 def test_workers_change_nothing(read: dict[tuple[str, str], list[Stream]]) -> None:
-    with_workers, without = (joined([read[name, "undisturbed"]], "images") for name in ("one_workers", "one"))
-    np.testing.assert_array_equal(with_workers, without)
+    for stage in STAGES:
+        with_workers, without = (joined([read[name, stage]], "images") for name in ("one_workers", "one"))
+        np.testing.assert_array_equal(with_workers, without)

@@ -1,11 +1,8 @@
-"""The training stream depends on nothing but the position; evaluation leaves nothing usable out."""
+"""The training stream depends on nothing but the position."""
 
 import hashlib
 import io
 import itertools
-import logging
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import encode, example
+from small_data import example
 
 from r2d2_jax.config.data import DataConfig
-from r2d2_jax.data import train_batches as pipeline
-from r2d2_jax.data.image.transforms import evaluation_image
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer
-from r2d2_jax.data.train_batches import EvaluationSplit, image_id_hash, train_batches
+from r2d2_jax.data.train_batches import image_id_hash, train_batches
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.examples import Example
 from r2d2_jax.preparation.writer import write_dataset
 
 Batch = dict[str, np.ndarray]
@@ -56,19 +50,6 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 
 def ids(taken: list[Batch]) -> list[tuple[int, int]]:
     return [tuple(row) for batch in taken for row in batch["image_id"].tolist()]
-
-
-@pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> RecordSource:
-    """Eight records in one shard, of which 1, 2, 4 and 7 are unusable for four reasons."""
-    folder = tmp_path_factory.mktemp("spoiled")
-    records = [example(number) for number in range(8)]
-    records[1] = example(1, image=encode((60, 60))[:-200])
-    records[2] = Example(encode(), (), "image2")
-    records[4] = example(4, "一只狗", " ")
-    records[7] = example(7, image_id="")
-    write_dataset(folder, {"train": records})
-    return RecordSource(folder, "train")
 
 
 def test_shapes_and_types(source: RecordSource, tokenizer: Tokenizer) -> None:
@@ -172,8 +153,6 @@ def test_nothing_usable(tmp_path: Path, tokenizer: Tokenizer) -> None:
     source = RecordSource(tmp_path, "train")
     with pytest.raises(UserError, match=r"3 records one after the other are unusable.*(\n.*it has no image_id){3}"):
         batches(source, tokenizer, 1)
-    with pytest.raises(UserError, match="none of the 3 records of split 'train' is usable; prepare the dataset again"):
-        EvaluationSplit(source, tokenizer, 16)
 
 
 def test_missing_shard_is_told_by_a_worker(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -189,113 +168,11 @@ def test_batch_that_cannot_be_split(source: RecordSource, tokenizer: Tokenizer) 
         batches(source, tokenizer, 1, process_count=3)
 
 
-def test_program_that_never_closes_the_stream_ends(dataset: Path, vocabulary: Path, tmp_path: Path) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(f"""
-if __name__ == "__main__":
-    from r2d2_jax.config.data import DataConfig
-    from r2d2_jax.data.mixture import Mixture
-    from r2d2_jax.data.train_batches import train_batches
-    from r2d2_jax.data.records import RecordSource
-    from r2d2_jax.data.text.tokenizer import load_tokenizer
-    stream = train_batches(Mixture([RecordSource({str(dataset)!r}, "train")]), load_tokenizer({str(vocabulary)!r}, 8),
-                           DataConfig(directory="", workers=1), image_size=16, batch_size=2, seed=0, first_step=0)
-    print(next(stream)["images"].shape)
-""")
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, script],
-        cwd=root,
-        env={"PYTHONPATH": str(root), "PATH": ""},
-        timeout=60,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, "(2, 16, 16, 3)"), done.stderr
+def test_program_that_never_closes_the_stream_ends(reading_process: dict[str, Any]) -> None:
+    assert reading_process["shape"] == [2, 16, 16, 3]
 
 
-def test_evaluation_split_has_everything(dataset: Path, tokenizer: Tokenizer) -> None:
-    split = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16)
-    assert split.num_images == 5
-    assert sorted(split.image_ids) == [f"image{number}" for number in range(100, 105)]
-    assert len(split.captions) == 10
-    assert split.caption_image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert split.caption_image.dtype == np.int32
-    assert split.captions[::2] == [name.removeprefix("image") + "只狗" for name in split.image_ids]
-    np.testing.assert_array_equal(split.input_ids, tokenizer(split.captions)[0])
-    np.testing.assert_array_equal(split.attention_mask, split.input_ids != 0)
-
-
-def test_evaluation_images_are_padded_not_dropped(dataset: Path, tokenizer: Tokenizer) -> None:
-    split = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16)
-    whole = next(split.image_batches(5))
-    by_two = list(split.image_batches(2))
-    assert [batch.shape for batch in by_two] == [(2, 16, 16, 3)] * 3
-    np.testing.assert_array_equal(np.concatenate(by_two)[:5], whole)
-    assert (by_two[-1][1] == 0).all()
-
-
-@pytest.mark.parametrize("images", [1, 3, 4, 5, 7, 8, 9])
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_no_evaluation_image_is_dropped(images: int, processes: int, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """In batches of four, of which each process makes its own rows; together they have every image once."""
-    write_dataset(tmp_path, {"test": map(example, range(images))}, shards=2)
-    source = RecordSource(tmp_path, "test")
-    split = EvaluationSplit(source, tokenizer, 16)
-    own = [np.arange(4) // (4 // processes) == process for process in range(processes)]
-    parts = [np.concatenate(list(split.image_batches(4, rows))) for rows in own]
-    whole = np.sum(parts, axis=0)
-    assert len(whole) == -(-images // 4) * 4
-    for index in range(images):
-        np.testing.assert_array_equal(whole[index], evaluation_image(source[index].image, 16))
-    assert (whole[images:] == 0).all()
-    assert (len(split.captions), split.num_images) == (2 * images, images)
-
-
-def test_evaluation_decodes_only_the_rows_asked_for(
-    dataset: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    split, decoded = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16), []
-    whole = list(split.image_batches(4))
-    original = pipeline.evaluation_image
-    monkeypatch.setattr(pipeline, "evaluation_image", lambda *given: decoded.append(given) or original(*given))
-    own = np.array([True, False, False, True])
-    for batch, expected in zip(split.image_batches(4, own), whole, strict=True):
-        np.testing.assert_array_equal(batch, np.where(own[:, None, None, None], expected, 0))
-    assert len(decoded) == 3  # the first and the fourth of the first batch, the first of the second
-
-
-def test_evaluation_of_the_first_images(dataset: Path, tokenizer: Tokenizer) -> None:
-    source = RecordSource(dataset, "validation")
-    split = EvaluationSplit(source, tokenizer, 16, max_images=2)
-    assert split.image_ids == EvaluationSplit(source, tokenizer, 16).image_ids[:2]
-    assert len(split.captions) == 4
-    assert len(list(split.image_batches(4))) == 1
-
-
-def test_evaluation_leaves_out_only_what_is_broken(
-    spoiled: RecordSource, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        split = EvaluationSplit(spoiled, tokenizer, 16)
-    assert split.image_ids == ["image0", "image2", "image3", "image5", "image6"]
-    assert split.caption_image.tolist() == [0, 0, 2, 2, 3, 3, 4, 4]  # image2 has no caption: a candidate only
-    assert len(split.problems) == 3
-    assert "3 of the 8 records of split 'train' are unusable and left out" in caplog.text
-    assert "train-00000-of-00001#7: it has no image_id" in caplog.text
-
-
-def test_images_without_captions_stay_in_the_gallery(
-    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
-) -> None:
-    silent = [Example(encode(seed=number), (), f"silent{number}") for number in range(2)]
-    write_dataset(tmp_path, {"test": [silent[0], example(1), silent[1], example(2, "红球")], "gallery": silent})
-    with caplog.at_level(logging.INFO):
-        split = EvaluationSplit(RecordSource(tmp_path, "test"), tokenizer, 16)
-    assert split.image_ids == ["silent0", "image1", "silent1", "image2"]
-    assert (split.num_images, split.captions) == (4, ["1只狗", "红球", "红球"])
-    assert split.caption_image.tolist() == [1, 1, 3]
-    assert split.problems == []
-    assert "2 of the 4 images of split 'test' have no caption; text is compared with them all the same" in caplog.text
-    with pytest.raises(UserError, match="none of the 2 images of split 'gallery' has a caption, so there is nothing"):
-        EvaluationSplit(RecordSource(tmp_path, "gallery"), tokenizer, 16)
+def test_settings_of_other_libraries_are_left_alone(reading_process: dict[str, Any]) -> None:
+    """OpenCV's threads and Pillow's limit; and flags that the program's author may still want to parse."""
+    assert reading_process["settings_kept"]
+    assert not reading_process["flags_parsed"]

@@ -10,9 +10,9 @@ import pytest
 from small_data import example
 from small_model import random_state, small_config, small_plan, write_small_dataset, write_vocabulary
 
+from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import load_tokenizer
-from r2d2_jax.data.train_batches import EvaluationSplit
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer, _fetched
 from r2d2_jax.losses.matching import match_probability

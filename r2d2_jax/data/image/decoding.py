@@ -1,10 +1,10 @@
-"""From encoded bytes to upright RGB pixels; whatever is no complete image, or too large a one, is an UnusableRecord."""
+"""From encoded bytes to upright RGB pixels; an image that is incomplete or too large raises UnusableRecord."""
 
 import contextlib
 import functools
 import io
-import threading
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
@@ -12,20 +12,20 @@ from PIL import ExifTags, Image, ImageOps
 
 from r2d2_jax.data.bad_records import UnusableRecord
 
-MAX_PIXELS = 2**26  # our decision: 8192 x 8192, up to 1 GiB while it is decoded; a few kilobytes can claim far more
-# What the web and cameras have. Left out is what is no photograph or, as EPS, would be handed to another program.
+MAX_PIXELS = 2**26  # our decision: 8192 x 8192, up to 1 GiB while it is decoded; a file of a few kB can claim far more
+# The formats of cameras and the web. The others are no photographs; Pillow hands an EPS to another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _ORIENTATION = ExifTags.Base.Orientation
-_opening = threading.Lock()
+_PREFIX_BYTES = 16  # as many as Pillow shows to a format to find out whether the file is of it
 
 
 @contextlib.contextmanager
 def opened(encoded: bytes) -> Iterator[Image.Image]:
-    """Reads an image's header, and turns whatever its decoder raises later into one kind of exception.
+    """Reads an image's header, and turns everything that its decoder raises later into one kind of exception.
 
     Raises:
-        UnusableRecord: the bytes are no image, not a complete one, or one of more than `MAX_PIXELS` pixels; the last is
-            told by the header, before anything is decoded.
+        UnusableRecord: the bytes are no image, or an incomplete one, or the header claims more than `MAX_PIXELS`
+            pixels; the last is checked before anything is decoded.
     """
     try:
         with _header(encoded) as image:
@@ -33,45 +33,45 @@ def opened(encoded: bytes) -> Iterator[Image.Image]:
             yield image
     except (UnusableRecord, MemoryError):
         raise
-    except Image.UnidentifiedImageError as error:
-        # Pillow's own message names a memory address, which would differ from run to run.
-        raise UnusableRecord(f"not an image: {len(encoded)} bytes in no known format") from error
+    except Image.DecompressionBombError as error:  # some formats check Pillow's limit, a higher one, while they open
+        raise UnusableRecord(f"the image has more pixels than the limit of {MAX_PIXELS:,}") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
         raise UnusableRecord(f"the image cannot be decoded: {error}") from error
 
 
 def _header(encoded: bytes) -> Image.Image:
-    # Pillow's own limit would warn, or refuse without naming the size. It is a global, which others may rely on.
-    with _opening:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(io.BytesIO(encoded), formats=_known_formats())
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    """What `Image.open` returns, without its limit: a global, which warns, or refuses without naming the size."""
+    prefix = encoded[:_PREFIX_BYTES]
+    for read_header, accepts in _known_formats():
+        accepted = accepts is None or accepts(prefix)
+        if accepted and not isinstance(accepted, str):  # a text says why this Pillow cannot read the format
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format, says Pillow
+                return read_header(io.BytesIO(encoded), "")
+    raise UnusableRecord(f"not an image: {len(encoded)} bytes in no known format")
 
 
 @functools.cache
-def _known_formats() -> list[str]:
-    """Those that this Pillow was built with."""
+def _known_formats() -> list[tuple[Callable[..., Image.Image], Callable[[bytes], bool | str] | None]]:
+    """How Pillow reads the header of each format that it was built with, and how it recognises the format."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
 
 
 def orientation(image: Image.Image) -> int:
-    """How the EXIF tag wants the image to be turned or mirrored: 2 to 8 of the EXIF standard; 1, as it is, without."""
+    """The EXIF tag, 1 to 8, that says how to turn or mirror the image; 1, not at all, where there is no tag."""
     return image.getexif().get(_ORIENTATION, 1)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels once the image is turned as its EXIF tag says."""
-    lies = orientation(image) in (5, 6, 7, 8)  # of the EXIF standard: on their side
-    return (image.height, image.width) if lies else (image.width, image.height)
+    on_its_side = orientation(image) in (5, 6, 7, 8)
+    return (image.height, image.width) if on_its_side else (image.width, image.height)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns the image as its EXIF tag says and makes it RGB; what is transparent becomes white (our decision)."""
+    """Turns the image as its EXIF tag says and makes it RGB; transparent pixels become white (our decision)."""
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which a plain conversion would cut off instead of scaling
+    if image.mode.startswith("I"):  # 16 bits a pixel: a plain conversion would cut them off instead of scaling them
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -81,7 +81,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 class EncodedImage:
-    """An image of which the header was read.
+    """An image whose header has been read.
 
     Attributes:
         size: width and height in pixels, upright.
@@ -109,16 +109,16 @@ class EncodedImage:
             reduction: 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size; other formats are not reduced.
 
         Returns:
-            uint8 [height width 4], upright: red, green, blue, and a byte that says nothing but lets the libraries work
-            on whole words, a third faster; sizes that cannot be divided are rounded up.
+            uint8 [height width 4], upright: red, green, blue and an unused fourth byte (4-byte pixels run a third
+            faster). A reduced size is rounded up.
 
         Raises:
             UnusableRecord: see `opened`.
         """
         width, height = self.size
         if self._plain_jpeg:
-            # The same library and the same pixels as Pillow's, without its detour over four bytes a pixel.
-            with contextlib.suppress(ValueError):  # Pillow knows better what is wrong, or whether it can be borne
+            # The library that Pillow uses, and the same pixels, without a copy.
+            with contextlib.suppress(ValueError):  # Pillow then says what is wrong, or decodes the image nevertheless
                 return simplejpeg.decode_jpeg(
                     self._encoded,
                     "RGBA",
@@ -133,7 +133,7 @@ class EncodedImage:
 
 
 def _unmarked_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    # Most JPEGs carry nothing that could turn them (EXIF, XMP); then their header is read in a fraction of the time.
+    # Most JPEGs have no EXIF and no XMP that could turn them; reading their header so takes a fraction of the time.
     if any(marker in encoded for marker in (b"Exif\0", b"http://ns.adobe.com/xap/")):
         return None
     try:

@@ -1,9 +1,9 @@
 """RandomAugment of the published fine-tuning code: two random operations out of ten, on uint8 [height width 4].
 
-The channels are red, green, blue, and a fourth that means nothing: OpenCV takes half of the time for four of them.
+The channels are red, green, blue and an unused fourth: OpenCV takes half of the time for four channels.
 
 The equations are those of the published code, which are Pillow's for the colours and OpenCV's for the geometry. Where
-it lets bytes overflow (AutoContrast of a channel whose minimum is not 0, Sharpness of more than 1) ours does not.
+it lets bytes overflow (AutoContrast of a channel whose minimum is not 0, Sharpness above 1), this code clips them.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,10 @@ import numpy as np
 Operation = Callable[..., np.ndarray]
 
 MAX_MAGNITUDE = 10.0  # the scale on which a magnitude is given
-_OPERATIONS_PER_IMAGE = 2  # of the published code, as all numbers below
+_OPERATIONS_PER_IMAGE = 2  # as all numbers below, from the published code
 _PROBABILITY = 0.5
-_GREY = (128, 128, 128, 128)  # what comes in from outside
+_GREY = (128, 128, 128, 128)  # fills pixels whose origin lies outside of the image
 _LEVELS = np.arange(256)
-
-# Batches are made by many processes, or by several threads; OpenCV's own threads would only be in their way.
-cv2.setNumThreads(0)
 
 
 def random_augment(pixels: np.ndarray, rng: np.random.Generator, magnitude: float) -> np.ndarray:
@@ -28,9 +25,9 @@ def random_augment(pixels: np.ndarray, rng: np.random.Generator, magnitude: floa
 
     Args:
         pixels: uint8 [height width 4]; not changed.
-        rng: draws both operations, then for each whether it is applied and, if it is and has one, its sign.
-        magnitude: 0 to 10; 5 in the published code, where the factor of Brightness and Sharpness is exactly 1, so that
-            these two change nothing.
+        rng: draws both operations; then, for each, whether to apply it and, for an operation with a sign, the sign.
+        magnitude: 0 to 10; 5 in the published code, where the factor of Brightness and Sharpness is exactly 1, so they
+            change nothing.
 
     Returns:
         uint8 [height width 4].
@@ -56,7 +53,7 @@ def identity(pixels: np.ndarray) -> np.ndarray:
 
 
 def auto_contrast(pixels: np.ndarray) -> np.ndarray:
-    """Stretches every channel to 0 to 255: floor(255 (x - low) / (high - low)); one of a single value stays."""
+    """Stretches each channel to 0 to 255: floor(255 (x - low) / (high - low)); a channel of one value stays."""
     return _by_channel(pixels, _stretching)
 
 
@@ -69,14 +66,14 @@ def _stretching(channel: np.ndarray) -> np.ndarray:
 
 
 def equalize(pixels: np.ndarray) -> np.ndarray:
-    """Evens out every channel's histogram h: floor((step // 2 + sum of h below x) / step).
+    """Equalizes each channel's histogram h: floor((step // 2 + sum of h below x) / step).
 
     step = (number of pixels - those of the highest value) // 255; a channel with step 0 stays.
     """
-    return _by_channel(pixels, _evening)
+    return _by_channel(pixels, _equalizing)
 
 
-def _evening(channel: np.ndarray) -> np.ndarray:
+def _equalizing(channel: np.ndarray) -> np.ndarray:
     counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
     if step == 0:
@@ -86,7 +83,7 @@ def _evening(channel: np.ndarray) -> np.ndarray:
 
 
 def _by_channel(pixels: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Maps the values of each colour by the table that is made of its channel."""
+    """Maps each colour channel through the table that `table` makes of it."""
     *colours, fourth = cv2.split(pixels)
     return cv2.merge([*(cv2.LUT(channel, table(channel)) for channel in colours), fourth])
 

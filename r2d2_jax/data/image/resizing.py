@@ -10,23 +10,23 @@ from PIL import Image
 
 try:
     import cykooz_resizer
-except ImportError:  # Linux on ARM, for which it is not published ready-made (see setup.py)
+except ImportError:  # on Linux on ARM, for which there is no wheel (see setup.py)
     cykooz_resizer = None
 
 Box = tuple[float, float, float, float]
-_FRACTIONS = 256  # of a pixel, in which boxes are given: sums of such numbers are exact
+_FRACTIONS = 256  # boxes are rounded to such fractions of a pixel, whose sums are exact
 
 
 def cropped_and_resized(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """Cuts out a box and resizes it, seeing nothing of what lies outside of the pixels that the box touches.
+    """Cuts out a box and resizes it; pixels that the box does not touch have no influence.
 
     The filter is Pillow's bicubic one (a = -0.5, stretched when shrinking), and the values are as close to its equation
-    as Pillow's. They differ from those by 3 of 255 at the most, but for overshoot beyond black or white, which is cut
-    off between the two passes and Pillow's order is the other one. They are the same with every processor; where the
-    fast library is absent they are Pillow's.
+    as Pillow's. The two differ by at most 3 of 255, except where the filter overshoots black or white: both clip after
+    their first pass, and their passes have opposite orders. All processors give the same values; without the fast
+    library they are Pillow's.
 
     Args:
-        pixels: uint8 [height width 4], of which the fourth channel is resized like the others.
+        pixels: uint8 [height width 4]; the fourth channel is resized like the others.
         box: left, top, right, bottom in pixels, within the image; rounded to 1/256 pixel.
         size: width and height of the result in pixels.
 
@@ -41,7 +41,7 @@ def cropped_and_resized(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> 
 
 
 class _Kept(threading.local):
-    """What each thread uses again: a resizer has a buffer for what lies between its two passes."""
+    """What each thread reuses: a resizer has a buffer between its two passes."""
 
     @functools.cached_property
     def resizer(self) -> Any:

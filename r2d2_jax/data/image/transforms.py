@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # of the published code's RandomResizedCrop
 _LOG_ASPECT_RATIO = (math.log(CROP_ASPECT_RATIO[0]), math.log(CROP_ASPECT_RATIO[1]))
 _CROP_ATTEMPTS = 10  # the same
-_REDUCTION_MARGIN = 2  # our decision: a JPEG decoded at reduced size keeps at least twice the pixels that are needed
+_REDUCTION_MARGIN = 2  # our decision: a JPEG decoded at reduced size keeps at least twice the needed side
 _DIRECTIONS = "左右"
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -41,11 +41,11 @@ def train_image(
 
     Args:
         encoded: a JPEG, PNG, ... file's bytes.
-        rng: draws the crop (see `draw_crop`), the mirror if there may be one, and the operations, in this order.
+        rng: draws the crop (see `draw_crop`), the mirror if `flip`, and the operations, in this order.
         image_size: side of the result in pixels.
         crop_scale: range of the crop's share of the image's area, in (0, 1].
         flip: whether the image may be mirrored.
-        magnitude: of `random_augment`, 0 to 10; None leaves it out.
+        magnitude: the magnitude of `random_augment`, 0 to 10; None leaves it out.
 
     Returns:
         uint8 [image_size image_size 3].
@@ -68,7 +68,7 @@ def train_image(
 
 
 def evaluation_image(encoded: bytes, image_size: int) -> np.ndarray:
-    """Bicubic resize of the whole image to a square, as in the published evaluation (no centre crop).
+    """Resizes the whole image to a square, bicubically, as the published evaluation does (no centre crop).
 
     Returns:
         uint8 [image_size image_size 3].
@@ -81,12 +81,12 @@ def evaluation_image(encoded: bytes, image_size: int) -> np.ndarray:
 
 
 def square_image(image: Image.Image, image_size: int) -> np.ndarray:
-    """The same of an image that is open; returns uint8 [image_size image_size 3]."""
+    """`evaluation_image` of an open image; returns uint8 [image_size image_size 3]."""
     return np.asarray(upright_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def verify_image(encoded: bytes) -> None:
-    """Decodes the whole image to see that nothing is missing (a JPEG at an eighth of its size, which reads all of it).
+    """Checks that the image is complete by decoding it (a JPEG at an eighth of its size, which reads all bytes).
 
     Raises:
         UnusableRecord: see `opened`.
@@ -97,12 +97,12 @@ def verify_image(encoded: bytes) -> None:
 
 
 def may_flip(caption: str) -> bool:
-    """Whether a mirrored image still agrees with its caption: not if the caption says left or right (左, 右)."""
+    """Whether the mirrored image still matches its caption: not if the caption says left or right (左, 右)."""
     return not any(direction in caption for direction in _DIRECTIONS)
 
 
 def reduction_for(side: int, resized_side: int) -> int:
-    """The largest of 1, 2, 4 and 8 that a JPEG may be reduced by when `side` pixels become `resized_side`."""
+    """The largest reduction of a JPEG, 1, 2, 4 or 8, when `side` pixels will become `resized_side`."""
     return max(
         reduction
         for reduction in (1, 2, 4, 8)
@@ -118,7 +118,7 @@ def draw_crop(size: tuple[int, int], rng: np.random.Generator, scale: tuple[floa
         scale: range of the area share.
 
     Returns:
-        left, top, right, bottom in pixels; the largest central crop within the aspect ratios if ten draws fit nowhere.
+        left, top, right, bottom in pixels; if ten draws do not fit, the largest central crop within the aspect ratios.
     """
     width, height = size
     for _ in range(_CROP_ATTEMPTS):
@@ -136,12 +136,12 @@ def draw_crop(size: tuple[int, int], rng: np.random.Generator, scale: tuple[floa
 
 
 def _uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
-    # The number that the generator's own `uniform` draws, in a fifth of its time.
+    # Draws the same number as the generator's own `uniform`, in a fifth of the time.
     return bounds[0] + (bounds[1] - bounds[0]) * rng.random()
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Maps in threads, in order, a few items ahead of the consumer; image decoders run outside Python's lock."""
+    """Maps in threads, in order, a few items ahead of the consumer; image decoders release Python's lock."""
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:

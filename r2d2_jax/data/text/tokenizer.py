@@ -1,16 +1,13 @@
 """WordPiece tokens of Chinese text, from a vocabulary file."""
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import numpy as np
 import tokenizers
-from tokenizers import normalizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from r2d2_jax.data.text.words import word_numbers
 from r2d2_jax.errors import UserError
@@ -18,20 +15,20 @@ from r2d2_jax.errors import UserError
 _HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# The Chinese punctuation that the vocabulary of RoBERTa-wwm-ext lacks, and the nearest that it has (our decision).
+# The Chinese punctuation that the vocabulary of RoBERTa-wwm-ext lacks, and the nearest mark that it has; our decision.
 _PUNCTUATION = {"“": '"', "”": '"', "‘": "'", "’": "'", "…": "...", "—": "-"}
 
 
 def load_tokenizer(
     vocabulary: str, text_length: int, *, map_punctuation: bool = True, number_words: bool = False
 ) -> "Tokenizer":
-    """Loads a BERT tokenizer that lower-cases and makes every Chinese character a word of its own.
+    """Loads a BERT tokenizer: it lower-cases and makes every Chinese character a word of its own.
 
     Args:
         vocabulary: a WordPiece vocab.txt, a folder that holds one, or a name on the Hugging Face hub.
-        text_length: `l`, the number of tokens that every text is padded or cut to.
-        map_punctuation: map quotation marks, ellipsis and dash that the vocabulary lacks to ASCII, instead of
-            letting them become [UNK] as the published code does (our decision).
+        text_length: `l`, the number of tokens to which every text is padded or cut.
+        map_punctuation: map quotation marks, ellipsis and dash that the vocabulary lacks to ASCII; in the published
+            code they become [UNK] (our decision).
         number_words: training batches also say which tokens are one word.
 
     Raises:
@@ -41,27 +38,26 @@ def load_tokenizer(
     if path.is_dir():
         path = path / "vocab.txt"
     if path.is_file():
-        backend = _from_file(path)
+        model = _from_file(path)
     elif path.suffix == ".txt" or not re.fullmatch(_HUB_NAME, vocabulary):
         raise UserError(
             f"vocabulary {path} does not exist; expected a WordPiece vocab.txt with one token a line. Set "
             "data.vocabulary to such a file, to a folder that holds one, or to a hub name"
         )
     else:
-        backend = _from_hub(vocabulary)
-    return Tokenizer(backend, text_length, vocabulary, map_punctuation, number_words)
+        model = _from_hub(vocabulary)
+    return Tokenizer(model, text_length, vocabulary, map_punctuation, number_words)
 
 
 def tokenizer_of(tokens: Sequence[str], text_length: int, *, map_punctuation: bool = True) -> "Tokenizer":
-    """`load_tokenizer` of a vocabulary that is in memory: the tokens in the order of their numbers."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vocab.txt"
-        path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")
-        return load_tokenizer(str(path), text_length, map_punctuation=map_punctuation)
+    """`load_tokenizer` for a vocabulary in memory: the tokens in the order of their numbers."""
+    # Without blanks at the end, as in a file's lines: a token of RoBERTa-wwm's vocabulary is a line separator.
+    numbers = {token.rstrip(): number for number, token in enumerate(tokens)}
+    return Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"), text_length, "in memory", map_punctuation, False)
 
 
 class Tokenizer:
-    """Turns texts into padded token arrays; can be pickled, and called from several threads.
+    """Turns texts into padded token arrays; it can be pickled, and several threads may call it.
 
     Attributes:
         text_length: `l`.
@@ -72,7 +68,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        model: models.WordPiece,
         text_length: int,
         vocabulary: str,
         map_punctuation: bool,
@@ -80,7 +76,8 @@ class Tokenizer:
     ) -> None:
         if text_length < 3:
             raise UserError(f"text_length is {text_length}; expected at least 3: CLS, one token, SEP")
-        tokens = backend.get_vocab(with_added_tokens=False)
+        self._backend = tokenizers.Tokenizer(model)
+        tokens = self._backend.get_vocab()
         absent = [token for token in SPECIAL_TOKENS if token not in tokens]
         if absent:
             raise UserError(
@@ -90,21 +87,23 @@ class Tokenizer:
         self.text_length, self.numbers_words = text_length, number_words
         self.vocab_size = len(tokens)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokens[token] for token in SPECIAL_TOKENS)
+        self._make_bert()
         if map_punctuation:
             replaced = [normalizers.Replace(*pair) for pair in _PUNCTUATION.items() if pair[0] not in tokens]
-            backend.normalizer = normalizers.Sequence([*replaced, backend.normalizer])
-        self._backend = backend
-        self._take_names_for_text()
+            self._backend.normalizer = normalizers.Sequence([*replaced, normalizers.BertNormalizer()])
         self._backend.enable_truncation(text_length)
         self._backend.enable_padding(length=text_length, pad_id=self.pad_id, pad_token="[PAD]")
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._take_names_for_text()
-
-    def _take_names_for_text(self) -> None:
-        # A text that says "[SEP]" does not end there. The backend forgets this when it is pickled.
-        self._backend.encode_special_tokens = True
+    def _make_bert(self) -> None:
+        """Sets BERT's steps around WordPiece. No special token is added, so "[SEP]" in a text is text."""
+        self._backend.normalizer = normalizers.BertNormalizer()
+        self._backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._backend.decoder = decoders.WordPiece()
+        self._backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", self.cls_id), ("[SEP]", self.sep_id)],
+        )
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -117,9 +116,8 @@ class Tokenizer:
         return tuple(self.tokens(range(self.vocab_size)))
 
     def backend(self) -> tokenizers.Tokenizer:
-        """A copy without padding and cutting, for use beside ours; it maps punctuation as ours does."""
+        """A copy that neither pads nor cuts; it maps punctuation as this tokenizer does."""
         copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        copy.encode_special_tokens = self._backend.encode_special_tokens
         copy.no_padding()
         copy.no_truncation()
         return copy
@@ -135,11 +133,11 @@ class Tokenizer:
         return arrays["input_ids"], arrays["attention_mask"]
 
     def columns(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `t` texts are in a training batch.
+        """The columns of a training batch for `t` texts.
 
         Returns:
-            input_ids int32 [t l] and attention_mask bool [t l], as above, and, if words are numbered, word int32 [t l],
-            as `word_numbers` gives it.
+            input_ids int32 [t l] and attention_mask bool [t l], as above; if words are numbered, also word int32 [t l]
+            from `word_numbers`.
         """
         if not self.numbers_words:
             return self._arrays(self._backend.encode_batch_fast(list(texts)))
@@ -159,21 +157,16 @@ class Tokenizer:
         return [self._backend.id_to_token(int(token)) or "" for token in input_ids]
 
 
-def _from_file(path: Path) -> tokenizers.Tokenizer:
-    # Imported here because a process that decodes images never needs it, and told not to advise to install PyTorch.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
+def _from_file(path: Path) -> models.WordPiece:
     try:
-        return transformers.BertTokenizer(str(path)).backend_tokenizer
+        return models.WordPiece.from_file(str(path), unk_token="[UNK]")
     except Exception as error:
         raise UserError(
             f"vocabulary {path} cannot be read ({error}); expected a WordPiece vocab.txt in UTF-8 with one token a line"
         ) from error
 
 
-def _from_hub(name: str) -> tokenizers.Tokenizer:
-    # Only the vocabulary is fetched: where a hub name is wrong, transformers makes up a tokenizer of five tokens.
+def _from_hub(name: str) -> models.WordPiece:
     try:
         path = huggingface_hub.hf_hub_download(name, "vocab.txt")
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Which word of a Chinese text each of its tokens belongs to."""
+"""The word of each token of a Chinese text, for whole-word masking."""
 
 import tokenizers
 
@@ -6,19 +6,19 @@ import tokenizers
 def word_numbers(text: str, encoding: tokenizers.Encoding) -> list[int]:
     """Numbers the words of a text, by its tokens.
 
-    The words are those of jieba, which needs a dictionary only, and one that is part of its package; RoBERTa-wwm's own
-    were those of LTP, a neural network. They are found in the text as it is written: lower-cased, T恤 would be no word.
-    What the tokenizer keeps together before it cuts into WordPieces is never parted: "##" pieces belong to their word,
-    and so do full-width letters, accented ones and emoji, which jieba parts.
+    jieba finds the words; it needs only the dictionary in its package, whereas RoBERTa-wwm used LTP, a neural network.
+    It reads the text as written: lower-cased, T恤 would be no word. What the tokenizer cuts into WordPieces as a whole
+    stays one word: "##" pieces belong to the word before, and jieba's cuts between full-width letters, accented letters
+    or emoji are ignored.
 
     Args:
         text: the text.
-        encoding: its tokens, perhaps cut and padded.
+        encoding: its tokens, which may be cut and padded.
 
     Returns:
         For each token the number of its word, from 0 in steps of one; 0 on CLS, SEP and padding.
     """
-    import rjieba  # only runs that mask whole words spend its 0.1 seconds and 33 MiB
+    import rjieba  # 0.1 s and 33 MiB, which only whole-word masking needs
 
     segment = [number for number, word in enumerate(rjieba.cut(text)) for _ in word]
     numbers, number, before = [0] * len(encoding.ids), -1, (-1, -1)

@@ -11,9 +11,9 @@
     [{"url": "http://...", "image_id": "8f00f3d0f1008e085ab660e70dffced16a8259f6.jpg", "caption": ["...", x5]}, ...]
 
 Names and the arrays of training and validation are certain (the baseline's documentation and many readers). The test
-files were seen through one reader only: an object with "images" [{"id", "file_name" without .jpg}] and "annotations"
-[{"image_id": id, "caption"}]; they are read in this form or as the others. The files are never in memory as a whole.
-Where one stops being JSON, what follows is lost; that counts as one unusable entry.
+files are known from one reader only: an object with "images" [{"id", "file_name" without .jpg}] and "annotations"
+[{"image_id": id, "caption"}]; both this form and that of the others are read. No file is in memory as a whole. Where a
+file stops being JSON, the rest is lost and counts as one unusable entry.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.formats.fields import as_text, text_of, texts_of, with_keys
 from r2d2_jax.preparation.corpora.formats.lines import begins_with, parsed_array
 from r2d2_jax.preparation.corpora.image_stores import ImageFolder, ImageStore
@@ -56,18 +56,15 @@ class AicIcc(AnnotatedCorpus):
 
     def image_store(self) -> ImageStore:
         """The published tree, or one folder."""
-        root = self.images or self.annotations
-        assert root is not None
-        return ImageFolder(root, flat=True)
+        return ImageFolder(self.places.get("images", self.annotations), flat=True)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Split by split."""
         for split in self._splits():
             one_object = begins_with(split.annotations, b"{")
             yield from _with_images(split) if one_object else _array(split)
 
     def _splits(self) -> list[_Split]:
-        assert self.annotations is not None
         splits = []
         for name, date in _DATES.items():
             folder = f"ai_challenger_caption_{name}_{date}"
@@ -77,7 +74,7 @@ class AicIcc(AnnotatedCorpus):
         return splits
 
 
-def _array(split: _Split) -> Iterator[Outcome]:
+def _array(split: _Split) -> Iterator[AnnotatedEntry]:
     def parse(entry: Any) -> tuple[Annotation]:
         image = text_of(with_keys(entry, "image_id", "caption"), "image_id")
         return (Annotation(f"{split.images}/{image}", texts_of(entry, "caption"), image_id=image, unique=image),)
@@ -86,8 +83,8 @@ def _array(split: _Split) -> Iterator[Outcome]:
         yield place, split.name, outcome
 
 
-def _with_images(split: _Split) -> Iterator[Outcome]:
-    """The other form; the names of its 30,000 images are in memory."""
+def _with_images(split: _Split) -> Iterator[AnnotatedEntry]:
+    """Reads the other form; it holds the names of the 30,000 images in memory."""
     names: dict[str, str] = {}
 
     def parse_image(entry: Any) -> tuple[str, str]:

@@ -16,34 +16,33 @@ from r2d2_jax.preparation.examples import Annotation, Entry, Example, Place
 
 _SHARD_ENTRIES = 10_000  # our decision: about 200 MB of images at 224 pixels
 
-# Where, which split ("" for none), what: one annotation for each image that is spoken of, or why there is none.
-Outcome = tuple[Place, str, Sequence[Annotation] | UnusableRecord]
+# The place, the split ("" for none), and one annotation for each image there, or why there is none.
+AnnotatedEntry = tuple[Place, str, Sequence[Annotation] | UnusableRecord]
 
 
 class AnnotatedCorpus(Corpus):
-    """A corpus with annotation files beside its images; annotations of one image become one example.
+    """A corpus with annotation files beside its images.
 
     Attributes:
-        grouped: whether annotations of one image become one example with several captions; else each is an example.
+        grouped: whether all annotations of an image become one example with several captions; else each is an example.
     """
 
     grouped: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def outcomes(self) -> Iterable[Outcome]:
-        """Everything that is annotated, in the order of the files."""
+    def outcomes(self) -> Iterable[AnnotatedEntry]:
+        """All annotations, in the order of the files."""
 
     def annotation_files(self) -> list[Path]:
-        """Those of the inputs that cannot be without any annotation; one that is has another form than expected."""
+        """The inputs that must have annotations; one without any must be in another form than expected."""
         return self.inputs()
 
     def image_store(self) -> ImageStore:
         """Where the images are."""
-        assert self.images is not None
         return ImageFolder(self.images)
 
     def check(self) -> None:
-        """Images and annotation files must be there."""
+        """Checks that images and annotation files exist."""
         super().check()
         self.image_store()
         absent = [str(path) for path in self.inputs() if not path.is_file()]
@@ -58,8 +57,8 @@ class AnnotatedCorpus(Corpus):
         """Walks images and annotations.
 
         Raises:
-            UserError: an annotation file is missing, or nothing in it is usable although there is in others: its split
-                would be lost at the price of one unusable entry.
+            UserError: an annotation file is missing, or has no usable entry although others have: its whole split
+                would be lost and count as one unusable entry.
         """
         self.image_store().index(catalog)
         imageless: collections.Counter[str] = collections.Counter()
@@ -92,7 +91,7 @@ class AnnotatedCorpus(Corpus):
     def _added(
         self, catalog: Catalog, place: Place, split: str, outcome: Sequence[Annotation] | UnusableRecord
     ) -> UnusableRecord | None:
-        """Adds what an outcome annotates; returns why that cannot be done."""
+        """Adds an outcome's annotations; returns the reason if that is not possible."""
         if isinstance(outcome, UnusableRecord):
             return outcome
         try:
@@ -125,25 +124,25 @@ class LineCorpus(AnnotatedCorpus):
 
     @abc.abstractmethod
     def files(self) -> list[tuple[str, Path]]:
-        """Split ("" where the lines say it) and path of every annotation file, in order."""
+        """Split ("" if each line names it) and path of every annotation file, in order."""
 
     @abc.abstractmethod
     def parse(self, line: str) -> Annotation:
-        """Reads one line; raises UnusableRecord with the reason why it is no annotation."""
+        """Reads one line; raises UnusableRecord if it is no annotation."""
 
     def inputs(self) -> list[Path]:
         """The annotation files."""
         return [path for _, path in self.files()]
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Every line's annotation."""
         for split, path in self.files():
             for place, outcome in parsed_lines(path, self.parse):
                 yield one_annotation(place, split, outcome)
 
 
-def one_annotation(place: Place, split: str, outcome: Annotation | UnusableRecord) -> Outcome:
-    """An outcome of a single annotation; the split is its own if it names one."""
+def one_annotation(place: Place, split: str, outcome: Annotation | UnusableRecord) -> AnnotatedEntry:
+    """The outcome of a single annotation; a split that the annotation names has precedence."""
     if isinstance(outcome, UnusableRecord):
         return place, SPLIT_ALIASES.get(split, split), outcome
     named = outcome.split or split

@@ -3,7 +3,6 @@
 import abc
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,14 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus, Piece, equal_runs, fitting_shards
 from r2d2_jax.preparation.corpora.formats.fields import chosen_texts, readable
+from r2d2_jax.preparation.corpora.formats.samples import Found
 from r2d2_jax.preparation.examples import Entry, Example
 
-_SHARD_BYTES = 256 * 2**20  # our decision, of an archive's bytes
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What an archive says of an image: its encoded bytes, and fields such as texts and addresses."""
-
-    image: bytes
-    fields: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Found:
-    """One step of reading an archive.
-
-    key: the sample's name within the archive; "" for the archive as a whole. Bytes that are no UTF-8 are in it as
-        surrogates.
-    outcome: the sample, or why there is none.
-    reached: how much of the archive's weight has been read by now.
-    lost: how many samples there are not, if there is none.
-    """
-
-    key: str
-    outcome: Sample | UnusableRecord
-    reached: int
-    lost: int = 1
+_SHARD_BYTES = 256 * 2**20  # of archives in a shard; our decision
 
 
 class ArchiveCorpus(Corpus):
-    """A corpus whose archives hold images and texts together, one archive after the other."""
+    """A corpus whose archives hold images and texts together."""
 
     unit = "B"
     needs = ("images",)
@@ -61,14 +36,13 @@ class ArchiveCorpus(Corpus):
         """The identity of a sample's image."""
 
     def check(self) -> None:
-        """The folder must be there."""
+        """Checks that the folder exists."""
         super().check()
-        assert self.images is not None
         if not self.images.is_dir():
             raise UserError(f"folder {self.images} does not exist; set --images to the folder with the archives")
 
     def weight(self, archive: Path) -> int:
-        """How much there is to read, in bytes."""
+        """The size of an archive in bytes."""
         return archive.stat().st_size
 
     def inputs(self) -> list[Path]:
@@ -88,10 +62,10 @@ class ArchiveCorpus(Corpus):
         return planned
 
     def read(self, piece: Piece, catalog: Catalog) -> Iterator[Entry]:
-        """Reads an archive; places are ARCHIVE#KEY, and ARCHIVE#lost N of M from the second of M lost samples on.
+        """Reads an archive. Places are ARCHIVE#KEY; the second of M lost samples and all after it, ARCHIVE#lost N of M.
 
         Raises:
-            UserError: it has gone.
+            UserError: the archive does not exist any more.
         """
         archive, reached = Path(piece.archive), 0
         if not archive.exists():
@@ -106,7 +80,6 @@ class ArchiveCorpus(Corpus):
 
     def name_in_corpus(self, archive: Path) -> str:
         """The archive's path within the folder of the archives."""
-        assert self.images is not None
         return readable(archive.relative_to(self.images).as_posix())
 
     def _outcome(self, archive: Path, found: Found) -> Example | UnusableRecord:

@@ -1,8 +1,8 @@
 """All annotations of a corpus in one file on disk, numbered split by split.
 
-A catalog makes the order of a corpus a fact before its images are read: which process then reads which entries changes
-nothing. It is an SQLite database, so captions that lie far apart in the annotation files meet at their image without
-being in memory, however many there are.
+A catalog fixes the order of a corpus before its images are read, so it does not matter which process reads which
+entries. It is an SQLite database: it joins the captions of an image that lie far apart in the annotation files, and
+holds none of them in memory.
 """
 
 import json
@@ -37,7 +37,7 @@ WHERE split = ? AND entry.number >= ? AND entry.number < ? ORDER BY entry.number
 _ADD = "INSERT OR IGNORE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _GROUP = "SELECT entry.number, path, line FROM entry JOIN file ON file = file.number WHERE split = ? AND grouped = ?"
 _SEEN_PLACE = "SELECT path, line FROM seen JOIN file ON file = file.number WHERE split = ? AND name = ?"
-_CACHE_KIB = 8 * 1024  # our decision; while it is written, where the annotations of an image lie far apart
+_CACHE_KIB = 8 * 1024  # while the catalog is written; our decision
 _BLOB_PLACE = "SELECT path, line FROM blob JOIN file ON file = file.number WHERE name = ?"
 
 
@@ -51,9 +51,9 @@ class Blob:
 
 
 class Catalog:
-    """The annotations of a corpus; written by one process, then, once it is closed, read by any number.
+    """The annotations of a corpus. One process writes it; once it is closed, any number of processes read it.
 
-    Every method may be called from the process that opened it; pickling hands over only the path.
+    A pickled copy opens the file anew: it holds only the path.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
@@ -62,7 +62,7 @@ class Catalog:
         self._sizes, self._files, self._captions = dict[str, int](), dict[str, int](), 0
         if create:
             self._database = sqlite3.connect(path)
-            # It is written once and thrown away if that is interrupted: there is nothing to protect with a journal.
+            # No journal: an interrupted catalog is deleted, not repaired.
             self._database.executescript(
                 f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{_CACHE_KIB}; {_TABLES}"
             )
@@ -73,16 +73,16 @@ class Catalog:
         """Gives an annotation the next number of its split.
 
         Args:
-            place: where it is written.
+            place: its place in the annotation files.
             split: the split it belongs to.
-            annotation: what it says.
+            annotation: the annotation.
             grouped: whether its captions join those of an earlier annotation of the same image.
 
         Raises:
-            UnusableRecord: what may be annotated once only has been annotated before.
+            UnusableRecord: its `unique` has been annotated before.
         """
         file = self._file_number(place.file)
-        grouped_once = grouped and annotation.unique == annotation.image  # what groups them also tells them apart
+        grouped_once = grouped and annotation.unique == annotation.image  # one index serves both
         if annotation.unique and not grouped_once:
             self._see(split, annotation.unique, file, place)
         number = self._sizes.get(split, 0)
@@ -112,16 +112,16 @@ class Catalog:
             raise UnusableRecord(f"image {name} has been given before, in {first}")
 
     def skip(self, place: Place, split: str, reason: UnusableRecord) -> None:
-        """Notes a line that could not be used; `split` is "" if it names none."""
+        """Notes an unusable line; `split` is "" if it names none."""
         row = (split, self._file_number(place.file), place.line, str(reason))
         self._database.execute("INSERT INTO skipped (split, file, line, reason) VALUES (?, ?, ?, ?)", row)
 
     def remark(self, line: str) -> None:
-        """Notes something that the report is to say of the corpus, besides what was skipped."""
+        """Notes a line for the report, besides the skipped entries."""
         self._database.execute("INSERT INTO remark (line) VALUES (?)", (line,))
 
     def close(self) -> None:
-        """Writes what is open."""
+        """Writes what is not yet written, and closes the file."""
         if self._created:
             self._database.executemany("INSERT INTO size (split, entries) VALUES (?, ?)", self._sizes.items())
         self._database.commit()
@@ -144,7 +144,7 @@ class Catalog:
         return None if row is None else Blob(Place(row[0], row[1]), row[2], row[3])
 
     def unnamed_blobs(self, split: str, prefix: str) -> int:
-        """How many images, of those whose names begin with `prefix`, no annotation of the split names."""
+        """The number of images whose names begin with `prefix` and which no annotation of the split names."""
         query = (
             "SELECT COUNT(*) FROM blob WHERE substr(name, 1, ?) = ? AND NOT EXISTS "
             "(SELECT 1 FROM entry WHERE split = ? AND grouped = name)"
@@ -152,15 +152,15 @@ class Catalog:
         return self._database.execute(query, (len(prefix), prefix, split)).fetchone()[0]
 
     def remarks(self) -> tuple[str, ...]:
-        """What the report is to say of the corpus, in order."""
+        """The lines that `remark` noted, in order."""
         return tuple(line for (line,) in self._database.execute("SELECT line FROM remark ORDER BY number"))
 
     def skipped(self) -> dict[str, int]:
-        """Split name (or "") -> number of lines that could not be used."""
+        """Split name (or "") -> number of unusable lines."""
         return dict(self._database.execute("SELECT split, COUNT(*) FROM skipped GROUP BY split"))
 
     def skipped_lines(self) -> Iterable[str]:
-        """Each of them with its place and reason."""
+        """Each unusable line with its place and reason."""
         query = "SELECT path, line, reason FROM skipped JOIN file ON file = file.number ORDER BY skipped.number"
         return (f"{Place(path, line)}: {reason}" for path, line, reason in self._database.execute(query))
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import SPLIT_ALIASES
 from r2d2_jax.preparation.corpora.formats.fields import as_text, json_object, text_of, with_keys
@@ -59,7 +59,7 @@ class ChineseClip(AnnotatedCorpus):
     needs = ("annotations",)
 
     def check(self) -> None:
-        """Both files of every split must be there."""
+        """Checks that every split has both its files."""
         super().check()
         if not self._splits():
             raise UserError(
@@ -75,7 +75,7 @@ class ChineseClip(AnnotatedCorpus):
         return [path for split in self._splits() for path in (split.images, split.texts)]
 
     def annotation_files(self) -> list[Path]:
-        """The texts; a table without images makes their images missing."""
+        """The texts; if a table has no image, the images of its texts count as missing."""
         return [split.texts for split in self._splits()]
 
     def image_store(self) -> Base64Table:
@@ -89,7 +89,7 @@ class ChineseClip(AnnotatedCorpus):
         if unnamed:
             catalog.remark(f"train: {unnamed:,} images that no text names; left out")
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Split by split, first the gallery, then the texts."""
         for split in self._splits():
             if split.name != "train":
@@ -97,12 +97,11 @@ class ChineseClip(AnnotatedCorpus):
             for place, outcome in parsed_lines(split.texts, functools.partial(_parse, split.name)):
                 yield place, split.name, outcome
 
-    def _gallery(self, split: str) -> Iterator[Outcome]:
+    def _gallery(self, split: str) -> Iterator[AnnotatedEntry]:
         for place, image in self.image_store().ids(split):
             yield place, split, (Annotation(f"{split}/{image}", (), image_id=image),)
 
     def _splits(self) -> list[_Split]:
-        assert self.annotations is not None
         splits = []
         for name in _SPLITS:
             for begin, end in _FORMS:
@@ -112,7 +111,6 @@ class ChineseClip(AnnotatedCorpus):
         return splits
 
     def _check_names(self) -> None:
-        assert self.annotations is not None
         endings = (_IMAGES, *(end for _, end in _FORMS))
         present = {path for path in self.annotations.glob("[!.]*") if path.name.endswith(endings)}
         unknown = sorted(path.name for path in present - set(self.inputs()))

@@ -13,11 +13,11 @@ or one's own, all of it the test split unless the folders are named train, val, 
     images/daisy/1.jpg               --images=images
     classes.json                     --annotations: [{"id": 0, "name": "daisy", "name_zh": "雏菊"}, ...]
 
-name_zh may be left out. A .tsv with FOLDER<tab>NAME a line says the same, and folders may be called by the class names
+name_zh may be left out. A .tsv with one FOLDER<tab>NAME a line is read as well, and folders may have the class names
 themselves. Every class has a folder in every split, and every folder a class. ELEVATER's layout is certain
 (Chinese-CLIP's documentation and code); index.json, the order of its leader board, is not read.
 
-Places count the files of a class's folder in the order of their names; names that begin with a dot are passed over.
+A place is a class's folder and the number of the file in it, by name; names that begin with a dot are skipped.
 """
 
 import functools
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.corpus import SPLIT_ALIASES
 from r2d2_jax.preparation.corpora.formats.class_names import ClassNames, read_class_names
 from r2d2_jax.preparation.corpora.formats.fields import readable
@@ -55,7 +55,7 @@ class Classification(AnnotatedCorpus):
         return self._classes.names
 
     def check(self) -> None:
-        """Every class must have a name, and a folder in every split."""
+        """Checks that every class has a name, and a folder in every split."""
         super().check()
         for root in self._roots().values():
             self._classes.labels(root, _folders(root))
@@ -65,17 +65,16 @@ class Classification(AnnotatedCorpus):
         return [self._names_file()]
 
     def annotation_files(self) -> list[Path]:
-        """None: the folders do."""
+        """None: the folders are the annotations."""
         return []
 
     def identity(self) -> dict[str, object]:
-        """Also the folders, which change when images come or go."""
+        """Adds the folders, which change when images are added or removed."""
         folders = [root / name for root in self._roots().values() for name in _folders(root)]
         return super().identity() | {"folders": {readable(str(path)): path.stat().st_mtime_ns for path in folders}}
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Every file of every class's folder."""
-        assert self.images is not None
         for split, root in self._roots().items():
             for folder, label in self._classes.labels(root, _folders(root)).items():
                 for number, name in enumerate(_visible(root / folder), start=1):
@@ -84,12 +83,10 @@ class Classification(AnnotatedCorpus):
                     yield place, split, _annotation(image, label)
 
     def _names_file(self) -> Path:
-        assert self.images is not None
-        return self.annotations or self.images / _NAMES_FILE
+        return self.places.get("annotations", self.images / _NAMES_FILE)
 
     def _roots(self) -> dict[str, Path]:
         """Split -> the folder that holds its classes' folders."""
-        assert self.images is not None
         below = [self.images / name for name in _folders(self.images)]
         if not below:
             raise UserError(
@@ -108,7 +105,7 @@ def _annotation(image: str, label: int) -> tuple[Annotation] | UnusableRecord:
 
 
 def _visible(folder: Path) -> list[str]:
-    """What is in a folder, by name."""
+    """The names in a folder, sorted, without hidden ones."""
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 

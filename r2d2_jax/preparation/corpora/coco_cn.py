@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry
 from r2d2_jax.preparation.corpora.formats.fields import as_text, columns
 from r2d2_jax.preparation.corpora.formats.lines import lines, parsed_lines
 from r2d2_jax.preparation.corpora.image_stores import ImageFolder, ImageStore
@@ -32,7 +32,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 @dataclass
 class _Listed:
-    """An image of a list; there are about 20,000 in all, so all of them may be in memory."""
+    """An image of a list; all 20,000 are held in memory."""
 
     split: str
     place: Place
@@ -51,16 +51,15 @@ class CocoCn(AnnotatedCorpus):
         return [self._captions(), *(self._list(name) for name in _SPLITS)]
 
     def annotation_files(self) -> list[Path]:
-        """The captions; an image that a list lacks has a caption that is in none."""
+        """The captions; images that a list lacks show as captions whose image is in no list."""
         return [self._captions()]
 
     def image_store(self) -> ImageStore:
         """COCO's folders, or one."""
-        assert self.images is not None
         return ImageFolder(self.images, flat=True)
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """First what is wrong in the lists, then every caption, then the images that have none."""
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
+        """First the errors in the lists, then every caption, then the images without a caption."""
         listed: dict[str, _Listed] = {}
         for name, split in _SPLITS.items():
             for place, line in lines(self._list(name)):
@@ -77,11 +76,9 @@ class CocoCn(AnnotatedCorpus):
                 yield entry.place, entry.split, UnusableRecord(f"{image} has no caption in {self._captions()}")
 
     def _captions(self) -> Path:
-        assert self.annotations is not None
         return self.annotations / "imageid.human-written-caption.txt"
 
     def _list(self, name: str) -> Path:
-        assert self.annotations is not None
         return self.annotations / f"coco-cn_{name}.txt"
 
 
@@ -97,7 +94,7 @@ def _parse(line: str) -> Annotation:
     )
 
 
-def _in_split(place: Place, outcome: Annotation | UnusableRecord, listed: dict[str, _Listed]) -> Outcome:
+def _in_split(place: Place, outcome: Annotation | UnusableRecord, listed: dict[str, _Listed]) -> AnnotatedEntry:
     if isinstance(outcome, UnusableRecord):
         return place, "", outcome
     entry = listed.get(outcome.image_id)

@@ -1,9 +1,9 @@
-"""What every corpus has in common: which entries there are, in which order, and how a run of them is read.
+"""What all corpora have in common: which entries there are, in which order, and how they are read.
 
-A corpus is read in two strokes. First its annotation files are walked once, into a catalog; that fixes the order and
-the number of entries. Then the entries are read piece by piece, each piece by any process at any time: what a shard
-holds depends on the corpus and the number of shards alone. Corpora that keep images and captions together in archives
-have nothing to catalog; their pieces are the archives.
+A corpus is read in two steps. The first walks its annotation files once and writes them into a catalog, which fixes the
+number and the order of the entries. The second reads the entries piece by piece; any process may read any piece at any
+time, because the content of a shard depends on the corpus and the number of shards alone. Corpora whose archives hold
+images and captions together need no catalog: their pieces are the archives.
 """
 
 import abc
@@ -19,12 +19,12 @@ from r2d2_jax.preparation.examples import Entry
 
 _SPLIT_NAME = r"[A-Za-z]\w*"  # what TFDS allows
 SPLIT_ALIASES = {"val": "validation", "valid": "validation"}
-MIN_SHARDS, MAX_SHARDS = 8, 4096  # our decision, where nobody says how many
+MIN_SHARDS, MAX_SHARDS = 8, 4096  # our decision, where the user gives no number
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is read in one go: entries number `start` to `stop` of the split, or one archive from beginning to end.
+    """A part that is read at once: entries number `start` to `stop` of the split, or one whole archive.
 
     archive: the archive's file; "" for entries of the catalog.
     weight: its size, in entries or in the archive's bytes.
@@ -38,16 +38,17 @@ class Piece:
 
 
 class Corpus(abc.ABC):
-    """A corpus in the files that people have. Instances hold paths only and can be pickled.
+    """A corpus in the files in which it is published. Instances hold paths only and can be pickled.
 
     Attributes:
-        name: what the dataset is called, also its folder; TFDS's rule: lower-case letters, digits, underscores.
+        name: the name of the dataset and of its folder; TFDS allows lower-case letters, digits, underscores.
         description: one sentence on what it is.
         homepage: where it comes from, or "".
-        unit: what a piece's weight counts, for the progress bar.
-        needs: the flags that it cannot do without, of "images" and "annotations".
-        takes: those of them that may be given.
+        unit: the unit of a piece's weight, for the progress bar.
+        needs: the flags, of "images" and "annotations", that must be given.
+        takes: those that may be given.
         default_text_fields: the fields that hold an image's texts, where there are several to choose from.
+        places: flag -> its absolute path, for those of "images" and "annotations" that are given.
     """
 
     name: ClassVar[str]
@@ -59,7 +60,7 @@ class Corpus(abc.ABC):
     default_text_fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, images: str = "", annotations: str = "", text_fields: Sequence[str] = ()) -> None:
-        """Takes the places of the corpus.
+        """Takes the places of the files.
 
         Args:
             images: folder of the images, or of the archives.
@@ -67,14 +68,24 @@ class Corpus(abc.ABC):
             text_fields: which fields hold an image's texts, in corpora that name several; () for the usual ones.
 
         Raises:
-            UserError: what the corpus needs is not given or not there, or it has no use for what is given.
+            UserError: a path that the corpus needs is not given or does not exist, or it has no use for a given one.
         """
-        self.images = _place(images)
-        self.annotations = _place(annotations)
+        given = {"images": images, "annotations": annotations}
+        self.places = {flag: Path(path).expanduser().absolute() for flag, path in given.items() if path}
         if text_fields and not self.default_text_fields:
             raise UserError(f"corpus {self.name} has no text fields to choose from; leave --text_fields out")
         self.text_fields = tuple(text_fields) or self.default_text_fields
         self.check()
+
+    @property
+    def images(self) -> Path:
+        """Folder of the images, or of the archives; for corpora that need it."""
+        return self.places["images"]
+
+    @property
+    def annotations(self) -> Path:
+        """File or folder of the annotations; for corpora that need it."""
+        return self.places["annotations"]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -82,19 +93,19 @@ class Corpus(abc.ABC):
         return ()
 
     def check(self) -> None:
-        """Raises UserError unless all that the corpus needs is given and there."""
-        if any(getattr(self, flag) is None for flag in self.needs):
+        """Raises UserError unless all that the corpus needs is given and exists."""
+        if not self.places.keys() >= set(self.needs):
             raise UserError(
                 f"corpus {self.name} needs {' and '.join(f'--{flag}' for flag in self.needs)}; set "
                 f"{'both' if len(self.needs) > 1 else 'it'}"
             )
         for flag in ("images", "annotations"):
-            if flag not in (*self.needs, *self.takes) and getattr(self, flag) is not None:
+            if flag not in (*self.needs, *self.takes) and flag in self.places:
                 raise UserError(f"corpus {self.name} has no use for --{flag}; leave it out")
 
     @abc.abstractmethod
     def inputs(self) -> list[Path]:
-        """Annotation files and archives, images in folders excepted: what must not change within a preparation."""
+        """Annotation files and archives, which must not change during a preparation; images in folders may."""
 
     @abc.abstractmethod
     def index(self, catalog: Catalog) -> None:
@@ -106,30 +117,26 @@ class Corpus(abc.ABC):
 
     @abc.abstractmethod
     def shards(self, catalog: Catalog, count: int) -> dict[str, list[tuple[Piece, ...]]]:
-        """Which pieces make which shard of which split.
+        """Plans the shards: split name -> the pieces of each of its shards.
 
         Args:
             catalog: as `index` left it.
-            count: number of shards a split, as far as there is something for each; 0 leaves it to the corpus.
+            count: number of shards of a split, or fewer if there is not enough for each; 0 lets the corpus choose.
         """
 
     @abc.abstractmethod
     def read(self, piece: Piece, catalog: Catalog) -> Iterator[Entry]:
-        """Reads a piece in order; images are not looked into."""
+        """Reads a piece in order; it does not decode the images."""
 
     def identity(self) -> dict[str, Any]:
-        """What a preparation depends on, as plain JSON values: the files with their sizes and times, and the fields."""
+        """What a preparation depends on, as JSON values: the files with their sizes and times, and the text fields."""
         files = {str(path): [(state := path.stat()).st_size, state.st_mtime_ns] for path in self.inputs()}
         return {
             "corpus": self.name,
-            "images": str(self.images or ""),
+            "images": str(self.places.get("images", "")),
             "files": files,
             "text_fields": list(self.text_fields),
         }
-
-
-def _place(path: str) -> Path | None:
-    return Path(path).expanduser().absolute() if path else None
 
 
 def split_problem(split: str) -> str:
@@ -140,11 +147,11 @@ def split_problem(split: str) -> str:
 
 
 def fitting_shards(size: int, wanted: int) -> int:
-    """How many shards of about the `wanted` size something makes, within the limits."""
+    """The number of shards of about `wanted` size for a whole of `size`, within the limits."""
     return min(MAX_SHARDS, max(MIN_SHARDS, -(-size // wanted)))
 
 
 def equal_runs(size: int, count: int) -> list[tuple[int, int]]:
-    """Start and end of runs that share `size` things out; none is empty."""
+    """Start and end of `count` nearly equal runs of `size` things; fewer if some would be empty."""
     count = min(size, count)
     return [(index * size // count, (index + 1) * size // count) for index in range(count)]

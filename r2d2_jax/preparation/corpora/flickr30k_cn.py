@@ -12,7 +12,7 @@ words; in test each has its part of speech:
     1000092795#zhb#0 两个 年轻人 在 院子 里
     1007129816#zhm#0 男人:n 戴:v 着:u 橙色:n 帽子:n
 
-All of this was seen only through others' readers, several of which agree. 29,783, 1,000 and 1,000 images.
+All of this is known only from others' readers, several of which agree. 29,783, 1,000 and 1,000 images.
 The text is joined back: blanks between words go, except between two words of Latin letters or digits. One reader takes
 double blanks in zhb for lost commas; that is not followed here. Chinese-CLIP's form of this set is read by
 --corpus=chinese_clip.
@@ -41,7 +41,6 @@ class Flickr30kCn(LineCorpus):
 
     def files(self) -> list[tuple[str, Path]]:
         """One file a split."""
-        assert self.annotations is not None
         return [
             (split, self.annotations / name / "TextData" / f"seg.{name}.caption.txt")
             for split, name in _FOLDERS.items()
@@ -60,5 +59,5 @@ class Flickr30kCn(LineCorpus):
 
 
 def joined(words: list[str]) -> str:
-    """The text that was segmented into these words."""
+    """Joins the words of a segmented text."""
     return _BLANK_OF_CHINESE.sub("", " ".join(words))

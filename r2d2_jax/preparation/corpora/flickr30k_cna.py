@@ -31,7 +31,7 @@ class Flickr30kCna(LineCorpus):
     homepage = HOMEPAGE
 
     def check(self) -> None:
-        """All three files must be there, the test file under one name."""
+        """Checks that all three files exist, the test file under one name only."""
         super().check()
         both = [path for path in self._test_files() if path.is_file()]
         if len(both) > 1:
@@ -41,7 +41,6 @@ class Flickr30kCna(LineCorpus):
 
     def files(self) -> list[tuple[str, Path]]:
         """One file a split."""
-        assert self.annotations is not None
         found = [(split, self.annotations / split / f"flickr30k_cna_{split}.txt") for split in ("train", "val")]
         usual, other = self._test_files()
         return [*found, ("test", other if other.is_file() else usual)]
@@ -56,6 +55,5 @@ class Flickr30kCna(LineCorpus):
         )
 
     def _test_files(self) -> tuple[Path, Path]:
-        assert self.annotations is not None
         folder = self.annotations / "test"
         return folder / "flickr30k_cn_test.txt", folder / "flickr30k_cna_test.txt"

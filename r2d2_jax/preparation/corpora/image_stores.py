@@ -22,15 +22,15 @@ class ImageStore(abc.ABC):
 
     @abc.abstractmethod
     def index(self, catalog: Catalog) -> None:
-        """Notes in the catalog where the images lie, if that has to be looked for."""
+        """Notes in the catalog where the images lie, if their names do not say so."""
 
     @abc.abstractmethod
     def read(self, name: str, catalog: Catalog) -> bytes:
         """The encoded image.
 
         Raises:
-            MissingImage: there is none of that name, or it cannot be read.
-            UnusableRecord: what is there is no image.
+            MissingImage: there is no image of that name, or it cannot be read.
+            UnusableRecord: the bytes are no image.
         """
 
 
@@ -38,22 +38,22 @@ class ImageFolder(ImageStore):
     """Files below a folder; an image's name is its path in there."""
 
     def __init__(self, root: Path, *, flat: bool = False, extensions: Sequence[str] = ()) -> None:
-        """Checks that the folder is there.
+        """Checks that the folder exists.
 
         Args:
             root: the folder.
             flat: whether an image that is not at its path may lie in the folder itself.
-            extensions: what may have to be appended to a name, each with its dot.
+            extensions: what may be missing at the end of a name, each with its dot.
 
         Raises:
-            UserError: it is not.
+            UserError: the folder does not exist.
         """
         if not root.is_dir():
             raise UserError(f"image folder {root} does not exist; set --images to the folder with the images")
         self._root, self._flat, self._endings = root, flat, ("", *extensions)
 
     def index(self, catalog: Catalog) -> None:
-        """The names say where the images lie."""
+        """Nothing to note: the names say where the images lie."""
 
     def read(self, name: str, catalog: Catalog) -> bytes:
         """Reads the file."""
@@ -80,15 +80,15 @@ class Base64Table(ImageStore):
 
         1000002<tab>/9j/4AAQSkZJ...
 
-    An image's name is PREFIX/ID: the tables' prefixes keep equal ids of different tables apart.
+    An image's name is PREFIX/ID; the prefix tells apart equal ids of different tables.
     """
 
     def __init__(self, tables: Mapping[str, Path]) -> None:
-        """Takes prefix -> file of the tables."""
+        """Takes the tables: prefix -> file."""
         self._tables = dict(tables)
 
     def index(self, catalog: Catalog) -> None:
-        """Notes the place of every image; lines that are none are skipped and counted."""
+        """Notes the place of every image; skips and counts lines without one."""
         for prefix, table in self._tables.items():
             for place, position, line in _rows(table):
                 try:
@@ -107,7 +107,7 @@ class Base64Table(ImageStore):
         """Reads and decodes the image's cell.
 
         Raises:
-            UserError: the table has gone or changed.
+            UserError: the table does not exist any more, or has changed.
         """
         prefix, _, image = name.partition("/")
         blob = catalog.blob(name)
@@ -138,7 +138,7 @@ def _cell(blob: Blob) -> bytes:
 
 
 def _rows(table: Path) -> Iterator[tuple[Place, int, bytes]]:
-    """The lines that are not blank, with the number of bytes before them."""
+    """The lines that are not blank, each with its place and the number of bytes before it."""
     position = 0
     with open_annotations(table) as file:
         for number, line in enumerate(file, start=1):

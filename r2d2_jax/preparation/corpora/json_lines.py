@@ -1,4 +1,4 @@
-"""One's own images in a folder, with a JSON-lines file of captions.
+"""Your own images in a folder, with a JSON-lines file of captions.
 
 Each line describes one image:
 
@@ -27,14 +27,13 @@ class JsonLines(LineCorpus):
     description = "Images with their captions, from a folder and a JSON-lines file."
 
     def check(self) -> None:
-        """The file must not be one array."""
+        """Checks that the file is not a JSON array."""
         super().check()
         for path in self.inputs():
             refuse_array(path, EXPECTED)
 
     def files(self) -> list[tuple[str, Path]]:
-        """The one file; its lines name their splits."""
-        assert self.annotations is not None
+        """The one file; each line names its split."""
         return [("", self.annotations)]
 
     def parse(self, line: str) -> Annotation:

@@ -12,8 +12,8 @@ one name:
 
 Texts are taken from the .txt and from the fields text, caption and captions of the .json, or from --text_fields ("txt"
 is the .txt). An image's identity is the field image_id, if there is one, otherwise ARCHIVE#KEY: keys need not be unique
-over all archives. This is the published format of WebDataset, read by its rules; files with other extensions are passed
-over.
+over all archives. This is the published format of WebDataset, read by its rules; files with other extensions are
+skipped.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus, Found
+from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus
 from r2d2_jax.preparation.corpora.corpus import SPLIT_ALIASES, split_problem
 from r2d2_jax.preparation.corpora.formats.fields import as_text
+from r2d2_jax.preparation.corpora.formats.samples import Found
 from r2d2_jax.preparation.corpora.formats.tars import TAR_SUFFIXES, tar_samples
 
 
@@ -35,7 +36,7 @@ class WebDataset(ArchiveCorpus):
     default_text_fields = ("txt", "text", "caption", "captions")
 
     def check(self) -> None:
-        """There must be tars, in folders that can name a split."""
+        """Checks that there are tars, in folders whose names can name a split."""
         super().check()
         archives = self.archives()
         for split in archives:
@@ -48,8 +49,7 @@ class WebDataset(ArchiveCorpus):
             )
 
     def archives(self) -> dict[str, list[Path]]:
-        """Tars in the folder itself, then those in its subfolders."""
-        assert self.images is not None
+        """The tars in the folder itself, then those in its subfolders."""
         found: dict[str, list[Path]] = {"train": _tars(self.images)}
         for folder in sorted(path for path in self.images.glob("*") if path.is_dir()):
             found.setdefault(SPLIT_ALIASES.get(folder.name, folder.name), []).extend(_tars(folder))
@@ -60,7 +60,7 @@ class WebDataset(ArchiveCorpus):
         return tar_samples(archive)
 
     def image_id(self, archive: Path, key: str, fields: dict[str, Any]) -> str:
-        """The field image_id or the sample's place."""
+        """The field image_id, else the sample's place."""
         if fields.get("image_id") is not None:
             return as_text(fields["image_id"], '"image_id"')
         return f"{self.name_in_corpus(archive)}#{key}"

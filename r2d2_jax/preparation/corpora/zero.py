@@ -17,17 +17,17 @@ The command that keeps what is needed (the links file has one JSON object a line
 
 The published fields are Url, Title, Content, Keywords, ImageKey, ImageUrl, ImageQuery (certain: the page of the
 corpus); how their values look when they are missing is not known, so null, "" and lists are all taken. An image's texts
-are the fields of --text_fields, by default in this order (our decision, shortest and nearest to the image first):
+are the fields of --text_fields, by default in this order (our decision: the shortest and nearest to the image first):
 
     Title        what the site calls the image
     ImageQuery   what people searched for when they chose it
     Content      the text around it
     caption, txt what img2dataset makes of the column named by --caption_col
 
-Each may also be spelt in lower case. Equal texts of an image count once. An image's identity is its ImageKey, else its
-url, else ARCHIVE#KEY: img2dataset's keys are unique within one download only. Links that were dead are no entries; how
-many there were is reported from the _stats.json. It also says how many samples there were once: those that are not
-there any more are unusable entries, each by itself. A shard without its _stats.json is unfinished and refused.
+The fields may be in lower case. Equal texts of an image count once. An image's identity is its ImageKey, else its
+url, else ARCHIVE#KEY: img2dataset's keys are unique within one download only. Dead links are no entries; the report
+counts them from the _stats.json. This file also counts the samples that were written: each one that is missing is an
+unusable entry. A shard without its _stats.json is unfinished and refused.
 """
 
 import dataclasses
@@ -36,19 +36,19 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus, Found
+from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.formats import img2dataset
 from r2d2_jax.preparation.corpora.formats.fields import as_text
 from r2d2_jax.preparation.corpora.formats.parquet import parquet_samples
-from r2d2_jax.preparation.corpora.formats.samples import folder_samples
+from r2d2_jax.preparation.corpora.formats.samples import Found, folder_samples
 from r2d2_jax.preparation.corpora.formats.tars import tar_samples
 
 TEXT_FIELDS = ("Title", "ImageQuery", "Content")
 HOMEPAGE = "https://zero.so.com"
 _IMAGE_COLUMNS = ("jpg", "png", "webp")  # img2dataset's encode_format
 _IDENTITIES = ("ImageKey", "imagekey", "url")
-_IMAGE_BYTES = 20_000  # assumed of files in folders, where looking at each would take long; our decision
+_IMAGE_BYTES = 20_000  # assumed for files in folders, whose sizes would take long to read; our decision
 
 
 class Zero(ArchiveCorpus):
@@ -60,7 +60,7 @@ class Zero(ArchiveCorpus):
     default_text_fields = (*TEXT_FIELDS, "caption", "txt")
 
     def check(self) -> None:
-        """There must be finished shards and no others."""
+        """Checks that there are shards, and that all are finished."""
         super().check()
         self._shards()
 
@@ -69,13 +69,13 @@ class Zero(ArchiveCorpus):
         return {"train": [shard.archive for shard in self._shards()]}
 
     def weight(self, archive: Path) -> int:
-        """Bytes; of a folder about as many as its files have."""
+        """The size in bytes; for a folder an estimate."""
         if archive.is_dir():
             return _downloads(archive).successes * _IMAGE_BYTES
         return super().weight(archive)
 
     def index(self, catalog: Catalog) -> None:
-        """Adds up the dead links."""
+        """Reports the dead links."""
         numbers = [(shard, img2dataset.downloads(shard.stats)) for shard in self._shards()]
         links = sum(found.links for _, found in numbers)
         dead = sum(found.dead for _, found in numbers)
@@ -87,17 +87,17 @@ class Zero(ArchiveCorpus):
             )
 
     def samples(self, archive: Path) -> Iterator[Found]:
-        """The samples of a shard in any of the formats, then what the _stats.json has more of."""
-        expected, there, broken = _downloads(archive).successes, 0, None
+        """The samples of a shard in any of the formats; then those that are missing, by its _stats.json."""
+        expected, there, failure = _downloads(archive).successes, 0, None
         for found in self._there(archive):
             if found.key:
                 there += 1
                 yield found
             else:
-                broken = found
+                failure = found
         lost = expected - there
-        if broken:
-            yield dataclasses.replace(broken, lost=max(lost, 1))
+        if failure:
+            yield dataclasses.replace(failure, lost=max(lost, 1))
         elif lost > 0:
             reason = f"{lost:,} of the {expected:,} samples that its {img2dataset.STATS} counts are not there"
             yield Found("", UnusableRecord(reason), self.weight(archive), lost)
@@ -110,14 +110,13 @@ class Zero(ArchiveCorpus):
         return folder_samples(archive, self.weight(archive))
 
     def image_id(self, archive: Path, key: str, fields: dict[str, Any]) -> str:
-        """ImageKey, url or the sample's place."""
+        """ImageKey, else the url, else the sample's place."""
         for name in _IDENTITIES:
             if fields.get(name):
                 return as_text(fields[name], f'"{name}"')
         return f"{self.name_in_corpus(archive)}#{key}"
 
     def _shards(self) -> list[img2dataset.Shard]:
-        assert self.images is not None
         return img2dataset.finished_shards(self.images)
 
 

@@ -6,9 +6,9 @@
     {"Url": "http://site/p.html", "Title": "...", "Content": "...", "Keywords": "...", "ImageKey": "abc",
      "ImageUrl": "http://img/x.jpg", "ImageQuery": "..."}
 
-The fields are certain (the page of the corpus). Whether the published files are JSON lines or one JSON array is not
-known; both are read. Texts are chosen as for `zero`: by default Title, ImageQuery and Content; equal ones count once,
-empty ones not at all. An image that is not in the folder, as its link may have been dead, is an unusable entry: set
+The fields are certain (the page of the corpus). It is not known whether the published files are JSON lines or a JSON
+array; both are read. Texts are chosen as for `zero`: by default Title, ImageQuery and Content; equal ones count once,
+empty ones not at all. An image that is not in the folder, perhaps because its link was dead, is an unusable entry: set
 --max_broken_share to the share of links that may be missing. ImageKey occurs once in all files.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, Outcome, one_annotation
+from r2d2_jax.preparation.corpora.annotation_corpus import AnnotatedCorpus, AnnotatedEntry, one_annotation
 from r2d2_jax.preparation.corpora.formats.fields import chosen_texts, json_object, text_of, with_keys
 from r2d2_jax.preparation.corpora.formats.lines import begins_with, parsed_array, parsed_lines
 from r2d2_jax.preparation.corpora.formats.samples import IMAGE_EXTENSIONS
@@ -37,7 +37,7 @@ class ZeroFolder(AnnotatedCorpus):
     default_text_fields = TEXT_FIELDS
 
     def check(self) -> None:
-        """There must be a list."""
+        """Checks that there is a list."""
         super().check()
         if not self.inputs():
             raise UserError(
@@ -47,17 +47,15 @@ class ZeroFolder(AnnotatedCorpus):
 
     def inputs(self) -> list[Path]:
         """The file, or those in the folder."""
-        assert self.annotations is not None
         if not self.annotations.is_dir():
             return [self.annotations]
         return sorted(path for path in self.annotations.glob("[!.]*") if path.name.endswith(_SUFFIXES))
 
     def image_store(self) -> ImageStore:
         """Images by their key."""
-        assert self.images is not None
         return ImageFolder(self.images, extensions=[f".{extension}" for extension in IMAGE_EXTENSIONS])
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[AnnotatedEntry]:
         """Every link, for training."""
         for path in self.inputs():
             array = begins_with(path, b"[")

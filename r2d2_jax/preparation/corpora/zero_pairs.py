@@ -34,34 +34,31 @@ _LABELS = {"0": 0, "1": 1}
 
 
 class _ZeroPairs(LineCorpus):
-    """One of the four; `stem` is what its file names begin with."""
+    """One of the four; `stem` begins the names of its files."""
 
     homepage = HOMEPAGE
     stem: ClassVar[str]
 
     def files(self) -> list[tuple[str, Path]]:
-        """Training and validation, and test if it is there."""
-        assert self.annotations is not None
+        """Training and validation, and test if it exists."""
         below = self.annotations / self.name.upper()
         root = below if below.is_dir() else self.annotations
         found = [(split, root / split / f"{self.stem}_{split}.json") for split in ("train", "val", "test")]
         return [(split, path) for split, path in found if split != "test" or path.is_file()]
 
     def check(self) -> None:
-        """The files must not be arrays."""
+        """Checks that no file is a JSON array."""
         super().check()
         for path in self.inputs():
             refuse_array(path, '{"image_path": "a.jpg", "text": "..."}')
 
     def image_store(self) -> ImageStore:
         """Images at their path, or all in one folder."""
-        assert self.images is not None
         return ImageFolder(self.images, flat=True)
 
     def _annotation(self, entry: dict[str, Any], label: int | None) -> Annotation:
-        assert self.images is not None
         image = PurePosixPath(text_of(entry, "image_path"))
-        own_place = os.path.isfile(self.images / image)  # unlike Path.is_file it bears names that no file can have
+        own_place = os.path.isfile(self.images / image)  # unlike Path.is_file, False for names that no file can have
         identity = str(image) if own_place else image.name
         return Annotation(str(image), (text_of(entry, "text"),), image_id=identity, label=label)
 

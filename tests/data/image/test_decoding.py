@@ -235,9 +235,34 @@ def test_as_many_pixels_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluation_image(encode((41, 30)), 8)
 
 
-def test_pillows_own_limit_is_left_as_it_was() -> None:
-    before = Image.MAX_IMAGE_PIXELS
-    for content in (encode(), b"no image"):
-        with pytest.raises(UnusableRecord) if content == b"no image" else warnings.catch_warnings():
-            verify_image(content)
-    assert before == Image.MAX_IMAGE_PIXELS
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_pillows_own_limit_is_neither_used_nor_changed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a global, which other threads may rely on: here far below the image, so that Pillow would refuse it."""
+    read: list[int | None] = []
+    for name in ("upright_rgb", "_check_pixels"):
+        original = getattr(decoding, name)
+        monkeypatch.setattr(
+            decoding, name, lambda *given, original=original: read.append(Image.MAX_IMAGE_PIXELS) or original(*given)
+        )
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    encoded = encode((40, 30), kind=kind)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(encoded))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert EncodedImage(encoded).pixels().shape == (30, 40, 4)
+        verify_image(encoded)
+    with pytest.raises(UnusableRecord):
+        verify_image(b"no image")
+    assert set(read) == {Image.MAX_IMAGE_PIXELS} == {100}
+
+
+def test_a_format_that_checks_pillows_limit_itself_is_named_as_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Pillow's WebP does from some version on."""
+
+    def read_header(*_: object) -> Image.Image:
+        raise Image.DecompressionBombError("Image size exceeds limit")
+
+    monkeypatch.setattr(decoding, "_known_formats", lambda: [(read_header, None)])
+    with pytest.raises(UnusableRecord, match="^the image has more pixels than the limit of 67,108,864$"):
+        verify_image(encode())

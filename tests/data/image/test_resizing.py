@@ -53,7 +53,8 @@ def bicubic_weights(length: int, resized: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(32, 32), (200, 150), (83, 20)])
 def test_as_close_to_the_equation_as_pillow_even_where_it_overshoots(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (61, 83, 3)).astype(np.uint8)
-    exact = np.einsum("yh,hwc,xw->yxc", bicubic_weights(61, size[1]), noise, bicubic_weights(83, size[0])).clip(0, 255)
+    rows, columns = bicubic_weights(61, size[1]), bicubic_weights(83, size[0])
+    exact = np.einsum("yh,hwc,xw->yxc", rows, noise, columns, optimize=True).clip(0, 255)
     ours = np.abs(cropped_and_resized(noise, WHOLE, size) - exact)
     pillows = np.abs(np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)) - exact)
     assert ours.mean() < 1.02 * pillows.mean() < 0.5

@@ -6,8 +6,9 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+import transformers
 
-from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from r2d2_jax.errors import UserError
 
 
@@ -82,6 +83,68 @@ def test_punctuation_as_published(shared: Path) -> None:
     tokenizer = load_tokenizer(str(shared / "tokenizer" / "vocab.txt"), 8, map_punctuation=False)
     input_ids, _ = tokenizer(["“好”…"])
     assert tokenizer.tokens(input_ids[0])[1:5] == ["[UNK]", "好", "[UNK]", "[UNK]"]
+
+
+ODD_TEXTS = (
+    "",
+    "   \t\r\n",
+    "\u3000全角空格　和\u2028行\u2029",
+    "ＡＢＣ１２３，。！",
+    "國學與龍鳳，遊戲",
+    "㍿𠀀𪚥\ue000豈龜",
+    "😀👨\u200d👩\u200d👧🇨🇳☺️",
+    "\ufeff狗\x00猫\u200b鸟\x07\ufffd\x7f",
+    "Café İ ß ﬁ x² ①② e\u0301 ñ Å",
+    "iPhone15Pro 3.5寸100% C++ don't -- a_b",
+    "かわいい ガ 한국어 ภาษา עִברִית Привет",
+    "a" * 99 + " " + "b" * 100 + " " + "c" * 101 + "狗" * 120,
+    "[SEP]狗[MASK][sep] [PAD][UNK]##狗 [CLS",
+    "“双”‘单’……——",
+)
+
+
+def random_texts(count: int) -> list[str]:
+    """Texts of characters from all of Unicode, half of them Chinese."""
+    generator = np.random.default_rng(0)
+    codes = np.where(
+        generator.random((count, 24)) < 0.5,
+        generator.integers(0x4E00, 0xA000, (count, 24)),
+        generator.integers(0, 0x30000, (count, 24)),
+    )
+    codes = np.where((codes >= 0xD800) & (codes < 0xE000), ord(" "), codes)
+    return ["".join(map(chr, row)) for row in codes.tolist()]
+
+
+def test_tokens_are_those_of_transformers(shared: Path) -> None:
+    """Without our map of punctuation: every kind of text, and special tokens' names taken for text."""
+    path = str(shared / "tokenizer" / "vocab.txt")
+    theirs = transformers.BertTokenizer(path, split_special_tokens=True)
+    texts = [*ODD_TEXTS, *random_texts(2000)]
+    expected = theirs(texts, padding="max_length", truncation=True, max_length=48)
+    input_ids, attention_mask = load_tokenizer(path, 48, map_punctuation=False)(texts)
+    for text, ours, other in zip(texts, input_ids.tolist(), expected["input_ids"], strict=True):
+        assert ours == other, text
+    np.testing.assert_array_equal(attention_mask, np.array(expected["attention_mask"], bool))
+
+
+def test_words_and_offsets_are_those_of_transformers(shared: Path) -> None:
+    """What numbers the words of a caption."""
+    path = str(shared / "tokenizer" / "vocab.txt")
+    theirs = transformers.BertTokenizer(path, split_special_tokens=True)(list(ODD_TEXTS), return_offsets_mapping=True)
+    ours = load_tokenizer(path, 48, map_punctuation=False).backend().encode_batch(list(ODD_TEXTS))
+    for row, encoding in enumerate(ours):
+        assert encoding.word_ids == theirs.word_ids(row), ODD_TEXTS[row]
+        assert encoding.offsets == theirs["offset_mapping"][row], ODD_TEXTS[row]
+
+
+def test_a_vocabulary_in_memory_is_that_of_the_file(shared: Path) -> None:
+    path = shared / "tokenizer" / "vocab.txt"
+    texts = [*ODD_TEXTS, *random_texts(100)]
+    for maps in (True, False):
+        loaded = load_tokenizer(str(path), 48, map_punctuation=maps)
+        made = tokenizer_of(path.read_text(encoding="utf-8").split("\n")[:-1], 48, map_punctuation=maps)
+        assert made.vocabulary == loaded.vocabulary
+        np.testing.assert_array_equal(made(texts)[0], loaded(texts)[0])
 
 
 def test_marks_that_the_vocabulary_has_are_kept(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from r2d2_jax.preparation.corpora.formats.lines import lines
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names by number, and for each what its folder may be called besides its name or number ("" for nothing else)."""
+    """The class names by number, and for each a key: what its folder may be called, besides its name or number."""
 
     file: Path
     names: tuple[str, ...]
     keys: tuple[str, ...]
 
     def labels(self, root: Path, folders: Collection[str]) -> dict[str, int]:
-        """Which class each folder in `root` holds: all folders go by key, by name, by number, or by 000, 001, ...
+        """The class of each folder in `root`; all folders are named by key, by name, by number, or 000, 001, ...
 
         Raises:
             UserError: a class has no folder, or a folder no class.
@@ -46,7 +46,7 @@ def read_class_names(path: Path) -> ClassNames:
     """Reads label_cn.txt (a name a line), a .tsv (FOLDER<tab>NAME a line), or a .json (a list of objects).
 
     Raises:
-        UserError: a line is broken, a name is there twice, or there is none.
+        UserError: a line cannot be read, a name occurs twice, or there is none.
     """
     rows = list(_json_rows(path) if path.suffix == ".json" else _line_rows(path))
     names, keys = tuple(name for _, name in rows), tuple(key or name for key, name in rows)

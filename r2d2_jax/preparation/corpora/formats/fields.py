@@ -1,4 +1,4 @@
-"""Values out of annotations: objects with the keys they need, texts that are texts, columns."""
+"""Checked values of annotations: objects with the keys they need, texts, columns."""
 
 import json
 import re
@@ -14,7 +14,7 @@ def json_object(text: str, *keys: str) -> dict[str, Any]:
     """One JSON object that has all of `keys`.
 
     Raises:
-        UnusableRecord: it is something else, or lacks one.
+        UnusableRecord: it is not an object, or lacks a key.
     """
     try:
         entry = json.loads(text)
@@ -24,7 +24,7 @@ def json_object(text: str, *keys: str) -> dict[str, Any]:
 
 
 def with_keys(entry: Any, *keys: str) -> dict[str, Any]:
-    """The entry itself, if it is an object with all of `keys`; raises UnusableRecord otherwise."""
+    """Returns the entry if it is an object with all of `keys`; raises UnusableRecord if not."""
     if not isinstance(entry, dict):
         raise UnusableRecord("not a JSON object")
     absent = [f'"{key}"' for key in keys if key not in entry]
@@ -34,28 +34,28 @@ def with_keys(entry: Any, *keys: str) -> dict[str, Any]:
 
 
 def text_of(entry: dict[str, Any], key: str) -> str:
-    """A text that is not blank, without the blanks around it; raises UnusableRecord otherwise."""
+    """The text under a key, stripped; raises UnusableRecord if it is blank or no text."""
     return as_text(entry[key], f'"{key}"')
 
 
 def texts_of(entry: dict[str, Any], key: str) -> tuple[str, ...]:
-    """The texts of a list with at least one; raises UnusableRecord unless all are texts."""
+    """The texts of a list under a key; raises UnusableRecord if it is empty or holds anything else."""
     if not isinstance(entry[key], list) or not entry[key]:
         raise UnusableRecord(f'"{key}" is not a list with at least one text')
     return tuple(as_text(text, f'a text of "{key}"') for text in entry[key])
 
 
 def chosen_texts(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
-    """The texts under any of the keys, each a text or a list of texts; equal ones once, empty ones left out.
+    """The texts under any of the keys, each a text or a list of texts; equal ones once, without empty ones.
 
-    So are fractions, of which NaN is what many tables have where nothing is.
+    Floats are ignored: tables store NaN for missing text.
 
     Args:
-        entry: keys may be spelt in lower case here.
-        keys: in the order in which the texts are to come.
+        entry: may spell the keys in lower case.
+        keys: the keys, in the order of the texts.
 
     Raises:
-        UnusableRecord: there is no text at all, or one is something else than a text.
+        UnusableRecord: there is no text at all, or a value is neither a text nor empty.
     """
     texts: dict[str, None] = {}
     numbers = []
@@ -74,12 +74,10 @@ def chosen_texts(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def as_text(value: Any, what: str) -> str:
-    """The value as a text that is not blank; `what` names it in the message.
-
-    Numbers, as image ids often are, become text.
+    """The value as a stripped text; `what` names it in the message. Whole numbers, as image ids often are, become text.
 
     Raises:
-        UnusableRecord: it is no text, or blank, or has something in it that is no character.
+        UnusableRecord: it is no text, or blank, or contains half a surrogate pair or a NUL.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -94,9 +92,9 @@ def as_text(value: Any, what: str) -> str:
 
 
 def readable(name: str) -> str:
-    """A file's name as text that can be written anywhere: bytes that are no UTF-8, such as GBK's, become \\xe9.
+    """A file's name as valid text: bytes that are no UTF-8, such as GBK's, become \\xe9.
 
-    Unlike replacement characters, these keep names apart that differ; our decision.
+    Names that differ stay different, as they would not with replacement characters; our decision.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

@@ -1,6 +1,6 @@
-"""Where img2dataset left its shards, and what it says of them.
+"""The shards that img2dataset wrote, and their numbers.
 
-For every shard it writes NAME_stats.json last, so a shard without one is unfinished:
+For every shard it writes NAME_stats.json last, so a shard without that file is unfinished:
 
     00000.tar  00000.parquet  00000_stats.json      output_format webdataset; the .parquet has no images
     00000/     00000.parquet  00000_stats.json      output_format files
@@ -36,7 +36,7 @@ class Downloads:
 
     @property
     def dead(self) -> int:
-        """Links that did not."""
+        """Links that led to no image."""
         return self.links - self.successes
 
 
@@ -44,7 +44,7 @@ def finished_shards(root: Path) -> list[Shard]:
     """All shards in a folder and its subfolders, in the order of their paths.
 
     Raises:
-        UserError: there is none, or some are unfinished.
+        UserError: there is no shard, or some are unfinished.
     """
     shards: list[Shard] = []
     unfinished: list[str] = []
@@ -93,7 +93,7 @@ def _folders(root: Path) -> Iterator[tuple[Path, set[str], set[str]]]:
 
 
 def _unfinished_shard(folder: Path) -> bool:
-    """Whether a folder is called as shards are, and holds none itself."""
+    """Whether a folder has a shard's name, and holds no shard itself."""
     return folder.name.isdigit() and next(folder.glob(f"*{STATS}"), None) is None
 
 

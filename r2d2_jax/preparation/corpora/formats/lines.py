@@ -15,11 +15,11 @@ from r2d2_jax.preparation.examples import Place
 
 Parsed = TypeVar("Parsed")
 
-_READ_ERRORS = (OSError, EOFError, zlib.error)  # the last two: of a .gz that is cut short, or broken
+_READ_ERRORS = (OSError, EOFError, zlib.error)  # the last two come from a .gz that is cut short or broken
 
 
 def lines(path: Path) -> Iterator[tuple[Place, str | UnusableRecord]]:
-    """The lines of a UTF-8 file without their ends; blank ones are passed over, others than UTF-8 are unusable.
+    """The lines of a UTF-8 file without line ends or blank lines; a line that is no UTF-8 is unusable.
 
     Raises:
         UserError: the file cannot be opened.
@@ -37,7 +37,7 @@ def lines(path: Path) -> Iterator[tuple[Place, str | UnusableRecord]]:
 
 
 def parsed_lines(path: Path, parse: Callable[[str], Parsed]) -> Iterator[tuple[Place, Parsed | UnusableRecord]]:
-    """The same, with `parse` applied to every line; what it raises as `UnusableRecord` takes the line's place."""
+    """Parses the lines of `lines`; an UnusableRecord that `parse` raises takes the place of the result."""
     for place, line in lines(path):
         yield place, line if isinstance(line, UnusableRecord) else _or_unusable(parse, line)
 
@@ -45,10 +45,14 @@ def parsed_lines(path: Path, parse: Callable[[str], Parsed]) -> Iterator[tuple[P
 def parsed_array(
     path: Path, parse: Callable[[Any], Parsed], where: str = "item"
 ) -> Iterator[tuple[Place, Parsed | UnusableRecord]]:
-    """The entries of a JSON array, which is never in memory as a whole.
+    """The parsed entries of a JSON array, one in memory at a time.
 
-    `where` it is in the file: "item" if the file is the array, "images.item" if it is under the key "images".
-    Where the file breaks off or stops being JSON, the last outcome says so: what follows cannot be told apart.
+    Where the file is cut off or stops being JSON, the last outcome says so: the entries after it are lost.
+
+    Args:
+        path: the file.
+        parse: parses an entry; an UnusableRecord that it raises takes the place of the result.
+        where: "item" if the file is the array, "images.item" if the array is under the key "images".
 
     Raises:
         UserError: the file cannot be opened.
@@ -72,12 +76,12 @@ def parsed_array(
 
 
 def begins_with(path: Path, mark: bytes) -> bool:
-    """Whether the first bytes of a file that are not blank are these."""
+    """Whether a file begins with these bytes, blanks aside."""
     with open_annotations(path) as file:
         try:
             return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(mark)
         except _READ_ERRORS:
-            return False  # whoever reads the lines will say so
+            return False  # `lines` will report it
 
 
 def refuse_array(path: Path, expected: str) -> None:
@@ -90,10 +94,10 @@ def refuse_array(path: Path, expected: str) -> None:
 
 
 def open_annotations(path: Path) -> Any:
-    """Opens a file for reading bytes; one whose name ends in .gz is decompressed.
+    """Opens a file to read its bytes; decompresses it if its name ends in .gz.
 
     Raises:
-        UserError: it is not there, or cannot be read.
+        UserError: it does not exist or cannot be opened.
     """
     try:
         return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")

@@ -1,4 +1,4 @@
-"""Samples out of a Parquet file, a few rows in memory at a time."""
+"""The samples of a Parquet file, with a few rows in memory at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +9,14 @@ import pyarrow.parquet
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import first_line
-from r2d2_jax.preparation.corpora.archive_corpus import Found, Sample
+from r2d2_jax.preparation.corpora.formats.samples import Found, Sample
 
 _BATCH_ROWS = 64  # our decision: a few MB of images
-_READ_BYTES = 2**20  # our decision; with pre_buffer the whole file would come into memory
+_READ_BYTES = 2**20  # our decision; pre_buffer would read the whole file into memory
 
 
 def parquet_samples(archive: Path, image_columns: tuple[str, ...]) -> Iterator[Found]:
-    """The rows of a Parquet file that have an image; the others are passed over.
+    """The rows of a Parquet file that have an image; rows without one are skipped.
 
     Args:
         archive: the file.

@@ -1,7 +1,7 @@
-"""Samples as files that share a name: 000000123.jpg, 000000123.json, 000000123.txt.
+"""Samples, as files that share a name: 000000123.jpg, 000000123.json, 000000123.txt.
 
-The rules are those of WebDataset: the key is the name up to the first dot of its last part, the extension is all that
-follows, in lower case; consecutive files with one key make a sample.
+The rules are those of WebDataset: the key is the name up to the first dot of its last part, the extension is the rest,
+in lower case; consecutive files with the same key are a sample.
 """
 
 import functools
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.preparation.corpora.archive_corpus import Found, Sample
 from r2d2_jax.preparation.corpora.formats.fields import json_object, readable
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "avif", "jp2", "ppm")
@@ -22,8 +21,32 @@ _READ_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, "json", "txt"})
 
 
 @dataclass(frozen=True)
+class Sample:
+    """An image of an archive: its encoded bytes, and fields such as texts and addresses."""
+
+    image: bytes
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One step of reading an archive.
+
+    key: the sample's name within the archive, with surrogates for bytes that are no UTF-8; "" for the whole archive.
+    outcome: the sample, or why there is none.
+    reached: how much of the archive's weight has been read so far.
+    lost: how many samples are lost, if `outcome` is no sample.
+    """
+
+    key: str
+    outcome: Sample | UnusableRecord
+    reached: int
+    lost: int = 1
+
+
+@dataclass(frozen=True)
 class Member:
-    """A file of a sample, to be read before the next one is asked for."""
+    """A file of a sample; `read` it before taking the next one."""
 
     key: str
     extension: str
@@ -31,14 +54,14 @@ class Member:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension; None for files that belong to no sample: hidden ones, and ones without an extension."""
+    """Key and extension; None for files that belong to no sample: hidden files, and files without an extension."""
     folder, slash, last = name.rpartition("/")
     stem, dot, extension = last.partition(".")
     return (f"{folder}{slash}{stem}", extension.lower()) if stem and dot else None
 
 
 def grouped(members: Iterable[Member]) -> Iterator[tuple[str, Sample | UnusableRecord]]:
-    """Key and sample of every run of members with the same key; a sample comes before what follows it is read."""
+    """Key and sample of every run of members with the same key; yields a sample before reading the next run's files."""
     for key, run in itertools.groupby(members, key=lambda member: member.key):
         try:
             yield key, _sample(run)
@@ -50,8 +73,8 @@ def folder_samples(folder: Path, weight: int) -> Iterator[Found]:
     """The samples of a folder of files, in the order of their names.
 
     Args:
-        folder: has all files of its samples, none in folders below.
-        weight: of all of them together.
+        folder: holds all files of its samples; folders in it are not read.
+        weight: the weight of all samples together.
     """
     try:
         with os.scandir(folder) as entries:

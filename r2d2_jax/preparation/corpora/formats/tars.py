@@ -1,48 +1,49 @@
-"""Samples out of a tar that is read as a stream, compressed or not; memory holds one sample at a time."""
+"""The samples of a tar, compressed or not, read as a stream with one sample in memory at a time."""
 
 import bz2
 import contextlib
 import functools
 import gzip
+import itertools
 import lzma
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import first_line
-from r2d2_jax.preparation.corpora.archive_corpus import Found
 from r2d2_jax.preparation.corpora.formats.fields import readable
-from r2d2_jax.preparation.corpora.formats.samples import Member, grouped, split_name
+from r2d2_jax.preparation.corpora.formats.samples import Found, Member, grouped, split_name
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_BLOCK = 512  # bytes; POSIX: headers and contents fill whole blocks
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's names for what is no sample
-# By their first bytes. These modules go on where one compressed stream follows another, as pbzip2 writes; tarfile's own
-# decompression takes the end of the first one for the end.
+# By their first bytes. Unlike tarfile's own decompression, these modules read on where another compressed stream
+# follows, as in what pbzip2 writes.
 _COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ": lzma, b"\x5d\x00\x00\x80": lzma}
-# The last one: of numbers in a header that are none.
-_BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError)
+_BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError)  # the last: bad numbers
 
 
 def tar_samples(archive: Path) -> Iterator[Found]:
-    """The samples of a tar, in its order; tars that follow one another in the file are read on, as --ignore-zeros does.
+    """The samples of a tar, in its order, and of tars that follow it in the file, as with tar's --ignore-zeros.
 
-    A tar that is cut short, or broken from some point on, gives the samples before that; the last step then says so.
-    How many are lost is estimated from the bytes that are left and those that a sample took so far (our decision); of a
-    tar that is cut short nothing is left, and the loss counts as one.
+    A tar that is cut short, or broken from some point on, gives the samples before that point; the last step says so.
+    The number of lost samples is estimated from the unread bytes and the mean size of a sample so far (our decision).
+    Of a tar that is cut short no byte is unread, so the loss counts as one.
     """
     key, count, size = "", 0, archive.stat().st_size
     with archive.open("rb") as file:
         try:
-            with _opened(file) as tar:
-                for key, outcome in grouped(_members(tar)):
+            with _decompressed(file) as content:
+                tars = _Tars(content)
+                for key, outcome in grouped(tars.members()):
                     count += 1
                     yield Found(key, outcome, file.tell())
-                if tar.after_end:
-                    raise tar.after_end
+                if tars.after_end:
+                    raise tars.after_end
         except _BROKEN as error:
             lost = _lost(count, file.tell(), size)
             yield Found("", UnusableRecord(_reason(key, lost, error)), size, lost)
@@ -59,68 +60,71 @@ def _reason(key: str, lost: int, error: Exception) -> str:
     return f"the archive is truncated or broken {after} ({first_line(error)}); all that follows is lost{estimate}"
 
 
-class _Header(tarfile.TarInfo):
-    """Tells end marks and padding from all else that is no header; the stock class takes all of it for the end."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        # Zeros at the end of a file need not fill a block.
-        whole = buf.ljust(tarfile.BLOCKSIZE, b"\0") if buf and not any(buf) else buf
-        return super().frombuf(whole, encoding, errors)
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Header":
-        assert isinstance(tar, _Tar)
-        try:
-            header = super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            tar.ended = True
-            raise
-        except tarfile.HeaderError as error:
-            if tar.ended and isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
-                raise  # the file's end, after an end mark
-            broken = tarfile.ReadError(f"no header and no end mark: {error}")
-            if tar.ended:
-                tar.after_end = broken
-                raise tarfile.EmptyHeaderError from error  # type: ignore[attr-defined] # no more members
-            raise broken from error
-        if tar.ended:
-            tar.ended, tar.number = False, tar.number + 1
-        return header
-
-
-class _Tar(tarfile.TarFile):
+class _Tars:
     """One or several tars in a file.
 
+    tarfile takes everything that is not a header for the end of a tar. So it reads through this class, block by block:
+    if the last block that it read is zeros, the tar has ended; if not, the file is broken.
+
     Attributes:
-        ended: whether what was read last is an end mark.
-        number: which of the tars the last header belongs to, from 1.
-        after_end: what is wrong with that which follows an end mark; the samples before the mark are whole.
+        after_end: why the bytes after an end mark are no tar; the samples before the mark are whole.
     """
 
-    tarinfo = _Header
-    ended = False
-    number = 1
-    after_end: tarfile.ReadError | None = None
+    def __init__(self, content: BinaryIO) -> None:
+        """Takes the decompressed file."""
+        self.after_end: tarfile.ReadError | None = None
+        self._content, self._last, self._ahead = content, b"", b""
+
+    def members(self) -> Iterator[Member]:
+        """The files of all samples, tar after tar; where the file is broken it raises an error of `_BROKEN`."""
+        for number in itertools.count(1):
+            try:
+                tar = self._opened()
+            except tarfile.ReadError as error:
+                if number == 1:
+                    raise
+                self.after_end = error
+                return
+            with tar:
+                # Joined tars may have the same names in them.
+                yield from _members(tar, f"{number}:" if number > 1 else "")
+            if not self._last or any(self._last):
+                raise tarfile.ReadError("neither a header nor an end mark follows" if self._last else "no end mark")
+            if not self._another():
+                return
+
+    def read(self, size: int) -> bytes:
+        """Reads a block for tarfile; zeros at the end of the file need not fill one."""
+        block, self._ahead = self._ahead or self._content.read(size), b""
+        self._last = block.ljust(size, b"\0") if block and not any(block) else block
+        return self._last
+
+    def _opened(self) -> tarfile.TarFile:
+        file: Any = self  # of a file's methods, tarfile needs `read` alone
+        try:
+            return tarfile.open(fileobj=file, mode="r|", bufsize=_BLOCK, encoding="utf-8", errors="surrogateescape")
+        except tarfile.ReadError as error:
+            raise tarfile.ReadError(f"no header and no end mark: {error}") from error
+
+    def _another(self) -> bool:
+        """Skips the zeros between tars; returns whether something follows them."""
+        while (block := self._content.read(_BLOCK)) and not any(block):
+            pass
+        self._ahead = block
+        return bool(block)
 
 
-@contextlib.contextmanager
-def _opened(file: BinaryIO) -> Iterator[_Tar]:
-    settings: dict[str, Any] = {"ignore_zeros": True, "encoding": "utf-8", "errors": "surrogateescape"}
-    with _decompressed(file) as content, _Tar.open(fileobj=content, mode="r|", **settings) as tar:
-        assert isinstance(tar, _Tar)
-        yield tar
-
-
-def _members(tar: _Tar) -> Iterator[Member]:
+def _members(tar: tarfile.TarFile, prefix: str) -> Iterator[Member]:
     while (header := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined] # it would keep all headers
+        tar.members = []  # type: ignore[attr-defined] # else it keeps every header until the end
         name = split_name(header.name)
         if header.isfile() and name and not _META.match(header.name):
             key, extension = name
-            # Tars that were joined may have the same names in them.
-            key = key if tar.number == 1 else f"{tar.number}:{key}"
-            yield Member(key, extension, functools.partial(_content, tar, header))
+            yield Member(prefix + key, extension, functools.partial(_content, tar, header))
+
+
+def _content(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
+    return cast(IO[bytes], tar.extractfile(header)).read()  # None only for what is no regular file
 
 
 def _decompressed(file: BinaryIO) -> Any:
@@ -130,9 +134,3 @@ def _decompressed(file: BinaryIO) -> Any:
         if start.startswith(mark):
             return compression.open(file, "rb")
     return contextlib.nullcontext(file)
-
-
-def _content(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(header)
-    assert file is not None, header.name  # a regular file
-    return file.read()

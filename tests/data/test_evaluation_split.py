@@ -1,0 +1,110 @@
+"""Evaluation leaves out nothing usable."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import encode, example
+
+from r2d2_jax.data import evaluation_split
+from r2d2_jax.data.evaluation_split import EvaluationSplit
+from r2d2_jax.data.image.transforms import evaluation_image
+from r2d2_jax.data.records import RecordSource
+from r2d2_jax.data.text.tokenizer import Tokenizer
+from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.examples import Example
+from r2d2_jax.preparation.writer import write_dataset
+
+
+def test_evaluation_split_has_everything(dataset: Path, tokenizer: Tokenizer) -> None:
+    split = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16)
+    assert split.num_images == 5
+    assert sorted(split.image_ids) == [f"image{number}" for number in range(100, 105)]
+    assert len(split.captions) == 10
+    assert split.caption_image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert split.caption_image.dtype == np.int32
+    assert split.captions[::2] == [name.removeprefix("image") + "只狗" for name in split.image_ids]
+    np.testing.assert_array_equal(split.input_ids, tokenizer(split.captions)[0])
+    np.testing.assert_array_equal(split.attention_mask, split.input_ids != 0)
+
+
+def test_evaluation_images_are_padded_not_dropped(dataset: Path, tokenizer: Tokenizer) -> None:
+    split = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16)
+    whole = next(split.image_batches(5))
+    by_two = list(split.image_batches(2))
+    assert [batch.shape for batch in by_two] == [(2, 16, 16, 3)] * 3
+    np.testing.assert_array_equal(np.concatenate(by_two)[:5], whole)
+    assert (by_two[-1][1] == 0).all()
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 5, 7, 8, 9])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_no_evaluation_image_is_dropped(images: int, processes: int, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """In batches of four, of which each process makes its own rows; together they have every image once."""
+    write_dataset(tmp_path, {"test": map(example, range(images))}, shards=2)
+    source = RecordSource(tmp_path, "test")
+    split = EvaluationSplit(source, tokenizer, 16)
+    own = [np.arange(4) // (4 // processes) == process for process in range(processes)]
+    parts = [np.concatenate(list(split.image_batches(4, rows))) for rows in own]
+    whole = np.sum(parts, axis=0)
+    assert len(whole) == -(-images // 4) * 4
+    for index in range(images):
+        np.testing.assert_array_equal(whole[index], evaluation_image(source[index].image, 16))
+    assert (whole[images:] == 0).all()
+    assert (len(split.captions), split.num_images) == (2 * images, images)
+
+
+def test_evaluation_decodes_only_the_rows_asked_for(
+    dataset: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, decoded = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16), []
+    whole = list(split.image_batches(4))
+    original = evaluation_split.evaluation_image
+    monkeypatch.setattr(evaluation_split, "evaluation_image", lambda *given: decoded.append(given) or original(*given))
+    own = np.array([True, False, False, True])
+    for batch, expected in zip(split.image_batches(4, own), whole, strict=True):
+        np.testing.assert_array_equal(batch, np.where(own[:, None, None, None], expected, 0))
+    assert len(decoded) == 3  # the first and the fourth of the first batch, the first of the second
+
+
+def test_evaluation_of_the_first_images(dataset: Path, tokenizer: Tokenizer) -> None:
+    source = RecordSource(dataset, "validation")
+    split = EvaluationSplit(source, tokenizer, 16, max_images=2)
+    assert split.image_ids == EvaluationSplit(source, tokenizer, 16).image_ids[:2]
+    assert len(split.captions) == 4
+    assert len(list(split.image_batches(4))) == 1
+
+
+def test_evaluation_leaves_out_only_what_is_broken(
+    spoiled: RecordSource, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        split = EvaluationSplit(spoiled, tokenizer, 16)
+    assert split.image_ids == ["image0", "image2", "image3", "image5", "image6"]
+    assert split.caption_image.tolist() == [0, 0, 2, 2, 3, 3, 4, 4]  # image2 has no caption: a candidate only
+    assert len(split.problems) == 3
+    assert "3 of the 8 records of split 'train' are unusable and left out" in caplog.text
+    assert "train-00000-of-00001#7: it has no image_id" in caplog.text
+
+
+def test_images_without_captions_stay_in_the_gallery(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = [Example(encode(seed=number), (), f"silent{number}") for number in range(2)]
+    write_dataset(tmp_path, {"test": [silent[0], example(1), silent[1], example(2, "红球")], "gallery": silent})
+    with caplog.at_level(logging.INFO):
+        split = EvaluationSplit(RecordSource(tmp_path, "test"), tokenizer, 16)
+    assert split.image_ids == ["silent0", "image1", "silent1", "image2"]
+    assert (split.num_images, split.captions) == (4, ["1只狗", "红球", "红球"])
+    assert split.caption_image.tolist() == [1, 1, 3]
+    assert split.problems == []
+    assert "2 of the 4 images of split 'test' have no caption; text is compared with them all the same" in caplog.text
+    with pytest.raises(UserError, match="none of the 2 images of split 'gallery' has a caption, so there is nothing"):
+        EvaluationSplit(RecordSource(tmp_path, "gallery"), tokenizer, 16)
+
+
+def test_a_split_without_a_usable_record(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_dataset(tmp_path, {"train": [example(number, image_id="") for number in range(3)]})
+    with pytest.raises(UserError, match="none of the 3 records of split 'train' is usable; prepare the dataset again"):
+        EvaluationSplit(RecordSource(tmp_path, "train"), tokenizer, 16)
