@@ -291,7 +291,7 @@ def test_the_last_checkpoint_is_not_the_best_only_because_it_was_reranked(
         def evaluate(self, params: Any, *, final: bool) -> EvaluationReport:
             return EvaluationReport(RetrievalReport(*reports.pop(0), {"mean": 1.0}), None, 1, 1, 0)
 
-    monkeypatch.setattr(loop, "run_evaluator", lambda *_: Evaluator())
+    monkeypatch.setattr(setup, "build_evaluator", lambda *_: Evaluator())
     monkeypatch.setattr(EvaluationReport, "table", lambda report: "")
     run(prepared, tmp_path, CHEAPEST, {"train": {"epochs": 1.5, "evaluate_every": 2, "keep_last": 1}})
     assert kept(tmp_path) == [2, 6]
@@ -300,7 +300,7 @@ def test_the_last_checkpoint_is_not_the_best_only_because_it_was_reranked(
 def test_processes_that_see_different_checkpoints(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "gather_json", lambda step: [step, 40])
+    monkeypatch.setattr(setup, "gather_json", lambda step: [step, 40])
     with pytest.raises(UserError, match=r"is another one to each process: \[None, 40\]; --workdir must lie on a file"):
         run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
 
@@ -311,8 +311,8 @@ def test_processes_that_see_different_checkpoints(
 def spoil_from(monkeypatch: pytest.MonkeyPatch, step: int, spoil: Callable[[Any, Any], tuple[Any, Any]]) -> None:
     """From `step` on the train step's state and metrics pass through `spoil`."""
 
-    def compile_step(config: Any, recipe: Any) -> Any:
-        original = compile_train_step(config, recipe)
+    def compile_step(*arguments: Any) -> Any:
+        original = compiled.compile_train_step(*arguments)
 
         def one_step(state: Any, batch: Any, key: Any) -> Any:
             state, metrics = original(state, batch, key)
@@ -373,7 +373,7 @@ def test_an_error_leaves_nothing_open(prepared: Path, tmp_path: Path, monkeypatc
     def close(name: str, original: Callable[[Any], None]) -> Callable[[Any], None]:
         return lambda thing: closed.append(name) or original(thing)
 
-    monkeypatch.setattr(loop, "run_batches", batches)
+    monkeypatch.setattr(loop, "build_batches", batches)
     for kind in (Progress, MetricsLog, Checkpoints):
         monkeypatch.setattr(kind, "close", close(kind.__name__, kind.close))
     with pytest.raises(UserError, match="11 of the 22 training records read are unusable"):
