@@ -1,23 +1,23 @@
 """Whether a checkpoint computes the same in PyTorch, or in ONNX Runtime, as it does here: a report by stage."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.convert.conversion import Form, is_published
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters
 from r2d2_jax.convert.transformers_folder import is_transformers
+from r2d2_jax.encoder import Encoder, Keep, PairBatch
 from r2d2_jax.extras import ONNX, TORCH, require
-from r2d2_jax.losses.matching import match_probability
-from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.models.store import Model, load_model
+from r2d2_jax.sharding import make_mesh
 
 if TYPE_CHECKING:
     from r2d2_jax.convert.modeling_r2d2 import R2D2Model
@@ -130,23 +130,17 @@ def compared(ours: Stages, theirs: Stages, limit: float = LIMIT) -> ParityReport
 
 def jax_stages(model: Model, sample: Sample) -> Stages:
     """What the JAX model makes of the sample."""
-    computed = _jitted_stages(model.module, model.params, sample.images, sample.input_ids, sample.attention_mask)
-    return {stage: np.asarray(value) for stage, value in computed.items()}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jitted_stages(
-    module: R2D2, params: Any, images: jax.Array, input_ids: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
-    def apply(stage: str, *inputs: Any) -> Any:
-        return module.apply({"params": params}, *inputs, method=stage)
-
-    image, text = apply("encode_image", images), apply("encode_text", input_ids, mask)
-    stages = {IMAGE_TOKENS: image.tokens, IMAGE_EMBED: image.embed, TEXT_TOKENS: text.tokens, TEXT_EMBED: text.embed}
-    if module.matching:
-        pair = (text.tokens, mask, image.tokens)
-        stages[TEXT_IMAGE], stages[IMAGE_TEXT] = apply("cross_text_image", *pair), apply("cross_image_text", *pair)
-        stages[MATCH] = match_probability(apply("match", *pair))
+    rows = len(sample.images)
+    encoder = Encoder(model.module, make_mesh(MeshConfig(), jax.devices()[:1]), rows)
+    params = encoder.placed(model.params)
+    image = encoder.encode_images(params, [sample.images], rows, Keep.ON_HOST)
+    text = encoder.encode_texts(params, sample.input_ids, sample.attention_mask, Keep.ON_HOST)
+    tokens = image.host_tokens, text.host_tokens
+    stages = {IMAGE_TOKENS: tokens[0], IMAGE_EMBED: image.embed, TEXT_TOKENS: tokens[1], TEXT_EMBED: text.embed}
+    if model.module.matching:
+        pairs = PairBatch(*tokens, sample.attention_mask, np.stack([np.arange(rows)] * 2, axis=1))
+        stages[TEXT_IMAGE], stages[IMAGE_TEXT] = encoder.cross_stages(params, pairs)
+        stages[MATCH] = encoder.match_batches(params, [pairs])
     return stages
 
 
