@@ -1,4 +1,4 @@
-"""Whether a checkpoint computes the same in PyTorch, or in ONNX Runtime, as it does here: a report by stage."""
+"""Compares, stage by stage, what a checkpoint computes in JAX with what it computes in PyTorch or ONNX Runtime."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,25 +22,25 @@ from r2d2_jax.sharding import make_mesh
 if TYPE_CHECKING:
     from r2d2_jax.convert.modeling_r2d2 import R2D2Model
 
-# In the order in which they are computed, so that the first that differs is where the fault lies.
+# In the order of computation, so that the first stage that differs is the one at fault.
 IMAGE_TOKENS, IMAGE_EMBED = "image tokens", "image embedding"
 TEXT_TOKENS, TEXT_EMBED = "text tokens", "text embedding"
 TEXT_IMAGE, IMAGE_TEXT = "text-image cross encoder", "image-text cross encoder"
 MATCH = "match probability"
 STAGES = (IMAGE_TOKENS, IMAGE_EMBED, TEXT_TOKENS, TEXT_EMBED, TEXT_IMAGE, IMAGE_TEXT, MATCH)
 
-LIMIT = 1e-4  # largest absolute difference in float32: summation orders differ, and layers add up (our decision)
-ROWS = 3  # pairs of the sample
+LIMIT = 1e-4  # largest absolute difference in float32: orders of summation differ in every layer (our decision)
+ROWS = 3  # pairs in the sample
 
 Stages = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What both sides compute on.
+    """The input of both sides.
 
-    images: float32 [b h w 3], as if normalised. input_ids: int32 [b l]. attention_mask: bool [b l], one row full and
-    the others padded.
+    images: float32 [b h w 3], like normalised images. input_ids: int32 [b l]. attention_mask: bool [b l]; one row is
+    full, the others are padded.
     """
 
     images: np.ndarray
@@ -57,7 +57,7 @@ class ParityReport:
 
     @property
     def first_broken(self) -> str | None:
-        """The first stage above the limit; None if all agree. What is not a number is above any limit."""
+        """The first stage above the limit; None if all agree. NaN is above any limit."""
         return next((stage for stage, value in self.differences.items() if not value <= self.limit), None)
 
     def table(self) -> str:
@@ -70,16 +70,17 @@ class ParityReport:
 
 
 def verify(model: Model, source: Path, target: Path | None, form: Form | None, limit: float = LIMIT) -> ParityReport:
-    """Compares what was written, or else what was read, with PyTorch or ONNX Runtime.
+    """Compares a conversion's result with PyTorch or ONNX Runtime.
 
-    What is not ours is run by its own runtime from the disk: the target, or else the source. Where neither is, PyTorch
-    runs the published form of the model. What is ours is read from the disk again if it was written.
+    JAX computes with the model as read, or with the target read again if that has our form. The other runtime reads its
+    own form from the disk: the target's, or else the source's. If neither has one, PyTorch computes with the parameters
+    under their published names.
 
     Args:
-        model: what was read from the source.
-        source: where it came from.
-        target: where it was written, if it was.
-        form: of the target; None without one.
+        model: the model that was read from the source.
+        source: the path it was read from.
+        target: the path it was written to; None if nothing was written.
+        form: the target's form; None without a target.
         limit: largest absolute difference that passes.
 
     Raises:
@@ -129,7 +130,7 @@ def compared(ours: Stages, theirs: Stages, limit: float = LIMIT) -> ParityReport
 
 
 def jax_stages(model: Model, sample: Sample) -> Stages:
-    """What the JAX model makes of the sample."""
+    """The stages as JAX computes them."""
     rows = len(sample.images)
     encoder = Encoder(model.module, make_mesh(MeshConfig(), jax.devices()[:1]), rows)
     params = encoder.placed(model.params)
@@ -145,7 +146,7 @@ def jax_stages(model: Model, sample: Sample) -> Stages:
 
 
 def torch_stages(model: "R2D2Model", sample: Sample) -> Stages:
-    """What the PyTorch model makes of the sample."""
+    """The stages as PyTorch computes them."""
     import torch
 
     with torch.inference_mode():
@@ -165,7 +166,7 @@ def torch_stages(model: "R2D2Model", sample: Sample) -> Stages:
 
 
 def onnx_stages(folder: Path, config: ModelConfig, sample: Sample) -> Stages:
-    """What ONNX Runtime makes of the sample with the graphs of a folder, each fed with what the ones before it gave."""
+    """The stages as ONNX Runtime computes them with a folder's graphs, each fed with the results of earlier ones."""
     from r2d2_jax.convert.onnx_folder import graphs_of, session
 
     values: dict[str, np.ndarray] = {
