@@ -26,7 +26,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of one file, floating-point ones as float32.
 
     A PyTorch file may hold the state dict itself or keep it under "model" or "state_dict"; the prefix "module." of a
-    distributed wrapper is dropped. Anything else in it is ignored. The code in a TorchScript archive, as OpenAI publishes
+    distributed wrapper is dropped. Anything else in it is ignored. Code in a TorchScript archive, as OpenAI publishes
     CLIP, is not run.
 
     Args:
