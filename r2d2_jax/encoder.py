@@ -1,27 +1,24 @@
-"""One compiled set of forwards of a model: encode images, encode texts, match pairs, over any number of devices.
+"""Encodes images, encodes texts and matches pairs with one model, over any number of devices.
 
 Rows come from host memory in batches, each split over all devices of a mesh, and results return in the order of the
-rows. Embeddings return always. Tokens are a thousand times larger: they stay on the devices, where pairs are gathered
-from them, and travel to the host only if the caller asks for that.
+rows. Embeddings always return to the host. Tokens are a thousand times larger: they stay on the devices, where pairs
+are gathered from them, and travel to the host only if the caller asks for that.
 """
 
 import enum
-import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, Params, UInt8, checked
-from r2d2_jax.losses.matching import match_probability
-from r2d2_jax.models.r2d2 import R2D2, normalise_images
-from r2d2_jax.sharding import apply_by_rows, batch_sharding, replicated, state_shardings
+from r2d2_jax.arrays import Encoded, Params
+from r2d2_jax.forwards import CompiledForwards, compiled_forwards
+from r2d2_jax.models.r2d2 import R2D2
+from r2d2_jax.sharding import batch_sharding, state_shardings
 
 # Batches dispatched at once: the devices compute one while the host prepares the next or takes in the last. More would
 # only fill the devices' memory with inputs that wait.
@@ -155,7 +152,10 @@ class Encoder:
         return self.match_batches(params, (PairBatch(image, text, mask, batch) for batch in self.slices(pairs)))
 
     def match_batches(self, params: Params, batches: Iterable[PairBatch]) -> np.ndarray:
-        """Match probability float32 [p] of all pairs; the tokens of a batch may be encoded just before it."""
+        """Match probability float32 [p] of all pairs; only the last batch may have fewer than `batch_size`.
+
+        The tokens of a batch may be encoded just before it, so that those of earlier ones need not be kept.
+        """
         sizes: list[int] = []
 
         def dispatched() -> Iterator[jax.Array]:
@@ -163,8 +163,8 @@ class Encoder:
                 sizes.append(len(batch.pairs))
                 yield self._compiled.match(params, *self._gathered(batch))
 
-        results = zip(fetched(dispatched()), sizes, strict=False)
-        return np.concatenate([result[:size] for result, size in results])
+        results = list(fetched(dispatched()))
+        return np.concatenate(results)[: sum(sizes)]
 
     def cross_stages(self, params: Params, pairs: PairBatch) -> tuple[np.ndarray, np.ndarray]:
         """All last hidden states [p l d] and [p n d] of the cross encoders text-image and image-text, for one batch."""
@@ -260,7 +260,7 @@ def fetched(dispatched: Iterable[Any]) -> Iterator[Any]:
 class _TokenBuffer:
     """Tokens of several batches in one array: each device appends its part of every batch, so that none travels."""
 
-    def __init__(self, compiled: "CompiledForwards", mesh: Mesh, sizes: Sequence[int]) -> None:
+    def __init__(self, compiled: CompiledForwards, mesh: Mesh, sizes: Sequence[int]) -> None:
         """`sizes` are the rows of the batches to come, filled up."""
         self._compiled, self._devices = compiled, mesh.size
         self._room, self._used = sum(sizes) // mesh.size, 0  # slots of each device
@@ -285,99 +285,3 @@ class _TokenBuffer:
         if self._values is None:
             raise ValueError("there are no tokens: no batch was encoded")
         return DeviceTokens(self._values, np.concatenate(self._slots)[:count])
-
-
-@dataclass(frozen=True)
-class CompiledForwards:
-    """The jitted functions of one model on one mesh. All take and give rows split over the devices.
-
-    embed_image, embed_text: (params, rows...) -> (feature, embed). encode_image, encode_text: -> `Encoded`.
-    match: (params, text tokens, mask, image tokens) -> match probability [b]. cross: the same -> hidden states.
-    take: (tokens [slots n d], slot [b]) -> [b n d]. write: (buffer, tokens, slot) -> buffer. zeros, replicate: as named
-    """
-
-    embed_image: Any
-    encode_image: Any
-    embed_text: Any
-    encode_text: Any
-    match: Any
-    cross: Any
-    take: Any
-    write: Any
-    zeros: Any
-    replicate: Any
-
-
-@functools.lru_cache(maxsize=8)
-def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
-    """The forwards of a model on a mesh, jitted once in a process; embeddings are the same on every process."""
-    apply = lambda params, stage, *inputs: apply_by_rows(model, params, mesh, stage, *inputs)  # noqa: E731
-
-    @checked
-    def image(params: Params, images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Encoded:
-        normalised = normalise_images(images) if images.dtype == jnp.uint8 else images
-        return apply(params, "encode_image", normalised)
-
-    @checked
-    def text(params: Params, input_ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
-        return apply(params, "encode_text", input_ids, mask)
-
-    @checked
-    def match(
-        params: Params, text: Float[Array, "b l d"], mask: Bool[Array, "b l"], image: Float[Array, "b n image_d"]
-    ) -> Float[Array, " b"]:
-        return match_probability(apply(params, "match", text, mask, image))
-
-    @checked
-    def cross(
-        params: Params, text: Float[Array, "b l d"], mask: Bool[Array, "b l"], image: Float[Array, "b n image_d"]
-    ) -> tuple[Float[Array, "b l d"], Float[Array, "b n d"]]:
-        return apply(params, "cross_text_image", text, mask, image), apply(
-            params, "cross_image_text", text, mask, image
-        )
-
-    embeddings = lambda encoded: (encoded.feature, encoded.embed)  # noqa: E731
-    rows, whole = batch_sharding(mesh), replicated(mesh)
-    jitted = partial(jax.jit, out_shardings=whole)
-    encoded = partial(jax.jit, out_shardings=Encoded(rows, whole, whole))  # type: ignore[arg-type]
-    return CompiledForwards(
-        embed_image=jitted(lambda *inputs: embeddings(image(*inputs))),
-        encode_image=encoded(image),
-        embed_text=jitted(lambda *inputs: embeddings(text(*inputs))),
-        encode_text=encoded(text),
-        match=jitted(match),
-        cross=jitted(cross),
-        take=jax.jit(partial(take_rows, mesh=mesh)),
-        write=jax.jit(partial(write_rows, mesh=mesh), donate_argnums=0),
-        zeros=jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=rows),
-        replicate=jitted(lambda tokens: tokens),
-    )
-
-
-@checked
-def take_rows(values: Float[Array, "slots n d"], slot: Int[Array, " b"], mesh: Mesh) -> Float[Array, "b n d"]:
-    """`values[slot]`, both split by rows, moving no more than the rows that are wanted.
-
-    Every device contributes the wanted rows that lie on it, and zeros for the others; their sum, which is exact, is
-    split by rows again.
-    """
-    spec = batch_sharding(mesh).spec
-
-    def on_device(own: jax.Array, slot: jax.Array) -> jax.Array:
-        place = slot - len(own) * jax.lax.axis_index(mesh.axis_names)
-        here = (place >= 0) & (place < len(own))
-        wanted = jnp.where(here[:, None, None], own[jnp.where(here, place, 0)], 0)
-        return jax.lax.psum_scatter(wanted, mesh.axis_names, scatter_dimension=0, tiled=True)
-
-    whole = replicated(mesh).spec
-    return jax.shard_map(on_device, mesh=mesh, in_specs=(spec, whole), out_specs=spec)(values, slot)
-
-
-@checked
-def write_rows(
-    buffer: Float[Array, "slots n d"], tokens: Float[Array, "b n d"], start: Int[Array, ""], mesh: Mesh
-) -> Float[Array, "slots n d"]:
-    """The buffer with each device's rows of `tokens` at `start` of that device's part of the buffer."""
-    spec, whole = batch_sharding(mesh).spec, replicated(mesh).spec
-    update = lambda own, rows, start: jax.lax.dynamic_update_slice(own, rows, (start, 0, 0))  # noqa: E731
-    return jax.shard_map(update, mesh=mesh, in_specs=(spec, spec, whole), out_specs=spec)(buffer, tokens, start)

@@ -14,7 +14,8 @@ import pytest
 from encoder_cases import BATCH, IMAGES, MODEL, TEXTS, encoded, images, ranked, texts
 
 from r2d2_jax.config.run import MeshConfig
-from r2d2_jax.encoder import Encoder, Keep, compiled_forwards, fetched
+from r2d2_jax.encoder import Encoder, Keep, fetched
+from r2d2_jax.forwards import compiled_forwards
 from r2d2_jax.inference import Ranker
 from r2d2_jax.sharding import make_mesh
 
