@@ -50,14 +50,14 @@ def _work(arguments: Sequence[str]) -> None:
 
 def table(model: Ranker, images: list[str], texts: list[str]) -> str:
     """Match probability, where the model has cross encoders, and cosine of every image with every text."""
-    every = model.encode_image(images).embed @ model.encode_text(texts).embed.T
+    scores = model.score_all(images, texts)
+    best = scores.cosine if scores.match is None else scores.match
     lines = []
-    for image, cosines in zip(images, every, strict=True):
-        probabilities = model.match(image, texts) if model.matches else np.full(len(texts), np.nan)
+    for row, image in enumerate(images):
         lines.append(image)
-        for row in np.argsort(-(probabilities if model.matches else cosines)):
-            match = f"match {probabilities[row]:.4f}  " if model.matches else ""
-            lines.append(f"  {match}cosine {cosines[row]:+.4f}  {texts[row]}")
+        for column in np.argsort(-best[row]):
+            match = "" if scores.match is None else f"match {scores.match[row, column]:.4f}  "
+            lines.append(f"  {match}cosine {scores.cosine[row, column]:+.4f}  {texts[column]}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""A run's folder on disk: its newest checkpoint, what that holds, and the configuration it was made with."""
+"""A run's folder on disk: the state and configuration in its newest checkpoint, and whether another may resume it."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ FREE_KEYS = (
     "evaluation.",
     "initial.",  # read only before the first step
     "data.directory",
-    "data.corpora",  # folders may move; that each has as many records as before is checked
+    "data.corpora",  # folders may move; their numbers of records are checked
     "data.vocabulary",
     "data.validation_split",
     "data.foil_split",
@@ -47,7 +47,7 @@ BEFORE_THE_KEY = {
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
-    """How each item of a checkpoint is kept; named so that its metadata can be read before anything is restored."""
+    """The handler of each item of a checkpoint, by name, so that metadata can be read before anything is restored."""
     json_items = {name: ocp.JsonCheckpointHandler() for name in ("config", "progress")}
     return {"state": ocp.StandardCheckpointHandler(), **json_items}
 
@@ -59,7 +59,7 @@ def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         UserError: there is no checkpoint, or it is of the former layout.
     """
     directory = (workdir / "checkpoints").absolute()
-    # Not read_only, of which Orbax warns every time; with these it writes nothing either.
+    # Orbax warns about read_only every time; with these options it writes nothing either.
     options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
     step = manager.latest_step() if directory.is_dir() else None
@@ -83,7 +83,7 @@ def check_layout(metadata: Any, checkpoint: Path) -> None:
 
 
 def config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
-    """Yields one line for each key that differs and may not: both as `Config.to_dict` gives them."""
+    """Yields one line for each key that must not differ but does. Both are as `Config.to_dict` gives them."""
     before, now = BEFORE_THE_KEY | dict(flat(saved, ".")), dict(flat(asked, "."))
     for key in sorted(before.keys() | now.keys()):
         if not key.startswith(FREE_KEYS) and before.get(key) != now.get(key):

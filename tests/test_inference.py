@@ -13,9 +13,10 @@ from random_models import VOCABULARY, random_model
 
 import r2d2_jax
 from r2d2_jax.convert.conversion import write_model
+from r2d2_jax.encoder import Encoder
 from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
-from r2d2_jax.launch.match import main
+from r2d2_jax.launch.match import main, table
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 
@@ -62,22 +63,23 @@ def test_strings_and_their_ids_give_the_same(model: Ranker) -> None:
     input_ids, mask = model.tokenizer(TEXTS)
     strings, ids = model.encode_text(TEXTS), model.encode_text(input_ids, mask.astype(np.int64))
     np.testing.assert_array_equal(strings.embed, ids.embed)
-    assert strings.tokens.shape == (3, 7, 64)
+    assert model.encode_text(TEXTS, tokens=True).host_tokens.shape == (3, 7, 64)
     np.testing.assert_allclose(model.encode_text(TEXTS[1]).embed, strings.embed[1:2], **CLOSE)
 
 
 def test_the_size_of_a_batch_does_not_matter(pictures: list[np.ndarray]) -> None:
     one, many = (Ranker(random_model(tokens=VOCABULARY), batch_size=size) for size in (1, 64))
-    np.testing.assert_allclose(one.encode_image(pictures).tokens, many.encode_image(pictures).tokens, **CLOSE)
+    tokens = [each.encode_image(pictures, tokens=True).host_tokens for each in (one, many)]
+    np.testing.assert_allclose(*tokens, **CLOSE)
     texts = TEXTS + TEXTS[:2]
     np.testing.assert_allclose(one.match(pictures, texts), many.match(pictures, texts), **CLOSE)
 
 
 def test_a_shape_is_compiled_once(model: Ranker, pictures: list[np.ndarray]) -> None:
-    fresh = Ranker(random_model(tokens=VOCABULARY), batch_size=4)
+    fresh = Ranker(random_model(layers=4, tokens=VOCABULARY), batch_size=4)  # no other test compiles four layers
     for count in (1, 2, 3, 4, 5, 3, 5):  # buckets 1, 2 and 4
         fresh.encode_image(pictures[:count])
-    assert fresh._encode_pixels._cache_size() == 3
+    assert fresh._encoder._compiled.embed_image._cache_size() == 3
 
 
 def test_match_pairs_rows_and_spreads_a_single_one(model: Ranker, pictures: list[np.ndarray]) -> None:
@@ -89,15 +91,13 @@ def test_match_pairs_rows_and_spreads_a_single_one(model: Ranker, pictures: list
 
 
 def test_match_tokens_is_the_models_own_match(model: Ranker, pictures: list[np.ndarray]) -> None:
-    image, text = model.encode_image(pictures[:3]), model.encode_text(TEXTS)
+    image, text = model.encode_image(pictures[:3], tokens=True), model.encode_text(TEXTS, tokens=True)
     _, mask = model.token_ids(TEXTS)
     whole = random_model()
     tokens = (jnp.asarray(text.tokens), jnp.asarray(mask), jnp.asarray(image.tokens))
     logits: Any = whole.module.apply({"params": whole.params}, *tokens, method="match")
     want = np.asarray(match_probability(logits))
-    np.testing.assert_allclose(
-        model.match_tokens(np.asarray(image.tokens), np.asarray(text.tokens), mask), want, **CLOSE
-    )
+    np.testing.assert_allclose(model.match_tokens(image.host_tokens, text.host_tokens, mask), want, **CLOSE)
 
 
 def test_load_opens_what_was_written(tmp_path: Path, model: Ranker, pictures: list[np.ndarray]) -> None:
@@ -130,7 +130,9 @@ def test_punctuation_is_mapped_as_in_training(model: Ranker) -> None:
             lambda model: model.encode_image(np.zeros((1, 8, 8, 3), np.float32)),
             r"shape \[1, 8, 8, 3\]; expected float32",
         ),
+        (lambda model: model.encode_image(np.zeros((0, 24, 24, 3), np.float32)), "there are no images to encode"),
         (lambda model: model.encode_text([]), "there are no texts to encode"),
+        (lambda model: model.encode_text(np.zeros((0, 5), int), np.ones((0, 5))), "there are no texts to encode"),
         (lambda model: model.encode_text(np.zeros((2, 5), int)), r"attention_mask None; expected both \[b l\]"),
         (
             lambda model: model.encode_text(np.zeros((1, 8), int), np.ones((1, 8))),
@@ -183,6 +185,33 @@ def test_match_program_prints_the_best_first(tmp_path: Path, pictures: list[np.n
     shown = [float(line.split()[1]) for line in lines]
     assert shown == sorted(shown, reverse=True)
     assert ("match" in lines[0]) == bool(cross_layers)
+
+
+@pytest.mark.parametrize("cross_layers", [2, 0])
+def test_the_table_of_several_images_encodes_each_text_once(
+    monkeypatch: pytest.MonkeyPatch, pictures: list[np.ndarray], tmp_path: Path, cross_layers: int
+) -> None:
+    encoded: list[int] = []
+    for name in ("encode_images", "encode_texts"):
+        encode = getattr(Encoder, name)
+        spy = lambda self, params, *rest, encode=encode: encoded.append(rest) or encode(self, params, *rest)  # noqa: E731
+        monkeypatch.setattr(Encoder, name, spy)
+    names = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for name, picture in zip(names, pictures, strict=False):
+        Image.fromarray(picture).save(name)
+    ranker = Ranker(random_model(cross_layers=cross_layers, tokens=VOCABULARY), batch_size=4)
+    printed = table(ranker, names, TEXTS).splitlines()
+    (_, count, _), (input_ids, _, _) = encoded
+    assert (count, len(input_ids)) == (3, 3)
+    assert printed[::4] == names
+    for row, name in enumerate(names):
+        cosine = ranker.encode_image(name).embed @ ranker.encode_text(TEXTS).embed.T
+        scores = ranker.match(name, TEXTS) if cross_layers else cosine[0]
+        want = [TEXTS[place] for place in np.argsort(-scores)]
+        assert [line.split()[-1] for line in printed[4 * row + 1 : 4 * row + 4]] == want
+        first = TEXTS.index(want[0])
+        assert f"cosine {cosine[0, first]:+.4f}" in printed[4 * row + 1]
+        assert (f"match {scores[first]:.4f}" in printed[4 * row + 1]) == bool(cross_layers)
 
 
 def test_match_program_refuses_with_status_2(tmp_path: Path) -> None:

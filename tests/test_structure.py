@@ -23,6 +23,7 @@ FORBIDDEN = {
     "preparation": ("train", "tasks", "models", "losses", "evaluation", "convert"),
     "config": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert"),
     "encoder": ("train", "tasks", "data", "preparation", "evaluation", "convert"),
+    "forwards": ("train", "tasks", "data", "preparation", "evaluation", "convert"),
     "runs": ("train", "tasks", "convert", "evaluation", "data", "preparation"),
 }
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

@@ -1,4 +1,4 @@
-"""Opens a model wherever it comes from and writes it wherever it goes."""
+"""Opens a model from any of its forms on disk, and writes it in any of them."""
 
 import dataclasses
 import enum
@@ -44,11 +44,11 @@ def open_model(
     Args:
         path: a `.pth` or `.safetensors` file, a folder of `save_model` or of `save_transformers`, or the --workdir of a
             run.
-        weights: of a run, STUDENT, or TEACHER: the momentum teacher where it has parameters of its own.
-        image_heads, text_heads: of a published checkpoint, see `from_published`.
-        vocabulary: a WordPiece vocabulary that belongs to the model; None keeps what the model came with.
-        map_punctuation: whether the model was trained on mapped punctuation, which a published file does not say; None
-            keeps what the model came with.
+        weights: which parameters of a run: STUDENT, or TEACHER, the momentum teacher where it has its own.
+        image_heads, text_heads: heads in a published checkpoint, see `from_published`.
+        vocabulary: the model's WordPiece vocabulary; None keeps the one that lies beside the model.
+        map_punctuation: whether the model was trained on mapped punctuation, which a published file does not record;
+            None keeps what the model records.
 
     Raises:
         UserError: there is no such model, it is damaged, or the vocabulary does not fit the word embeddings.
@@ -82,7 +82,7 @@ def is_published(path: Path) -> bool:
 
 
 def form_of(path: Path) -> Form:
-    """The form that a name to be written suggests: the suffix of a file is that of a published one."""
+    """The form to write under a name: a published file if the name ends like one, else a folder of ours."""
     return Form.PUBLISHED if path.suffix in SUFFIXES else Form.OURS
 
 
@@ -117,7 +117,7 @@ def write_model(model: Model, path: Path, form: Form | None = None) -> None:
 
 
 def write_rest(workdir: Path, path: Path) -> None:
-    """Writes what a run's newest checkpoint holds beside the student's published parameters, by our names.
+    """Writes the part of a run's newest checkpoint that no published file holds, by our names.
 
     That is teacher, queue, optimizer state, feature mean, step, and the masked-language-model head.
 

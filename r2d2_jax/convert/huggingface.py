@@ -1,4 +1,4 @@
-"""Initial weights of the towers: CLIP's image tower and BERT's or RoBERTa's text tower, in the layouts people have.
+"""Initial weights of the towers: CLIP's image tower and BERT's or RoBERTa's text tower, in their usual layouts.
 
 Image towers: transformers' `CLIPVisionModel` and `CLIPModel`, OpenAI's CLIP and Chinese-CLIP, whose visual tower is
 OpenAI's. Text towers: `BertModel` and `BertForMaskedLM`, under which RoBERTa-wwm-ext is published.
@@ -12,10 +12,10 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 
+from r2d2_jax.arrays import Params
 from r2d2_jax.config.model import ImageTowerConfig, ModelConfig
 from r2d2_jax.convert.naming import (
-    Params,
-    Place,
+    TensorPlace,
     Tensors,
     assembled,
     bert,
@@ -29,13 +29,13 @@ from r2d2_jax.errors import UserError, first_line
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# What a CLIP checkpoint holds beside its image tower's inputs to R2D2.
+# The tensors of a CLIP checkpoint that R2D2 does not read.
 CLIP_LEFTOVER = {
     r"(vision_model\.)?embeddings\.position_ids": "0, 1, 2, ...",
     r"(vision_model\.)?post_layernorm\.(weight|bias)": "image tokens are taken before CLIP's last norm",
     r"(text_model|text_projection|visual_projection|logit_scale).*": "CLIP's text tower and projections",
 }
-# What a BERT checkpoint holds beside the text tower and the masked-language-model head.
+# The tensors of a BERT checkpoint that are neither of the text tower nor of the masked-language-model head.
 BERT_LEFTOVER = {
     r"embeddings\.position_ids": "0, 1, 2, ...",
     r"pooler\.dense\.(weight|bias)": "text features come from CLS itself",
@@ -45,7 +45,7 @@ BERT_LEFTOVER = {
 MASKED_LM_HEAD = {
     **linear("cls.predictions.transform.dense", "masked_lm_head/transform"),
     **norm("cls.predictions.transform.LayerNorm", "masked_lm_head/transform_norm"),
-    "cls.predictions.bias": Place("masked_lm_head/bias"),
+    "cls.predictions.bias": TensorPlace("masked_lm_head/bias"),
 }
 
 
@@ -115,7 +115,7 @@ def text_tower(name: str, config: ModelConfig, *, masked_lm: bool) -> Weights:
 
 
 def located(name: str) -> Path:
-    """The file of weights that a path or hub name stands for.
+    """The file of weights behind a path or hub name.
 
     Raises:
         UserError: there is none.
@@ -150,7 +150,7 @@ def _from_hub(name: str) -> Path:
 
 def _explained(
     tensors: Tensors,
-    places: Mapping[str, Place],
+    places: Mapping[str, TensorPlace],
     leftover: Mapping[str, str],
     config: ModelConfig,
     source: str,
@@ -167,7 +167,7 @@ def _explained(
 
 
 def _modern(name: str) -> str:
-    """The name that transformers gives a BERT tensor today: no `bert.` before it, and PyTorch's words for norms."""
+    """The current name of a BERT tensor in transformers: without the prefix `bert.`, norms with PyTorch's names."""
     name = name.removeprefix("bert.")
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
@@ -207,4 +207,4 @@ def _openai_name(name: str) -> str:
     for pattern, modern in OPENAI_NAMES.items():
         if re.fullmatch(pattern, name):
             return "vision_model." + re.sub(pattern, modern, name)
-    return f"visual.{name}"  # `check_tensors` refuses it by the name that it has in the file
+    return f"visual.{name}"  # `check_tensors` refuses it under its name in the file

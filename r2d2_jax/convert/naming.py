@@ -1,4 +1,4 @@
-"""Where a tensor of another framework stands among our parameters, and how its axes are turned on the way.
+"""Which parameter of ours holds a tensor of another framework, and how its axes are turned.
 
 Our transformer layers are stacked along a leading axis, and the last layer of a cross encoder stands apart; elsewhere
 layers are numbered. PyTorch keeps a linear layer's weight as [out, in], we as [in, out]; a patch embedding is a
@@ -24,7 +24,7 @@ Turn = Literal["none", "linear", "patches"]
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """One tensor's place: `path` among our parameters, `layer` its index on the leading axis of a stack, if any."""
 
     path: str
@@ -32,21 +32,26 @@ class Place:
     turn: Turn = "none"
 
 
-def norm(theirs: str, ours: str) -> dict[str, Place]:
+def norm(theirs: str, ours: str) -> dict[str, TensorPlace]:
     """A layer norm."""
-    return {f"{theirs}.weight": Place(f"{ours}/norm/scale"), f"{theirs}.bias": Place(f"{ours}/norm/bias")}
+    return {f"{theirs}.weight": TensorPlace(f"{ours}/norm/scale"), f"{theirs}.bias": TensorPlace(f"{ours}/norm/bias")}
 
 
-def linear(theirs: str, ours: str) -> dict[str, Place]:
+def linear(theirs: str, ours: str) -> dict[str, TensorPlace]:
     """A linear layer with a bias."""
-    return {f"{theirs}.weight": Place(f"{ours}/kernel", turn="linear"), f"{theirs}.bias": Place(f"{ours}/bias")}
+    return {
+        f"{theirs}.weight": TensorPlace(f"{ours}/kernel", turn="linear"),
+        f"{theirs}.bias": TensorPlace(f"{ours}/bias"),
+    }
 
 
-def below(theirs: str, ours: str, places: Mapping[str, Place], layer: int | None = None) -> dict[str, Place]:
+def below(
+    theirs: str, ours: str, places: Mapping[str, TensorPlace], layer: int | None = None
+) -> dict[str, TensorPlace]:
     """The same tensors under a prefix on both sides; `layer` puts them into a stack."""
     prefix = f"{ours}/" if ours else ""
     return {
-        f"{theirs}{name}": Place(f"{prefix}{place.path}", place.layer if layer is None else layer, place.turn)
+        f"{theirs}{name}": TensorPlace(f"{prefix}{place.path}", place.layer if layer is None else layer, place.turn)
         for name, place in places.items()
     }
 
@@ -63,7 +68,7 @@ CLIP_LAYER = {
 }
 
 
-def _bert_attention(theirs: str, ours: str) -> dict[str, Place]:
+def _bert_attention(theirs: str, ours: str) -> dict[str, TensorPlace]:
     return {
         **linear(f"{theirs}.self.query", f"{ours}/query"),
         **linear(f"{theirs}.self.key", f"{ours}/key"),
@@ -84,12 +89,12 @@ CROSS_LAYER = (
 )
 
 
-def clip_vision(layers: int) -> dict[str, Place]:
+def clip_vision(layers: int) -> dict[str, TensorPlace]:
     """The image tower under transformers' names of `CLIPVisionModel`, below `vision_model.`; ours: `image_encoder`."""
     places = {
-        "embeddings.class_embedding": Place("class_embedding"),
-        "embeddings.patch_embedding.weight": Place("patch_embedding/kernel", turn="patches"),
-        "embeddings.position_embedding.weight": Place("position_embedding"),
+        "embeddings.class_embedding": TensorPlace("class_embedding"),
+        "embeddings.patch_embedding.weight": TensorPlace("patch_embedding/kernel", turn="patches"),
+        "embeddings.position_embedding.weight": TensorPlace("position_embedding"),
         **norm("pre_layrnorm", "pre_norm"),  # so spelled in transformers
     }
     for layer in range(layers):
@@ -97,12 +102,12 @@ def clip_vision(layers: int) -> dict[str, Place]:
     return below("", "image_encoder", places)
 
 
-def bert(layers: int) -> dict[str, Place]:
+def bert(layers: int) -> dict[str, TensorPlace]:
     """The text tower under transformers' names of `BertModel`; ours: `text_encoder`."""
     places = {
-        "embeddings.word_embeddings.weight": Place("word_embedding/embedding"),
-        "embeddings.position_embeddings.weight": Place("position_embedding/embedding"),
-        "embeddings.token_type_embeddings.weight": Place("type_embedding/embedding"),
+        "embeddings.word_embeddings.weight": TensorPlace("word_embedding/embedding"),
+        "embeddings.position_embeddings.weight": TensorPlace("position_embedding/embedding"),
+        "embeddings.token_type_embeddings.weight": TensorPlace("type_embedding/embedding"),
         **norm("embeddings.LayerNorm", "embedding_norm"),
     }
     for layer in range(layers):
@@ -110,9 +115,9 @@ def bert(layers: int) -> dict[str, Place]:
     return below("", "text_encoder", places)
 
 
-def cross_encoder(layers: int) -> dict[str, Place]:
+def cross_encoder(layers: int) -> dict[str, TensorPlace]:
     """One cross encoder under the published names, which are those of a BERT decoder without embeddings."""
-    places: dict[str, Place] = {}
+    places: dict[str, TensorPlace] = {}
     for layer in range(layers - 1):
         places |= below(f"encoder.layer.{layer}.", "layers", CROSS_LAYER, layer)
     return places | below(f"encoder.layer.{layers - 1}.", "last_layer", CROSS_LAYER)
@@ -124,8 +129,8 @@ def our_shapes(config: ModelConfig, *, masked_lm: bool = False) -> dict[str, tup
     return {path: leaf.shape for path, leaf in flat(abstract_params(model))}
 
 
-def their_shape(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The other framework's shape of the tensor at `place`, whose parameter of ours has `shape`."""
+def their_shape(place: TensorPlace, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The other framework's shape of the tensor at `place`; `shape` is our whole parameter's."""
     if place.layer is not None:
         shape = shape[1:]
     if place.turn == "patches":
@@ -134,7 +139,7 @@ def their_shape(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if place.turn == "linear" else shape
 
 
-def to_ours(tensors: Tensors, places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]) -> Params:
+def to_ours(tensors: Tensors, places: Mapping[str, TensorPlace], shapes: Mapping[str, tuple[int, ...]]) -> Params:
     """Puts every tensor of `places` where it belongs, as float32.
 
     Args:
@@ -160,7 +165,7 @@ def to_ours(tensors: Tensors, places: Mapping[str, Place], shapes: Mapping[str, 
     return nested(leaves)
 
 
-def to_theirs(params: Params, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
+def to_theirs(params: Params, places: Mapping[str, TensorPlace]) -> dict[str, np.ndarray]:
     """The inverse of `to_ours`: name -> contiguous float32 tensor."""
     leaves = dict(flat(params))
     tensors = {}
@@ -179,18 +184,18 @@ def to_theirs(params: Params, places: Mapping[str, Place]) -> dict[str, np.ndarr
 
 def assembled(
     tensors: Tensors,
-    places: Mapping[str, Place],
+    places: Mapping[str, TensorPlace],
     leftover: Mapping[str, str],
     config: ModelConfig,
     source: str,
     *,
     masked_lm: bool = False,
 ) -> tuple[Params, list[str]]:
-    """Our parameters of tensors that are exactly those of `places`, and the names of `leftover` ones beside them.
+    """Our parameters, from tensors that must be exactly those of `places`, and the names of other, `leftover` ones.
 
     Args:
         tensors: name -> tensor, as read.
-        places: name -> place of every tensor that must be there.
+        places: name -> place of every required tensor.
         leftover, source: see `check_tensors`.
         config: the sizes that the parameters must have.
         masked_lm: the model has a masked-language-model head.
@@ -211,9 +216,9 @@ def check_tensors(
 
     Args:
         tensors: name -> tensor, as read.
-        expected: name -> shape of every tensor that must be there.
-        leftover: regular expression -> reason, of the names that may be there although nothing reads them.
-        source: what the tensors were read from, for the message.
+        expected: name -> shape of every required tensor.
+        leftover: regular expression -> reason, for names that may occur although nothing reads them.
+        source: the path of the tensors, for the message.
 
     Returns:
         The names that are left over.

@@ -1,6 +1,6 @@
-"""A model as ONNX: one graph for each stage that a service runs, with everything around it. Needs PyTorch and ONNX.
+"""A model as ONNX: a graph per stage, tokenizer, image processor and model card. Needs PyTorch and ONNX.
 
-The graphs are exported from the PyTorch model of `modeling_r2d2.py`. ONNX rather than StableHLO, because its runtimes
+The graphs are exported from the PyTorch model of `modeling_r2d2.py`. We chose ONNX over StableHLO because its runtimes
 serve on any hardware and need neither JAX nor Python (our decision).
 """
 
@@ -106,14 +106,14 @@ def _export(source: R2D2Model, graph: Graph, path: Path) -> None:
     axes = tuple({0: rows, 1: length} if name in graph.text_inputs else {0: rows} for name in graph.inputs)
     examples = _examples(source)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch about its own code
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns about its own code
         torch.onnx.export(
             Stage(source, graph.stage).eval(),
             tuple(examples[name] for name in graph.inputs),
             path,
             input_names=graph.inputs,
             output_names=graph.outputs,
-            dynamic_shapes=(axes,),  # of the one argument, *inputs
+            dynamic_shapes=(axes,),  # the one argument is *inputs
             dynamo=True,
             external_data=True,
             verbose=False,

@@ -9,7 +9,7 @@ from r2d2_jax.errors import UserError
 
 
 def interpolated(old: int, new: int) -> str:
-    """What the log says where `resized_positions` was at work."""
+    """The note about `resized_positions` for the log."""
     return f"position embeddings: interpolated from {old} to {new} patches"
 
 
@@ -18,8 +18,8 @@ def resized_positions(positions: np.ndarray, patches: int, source: str) -> np.nd
 
     Args:
         positions: [1 + side * side, d], CLS first, then the patches row by row.
-        patches: the number of patches that are wanted, a square.
-        source: where the embeddings come from, for messages.
+        patches: the wanted number of patches, a square.
+        source: the path of the embeddings, for messages.
 
     Returns:
         [1 + patches, d].

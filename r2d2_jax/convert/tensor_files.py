@@ -18,7 +18,7 @@ from r2d2_jax.extras import TORCH, require
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-# What the readers of PyTorch files raise on damaged ones.
+# Exceptions that PyTorch's and our reader raise on damaged files.
 DAMAGE = (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile)
 
 
@@ -26,8 +26,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of one file, floating-point ones as float32.
 
     A PyTorch file may hold the state dict itself or keep it under "model" or "state_dict"; the prefix "module." of a
-    distributed wrapper is dropped. What else it holds is not read. Of a TorchScript archive, in which OpenAI publishes
-    CLIP, the tensors are read and nothing is run.
+    distributed wrapper is dropped. Anything else in it is ignored. Code in a TorchScript archive, as OpenAI publishes
+    CLIP, is not run.
 
     Args:
         path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
@@ -115,7 +115,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _safely_loaded(torch: Any, path: Path) -> Any:
-    """Tensors and plain values only; read from the disk when needed, except from files older than PyTorch 1.6."""
+    """Loads tensors and plain values only, lazily from the disk unless the file is older than PyTorch 1.6."""
     arguments = {"map_location": "cpu", "weights_only": True}
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"

@@ -11,7 +11,7 @@ import numpy as np
 
 from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.convert.naming import (
-    Place,
+    TensorPlace,
     Tensors,
     assembled,
     below,
@@ -27,7 +27,7 @@ from r2d2_jax.models.store import Model
 HEAD_WIDTH = 64  # published rule: a tower of width d has d // 64 heads
 TEXT_LENGTH = 64  # published code: texts are padded or cut to 64 tokens
 
-# What a published checkpoint holds although no output reads it. It may be absent; what came in goes out again.
+# Tensors of a published checkpoint that no output reads. They may be absent; those that were read are written again.
 LEFTOVER = {
     r"(visual_encoder|text_encoder|text_joint_layer|img_joint_layer)\.embeddings\.position_ids": "0, 1, 2, ...",
     r"visual_encoder\.post_layernorm\.(weight|bias)": "image tokens are taken before CLIP's last norm",
@@ -45,9 +45,9 @@ def from_published(
 
     Args:
         tensors: published name -> tensor.
-        source: where they come from, for messages.
+        source: the path of the tensors, for messages.
         image_heads, text_heads: heads of the image tower, and of the text tower and cross encoders, which no shape
-            tells; None means the published rule, one head per 64 channels.
+            reveals; None means the published rule, one head per 64 channels.
 
     Raises:
         UserError: lists every name that is missing, unexpected or of another shape.
@@ -60,8 +60,8 @@ def from_published(
 def to_published(model: Model) -> dict[str, np.ndarray]:
     """The published state dict: parameters, then the tensors that no output reads.
 
-    Those are written as they came in. A model that never was a published checkpoint gets them all, position ids
-    counted and the rest zero, so that the published classes load it with strict=True.
+    The latter are written as they were read. A model that was never published gets all of them, position ids counted
+    and the rest zero, so that the published classes load it with strict=True.
 
     Raises:
         UserError: the model was trained without parts that are published.
@@ -70,7 +70,7 @@ def to_published(model: Model) -> dict[str, np.ndarray]:
 
 
 def published_parameters(model: Model) -> dict[str, np.ndarray]:
-    """The part of the published state dict that an output reads.
+    """The tensors of the published state dict that an output reads.
 
     Raises:
         UserError: the model was trained without parts that are published.
@@ -82,10 +82,10 @@ def published_parameters(model: Model) -> dict[str, np.ndarray]:
     return to_theirs(model.params, places)
 
 
-def published_places(config: ModelConfig) -> dict[str, Place]:
+def published_places(config: ModelConfig) -> dict[str, TensorPlace]:
     """Published name -> place of every tensor that an output reads."""
     places = {
-        "temp": Place("temperature"),
+        "temp": TensorPlace("temperature"),
         **below("visual_encoder.", "", clip_vision(config.image.layers)),
         **below("text_encoder.", "", bert(config.text.layers)),
         **linear("vision_proj", "image_projection"),
@@ -100,7 +100,7 @@ def published_places(config: ModelConfig) -> dict[str, Place]:
 
 
 def blank_unused(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Published name -> value of the tensors that no output reads, for a model that never had them."""
+    """Published name -> value of the tensors that no output reads, for a model that has none."""
     image, text = config.image, config.text
     tensors = {
         "visual_encoder.embeddings.position_ids": _counted(image.patches + 1),

@@ -1,7 +1,7 @@
-"""TorchScript archives, the form in which OpenAI publishes CLIP: their tensors, read without running what they hold.
+"""Reads the tensors of TorchScript archives, as OpenAI publishes CLIP, without running the code in them.
 
-Such an archive is a zip file with pickled modules in `data.pkl`, the numbers in `data/`, and program code, which stays
-unread. PyTorch's safe loading refuses them, and its own loader treats them as programs.
+An archive is a zip file with pickled modules in `data.pkl`, the numbers in `data/`, and program code, which is never
+read. PyTorch's safe loader refuses archives, and its other loader runs them as programs.
 """
 
 import collections
@@ -37,10 +37,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, np.ndarray]:
-    """The tensors by the names that `state_dict` would give them, attributes among them.
+    """The tensors under the names that `state_dict` gives them, and tensors that are plain attributes.
 
     Raises:
-        pickle.UnpicklingError: it refers to something else than modules and tensors.
+        pickle.UnpicklingError: it refers to anything but modules and tensors.
         ValueError, KeyError, zipfile.BadZipFile: it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
@@ -58,7 +58,7 @@ class _Module:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows modules, tensors and their storages, and refuses any other name."""
+    """Accepts modules, tensors and their storages, and refuses any other name."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file)

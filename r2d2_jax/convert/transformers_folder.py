@@ -1,7 +1,8 @@
 """A model as a folder that transformers loads: sizes, weights, tokenizer, image processor, model card, and its code.
 
-There, where r2d2_jax is not installed, `AutoModel.from_pretrained(folder, trust_remote_code=True)` gives the PyTorch
-model of `modeling_r2d2.py`. The weights have the published names; the tables that no output reads are left out.
+Without r2d2_jax, `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it as the PyTorch model of
+`modeling_r2d2.py`, which is copied into the folder. The weights have the published names; the tables that no output
+reads are left out.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def write_description(model: Model, folder: Path, use: str) -> None:
         raise UserError("the model came without a vocabulary, which its tokenizer needs: name its vocab.txt")
     _write_json(folder / CONFIG, config_json(model))
     _write_json(folder / "preprocessor_config.json", image_processor(model.config))
-    _write_tokenizer(model, folder)
+    _write_tokenizer(model, model.vocabulary, folder)
     (folder / CARD).write_text(model_card(model, use), encoding="utf-8")
 
 
@@ -95,7 +96,7 @@ def config_json(model: Model) -> dict[str, Any]:
 
 
 def image_processor(config: ModelConfig) -> dict[str, Any]:
-    """The published preprocessing in transformers' words: a bicubic square, CLIP's mean and deviation, no crop."""
+    """The published preprocessing in transformers' keys: a bicubic square, CLIP's mean and deviation, no crop."""
     side = config.image.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -161,10 +162,9 @@ The weights are under the licence of what they were made from; the code in this 
 """
 
 
-def _write_tokenizer(model: Model, folder: Path) -> None:
-    assert model.vocabulary is not None
+def _write_tokenizer(model: Model, vocabulary: tuple[str, ...], folder: Path) -> None:
     length = model.config.text.text_length
-    tokenizer = tokenizer_of(model.vocabulary, length, map_punctuation=model.maps_punctuation)
+    tokenizer = tokenizer_of(vocabulary, length, map_punctuation=model.maps_punctuation)
     backend = tokenizer.backend()
     backend.add_special_tokens(list(SPECIAL_TOKENS))  # ours takes their names in a text for text
     backend.save(str(folder / "tokenizer.json"))
@@ -177,7 +177,7 @@ def _write_tokenizer(model: Model, folder: Path) -> None:
     }
     reading = {"model_max_length": length, "model_input_names": ["input_ids", "attention_mask"]}
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **reading, **special})
-    write_vocabulary(model.vocabulary, folder / VOCABULARY)
+    write_vocabulary(vocabulary, folder / VOCABULARY)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

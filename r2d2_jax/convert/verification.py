@@ -1,46 +1,46 @@
-"""Whether a checkpoint computes the same in PyTorch, or in ONNX Runtime, as it does here: a report by stage."""
+"""Compares, stage by stage, what a checkpoint computes in JAX with what it computes in PyTorch or ONNX Runtime."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.convert.conversion import Form, is_published
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters
 from r2d2_jax.convert.transformers_folder import is_transformers
+from r2d2_jax.encoder import Encoder, Keep, PairBatch
 from r2d2_jax.extras import ONNX, TORCH, require
-from r2d2_jax.losses.matching import match_probability
-from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.models.store import Model, load_model
+from r2d2_jax.sharding import make_mesh
 
 if TYPE_CHECKING:
     from r2d2_jax.convert.modeling_r2d2 import R2D2Model
 
-# In the order in which they are computed, so that the first that differs is where the fault lies.
+# In the order of computation, so that the first stage that differs is the one at fault.
 IMAGE_TOKENS, IMAGE_EMBED = "image tokens", "image embedding"
 TEXT_TOKENS, TEXT_EMBED = "text tokens", "text embedding"
 TEXT_IMAGE, IMAGE_TEXT = "text-image cross encoder", "image-text cross encoder"
 MATCH = "match probability"
 STAGES = (IMAGE_TOKENS, IMAGE_EMBED, TEXT_TOKENS, TEXT_EMBED, TEXT_IMAGE, IMAGE_TEXT, MATCH)
 
-LIMIT = 1e-4  # largest absolute difference in float32: summation orders differ, and layers add up (our decision)
-ROWS = 3  # pairs of the sample
+LIMIT = 1e-4  # largest absolute difference in float32: orders of summation differ in every layer (our decision)
+ROWS = 3  # pairs in the sample
 
 Stages = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What both sides compute on.
+    """The input of both sides.
 
-    images: float32 [b h w 3], as if normalised. input_ids: int32 [b l]. attention_mask: bool [b l], one row full and
-    the others padded.
+    images: float32 [b h w 3], like normalised images. input_ids: int32 [b l]. attention_mask: bool [b l]; one row is
+    full, the others are padded.
     """
 
     images: np.ndarray
@@ -57,7 +57,7 @@ class ParityReport:
 
     @property
     def first_broken(self) -> str | None:
-        """The first stage above the limit; None if all agree. What is not a number is above any limit."""
+        """The first stage above the limit; None if all agree. NaN is above any limit."""
         return next((stage for stage, value in self.differences.items() if not value <= self.limit), None)
 
     def table(self) -> str:
@@ -70,16 +70,17 @@ class ParityReport:
 
 
 def verify(model: Model, source: Path, target: Path | None, form: Form | None, limit: float = LIMIT) -> ParityReport:
-    """Compares what was written, or else what was read, with PyTorch or ONNX Runtime.
+    """Compares a conversion's result with PyTorch or ONNX Runtime.
 
-    What is not ours is run by its own runtime from the disk: the target, or else the source. Where neither is, PyTorch
-    runs the published form of the model. What is ours is read from the disk again if it was written.
+    JAX computes with the model as read, or with the target read again if that has our form. The other runtime reads its
+    own form from the disk: the target's, or else the source's. If neither has one, PyTorch computes with the parameters
+    under their published names.
 
     Args:
-        model: what was read from the source.
-        source: where it came from.
-        target: where it was written, if it was.
-        form: of the target; None without one.
+        model: the model that was read from the source.
+        source: the path it was read from.
+        target: the path it was written to; None if nothing was written.
+        form: the target's form; None without a target.
         limit: largest absolute difference that passes.
 
     Raises:
@@ -129,29 +130,23 @@ def compared(ours: Stages, theirs: Stages, limit: float = LIMIT) -> ParityReport
 
 
 def jax_stages(model: Model, sample: Sample) -> Stages:
-    """What the JAX model makes of the sample."""
-    computed = _jitted_stages(model.module, model.params, sample.images, sample.input_ids, sample.attention_mask)
-    return {stage: np.asarray(value) for stage, value in computed.items()}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jitted_stages(
-    module: R2D2, params: Any, images: jax.Array, input_ids: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
-    def apply(stage: str, *inputs: Any) -> Any:
-        return module.apply({"params": params}, *inputs, method=stage)
-
-    image, text = apply("encode_image", images), apply("encode_text", input_ids, mask)
-    stages = {IMAGE_TOKENS: image.tokens, IMAGE_EMBED: image.embed, TEXT_TOKENS: text.tokens, TEXT_EMBED: text.embed}
-    if module.matching:
-        pair = (text.tokens, mask, image.tokens)
-        stages[TEXT_IMAGE], stages[IMAGE_TEXT] = apply("cross_text_image", *pair), apply("cross_image_text", *pair)
-        stages[MATCH] = match_probability(apply("match", *pair))
+    """The stages as JAX computes them."""
+    rows = len(sample.images)
+    encoder = Encoder(model.module, make_mesh(MeshConfig(), jax.devices()[:1]), rows)
+    params = encoder.placed(model.params)
+    image = encoder.encode_images(params, [sample.images], rows, Keep.ON_HOST)
+    text = encoder.encode_texts(params, sample.input_ids, sample.attention_mask, Keep.ON_HOST)
+    tokens = image.host_tokens, text.host_tokens
+    stages = {IMAGE_TOKENS: tokens[0], IMAGE_EMBED: image.embed, TEXT_TOKENS: tokens[1], TEXT_EMBED: text.embed}
+    if model.module.matching:
+        pairs = PairBatch(*tokens, sample.attention_mask, np.stack([np.arange(rows)] * 2, axis=1))
+        stages[TEXT_IMAGE], stages[IMAGE_TEXT] = encoder.cross_stages(params, pairs)
+        stages[MATCH] = encoder.match_batches(params, [pairs])
     return stages
 
 
 def torch_stages(model: "R2D2Model", sample: Sample) -> Stages:
-    """What the PyTorch model makes of the sample."""
+    """The stages as PyTorch computes them."""
     import torch
 
     with torch.inference_mode():
@@ -171,7 +166,7 @@ def torch_stages(model: "R2D2Model", sample: Sample) -> Stages:
 
 
 def onnx_stages(folder: Path, config: ModelConfig, sample: Sample) -> Stages:
-    """What ONNX Runtime makes of the sample with the graphs of a folder, each fed with what the ones before it gave."""
+    """The stages as ONNX Runtime computes them with a folder's graphs, each fed with the results of earlier ones."""
     from r2d2_jax.convert.onnx_folder import graphs_of, session
 
     values: dict[str, np.ndarray] = {

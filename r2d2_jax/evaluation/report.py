@@ -1,9 +1,9 @@
-"""What is known of a model at one step: recall and foil accuracy, as numbers for the log and as a table for people."""
+"""What an evaluation measures: recall and foil accuracy, as numbers for the log and as a table for people."""
 
 from dataclasses import dataclass
 
 from r2d2_jax.arrays import Params
-from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import EvaluationConfig
 from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.evaluation.foil import CHANCE, FoilReport, check_foil_split, evaluate_foils
 from r2d2_jax.evaluation.retrieval import RetrievalReport, evaluate_retrieval
@@ -43,19 +43,13 @@ class EvaluationReport:
         lines = [f"{'per cent':<28}{'dual':>8}{'re-ranked':>11}{'chance':>8}"]
         if self.retrieval is not None:
             lines.append(f"retrieval, {self.images} images, {self.captions} captions")
-            lines += [self._recall_line(name, label) for name, label in _RECALL_LABELS]
+            lines += _recall_lines(self.retrieval)
         if self.foil is not None:
             lines.append(f"caption or foil, {self.foil_images} images")
             lines.append(_line("  true caption chosen", self.foil.dual, self.foil.reranked, CHANCE))
             if self.foil.match is not None:
                 lines.append(_line("  by match alone", None, self.foil.match, CHANCE))
         return "\n".join(lines)
-
-    def _recall_line(self, name: str, label: str) -> str:
-        retrieval = self.retrieval
-        assert retrieval is not None
-        reranked = None if retrieval.reranked is None else retrieval.reranked[name]
-        return _line(label, retrieval.dual[name], reranked, retrieval.chance[name])
 
 
 _RECALL_LABELS = (
@@ -66,17 +60,24 @@ _RECALL_LABELS = (
 )  # fmt: skip
 
 
+def _recall_lines(retrieval: RetrievalReport) -> list[str]:
+    reranked = retrieval.reranked or {}
+    return [
+        _line(label, retrieval.dual[name], reranked.get(name), retrieval.chance[name]) for name, label in _RECALL_LABELS
+    ]
+
+
 def _line(label: str, dual: float | None, reranked: float | None, chance: float) -> str:
     shown = ["-" if value is None else f"{value:.1f}" for value in (dual, reranked)]
     return f"{label:<28}{shown[0]:>8}{shown[1]:>11}{chance:>8.1f}"
 
 
 class Evaluator:
-    """Evaluates parameters on a run's validation and foil splits.
+    """Evaluates parameters on a validation and a foil split.
 
     Args:
-        config: the configuration.
-        scorer: the compiled forwards.
+        settings: how many candidates are re-ranked, and when.
+        scorer: encodes splits and matches pairs.
         validation, foil: the splits, or None.
 
     Raises:
@@ -84,18 +85,22 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: Config, scorer: Scorer, validation: EvaluationSplit | None, foil: EvaluationSplit | None
+        self,
+        settings: EvaluationConfig,
+        scorer: Scorer,
+        validation: EvaluationSplit | None,
+        foil: EvaluationSplit | None,
     ) -> None:
         if foil is not None:
             check_foil_split(foil)
-        self._settings, self._scorer = config.evaluation, scorer
+        self._settings, self._scorer = settings, scorer
         self._validation, self._foil = validation, foil
 
     def evaluate(self, params: Params, *, final: bool) -> EvaluationReport:
         """Measures everything there is to measure.
 
         Args:
-            params: the student's parameters.
+            params: the model's parameters.
             final: the last evaluation of a run, which always re-ranks if re-ranking is configured at all.
         """
         asked = final or self._settings.rerank_during_training

@@ -1,4 +1,4 @@
-"""Two-stage retrieval: recall of the dual encoder alone, and re-ranked by the cross encoders."""
+"""Two-stage retrieval: recall of the dual encoder alone, and after the cross encoders have re-ranked its best."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from r2d2_jax.arrays import Params
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
 
 CUTOFFS = (1, 5, 10)
-# Score of pairs outside the re-ranked candidates (published code); any number below every cosine does.
+# Score of pairs outside the re-ranked candidates (published code). Any number below every cosine gives the same ranks.
 NOT_A_CANDIDATE = -100.0
 
 
 def best_ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Rank from 0 of each row's best-ranked positive.
 
-    Ties count against the model, so that one that scores everything alike has the worst rank, not the best (our
+    Ties count against the model, so that a model with one score for everything has the worst rank, not the best (our
     decision).
 
     Args:
@@ -32,14 +32,14 @@ def recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
     Args:
         scores: [images, texts].
         caption_image: int [texts], the image of each text. An image may have several; one within the cut-off is a hit.
-            An image that has none is a candidate in t2i and asks for nothing in i2t.
+            An image without texts is a candidate in t2i and no query in i2t.
 
     Returns:
         "i2t_r1" ... "t2i_r10"; "i2t_mean", "t2i_mean" over the cut-offs; "mean" over all six; "r10" over both
         directions.
     """
-    asking = np.unique(caption_image)
-    result = _one_way("i2t", scores[asking], np.equal.outer(asking, caption_image))
+    queries = np.unique(caption_image)
+    result = _one_way("i2t", scores[queries], np.equal.outer(queries, caption_image))
     result |= _one_way("t2i", scores.T, np.equal.outer(caption_image, np.arange(len(scores))))
     return result | _over_both(result)
 
@@ -116,15 +116,15 @@ def evaluate_retrieval(scorer: Scorer, params: Params, encoded: EncodedSplit, re
     report = RetrievalReport(recalls(cosine, caption_image), None, chance_recalls(caption_image, len(cosine)))
     if not rerank:
         return report
-    asking = np.unique(caption_image)  # images without captions are candidates only
-    texts, images = top_candidates(cosine[asking], rerank), top_candidates(cosine.T, rerank)
-    of_image = np.stack([np.repeat(asking, texts.shape[1]), texts.ravel()], axis=1)
+    queries = np.unique(caption_image)  # images without captions are candidates only
+    texts, images = top_candidates(cosine[queries], rerank), top_candidates(cosine.T, rerank)
+    of_image = np.stack([np.repeat(queries, texts.shape[1]), texts.ravel()], axis=1)
     of_text = np.stack([images.ravel(), np.repeat(np.arange(len(images)), images.shape[1])], axis=1)
     # Pairs that both directions ask for are scored once.
     pairs, places = np.unique(np.concatenate([of_image, of_text]), axis=0, return_inverse=True)
     probability = scorer.match(params, encoded, pairs)[places.ravel()]
-    i2t = reranked(cosine[asking], texts, probability[: len(of_image)].reshape(texts.shape))
+    i2t = reranked(cosine[queries], texts, probability[: len(of_image)].reshape(texts.shape))
     t2i = reranked(cosine.T, images, probability[len(of_image) :].reshape(images.shape))
-    both = _one_way("i2t", i2t, np.equal.outer(asking, caption_image))
+    both = _one_way("i2t", i2t, np.equal.outer(queries, caption_image))
     both |= _one_way("t2i", t2i, np.equal.outer(caption_image, np.arange(len(cosine))))
     return RetrievalReport(report.dual, both | _over_both(both), report.chance)

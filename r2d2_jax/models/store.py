@@ -1,17 +1,17 @@
-"""A model on disk without a train state: sizes, parameters, vocabulary, and what a published checkpoint held beside."""
+"""A model on disk without a train state: sizes, parameters, vocabulary, and tensors that no output reads."""
 
 import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from r2d2_jax.arrays import Params
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.reading import model_config
@@ -30,25 +30,25 @@ class Model:
         config: the sizes; computes in float32.
         params: nested dicts of float32 arrays.
         unused: the tensors of a published checkpoint that no output reads, by their published names.
-        vocabulary: the WordPiece tokens by id, or None where they are not known.
-        maps_punctuation: trained on texts in which Chinese quotation marks, ellipsis and dash were mapped to ASCII, as
-            our pre-training does unless `data.map_punctuation` is off, and the published code does not.
+        vocabulary: the WordPiece tokens by id; None if unknown.
+        maps_punctuation: whether Chinese quotation marks, ellipsis and dash were mapped to ASCII in training. Our
+            pre-training does so unless `data.map_punctuation` is off; the published code never does.
     """
 
     config: ModelConfig
-    params: dict[str, Any]
+    params: Params
     unused: dict[str, np.ndarray] = field(default_factory=dict)
     vocabulary: tuple[str, ...] | None = None
     maps_punctuation: bool = True
 
     @property
     def module(self) -> R2D2:
-        """The Linen module with the parts that there are parameters for."""
+        """The Linen module, with the parts that have parameters."""
         matching, masked_lm = "text_image_match_head" in self.params, "masked_lm_head" in self.params
         return R2D2(self.config, matching=matching, masked_lm=masked_lm)
 
     def summary(self) -> str:
-        """What it is, in a line."""
+        """Kind, number of parameters and sizes, in one line."""
         kind = "R2D2" if self.module.matching else "PRD2"
         vocabulary = "" if self.vocabulary else ", no vocabulary"
         image, text = self.config.image, self.config.text
@@ -70,7 +70,7 @@ def save_model(model: Model, folder: Path) -> None:
 
     `model.json` holds the sizes, `params.safetensors` the parameters by their paths, such as
     "text_encoder/layers/mlp/up/kernel", `unused.safetensors` the tensors that no output reads, `vocab.txt` the
-    vocabulary. A run's checkpoints are Orbax's; a model alone fits into one file, which is read anywhere (our
+    vocabulary. A run's checkpoints are Orbax's; a model alone fits into one file that any program can read (our
     decision).
 
     Raises:

@@ -194,7 +194,7 @@ def build_evaluator(config: Config, task: Task, mesh: Mesh, tokenizer: Tokenizer
 
     scorer = Scorer(task.model, mesh, config.evaluation.batch_size)
     validation = split(config.data.validation_split, config.data.validation_images)
-    return Evaluator(config, scorer, validation, split(config.data.foil_split, 0))
+    return Evaluator(config.evaluation, scorer, validation, split(config.data.foil_split, 0))
 
 
 def check_newest_is_agreed(checkpoints: Checkpoints) -> None:

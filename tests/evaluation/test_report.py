@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_model import small_config
 
+from r2d2_jax.config.run import EvaluationConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation import report as module
 from r2d2_jax.evaluation.foil import FoilReport
@@ -88,11 +88,11 @@ def test_when_an_evaluation_reranks(
     asked: list[int] = []
     monkeypatch.setattr(module, "evaluate_retrieval", lambda scorer, params, split, rerank: asked.append(rerank))
     monkeypatch.setattr(module, "evaluate_foils", lambda scorer, params, split, rerank: asked.append(rerank))
-    config = small_config({"evaluation": {"rerank_candidates": candidates, "rerank_during_training": during}})
+    settings = EvaluationConfig(candidates, during)
     caption_image = np.repeat(np.arange(3), 2)
     split: Any = SimpleNamespace(num_images=3, captions=[""] * 6, caption_image=caption_image, image_ids=[])
     scorer: Any = FakeScorer()
-    report = Evaluator(config, scorer, split, split).evaluate({}, final=final)
+    report = Evaluator(settings, scorer, split, split).evaluate({}, final=final)
     assert asked == [expected, expected > 0]
     assert scorer.kept == [expected > 0] * 2
     assert (report.images, report.captions, report.foil_images) == (3, 6, 3)
@@ -102,5 +102,5 @@ def test_evaluator_refuses_a_foil_split_that_is_none() -> None:
     split: Any = SimpleNamespace(num_images=1, captions=["a"], caption_image=np.array([0]), image_ids=["x"])
     scorer: Any = FakeScorer()
     with pytest.raises(UserError, match="record 'x' has 1 caption"):
-        Evaluator(small_config(), scorer, None, split)
-    assert Evaluator(small_config(), scorer, None, None).evaluate({}, final=True).metrics() == {}
+        Evaluator(EvaluationConfig(), scorer, None, split)
+    assert Evaluator(EvaluationConfig(), scorer, None, None).evaluate({}, final=True).metrics() == {}

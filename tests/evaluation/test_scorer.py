@@ -1,7 +1,9 @@
 """The compiled forwards against the plain model; the filling of the last batch changes nothing."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +15,29 @@ from small_model import random_state, small_config, small_plan, write_small_data
 from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import load_tokenizer
+from r2d2_jax.encoder import DeviceTokens, Tokens
 from r2d2_jax.errors import UserError
-from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer, _fetched
+from r2d2_jax.evaluation import scorer as module
+from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.preparation.writer import write_dataset
 from r2d2_jax.train.plan import StepPlan
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+def applied(plan: StepPlan, params, stage: str, *rows: np.ndarray) -> Any:
+    """One stage of the plain model, without meshes or batches."""
+    return jax.jit(partial(plan.task.model.apply, method=stage))({"params": params}, *rows)
+
+
+def host(tokens: Tokens | None) -> np.ndarray:
+    """Tokens in the order of their rows, wherever they were kept."""
+    if isinstance(tokens, DeviceTokens):
+        return np.asarray(tokens.values)[tokens.slot]
+    assert tokens is not None
+    return tokens
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +68,12 @@ def test_every_row_equals_the_plain_model(
     plan: StepPlan, params, split: EvaluationSplit, encoded: EncodedSplit
 ) -> None:
     (images,) = split.image_batches(10)
-    image = plan.task.model.apply({"params": params}, normalise_images(jnp.asarray(images)), method="encode_image")
-    text = plan.task.model.apply(
-        {"params": params}, jnp.asarray(split.input_ids), jnp.asarray(split.attention_mask), method="encode_text"
-    )
+    image = applied(plan, params, "encode_image", normalise_images(jnp.asarray(images)))
+    text = applied(plan, params, "encode_text", split.input_ids, split.attention_mask)
     np.testing.assert_allclose(encoded.image_embed, image.embed, **CLOSE)
-    np.testing.assert_allclose(encoded.image_tokens, image.tokens, **CLOSE)
+    np.testing.assert_allclose(host(encoded.image_tokens), image.tokens, **CLOSE)
     np.testing.assert_allclose(encoded.text_embed, text.embed, **CLOSE)
-    np.testing.assert_allclose(encoded.text_tokens, text.tokens, **CLOSE)
+    np.testing.assert_allclose(host(encoded.text_tokens), text.tokens, **CLOSE)
     np.testing.assert_array_equal(encoded.attention_mask, split.attention_mask)
     np.testing.assert_array_equal(encoded.caption_image, split.caption_image)
 
@@ -76,8 +91,7 @@ def test_no_image_or_caption_is_dropped(
     assert found.caption_image.tolist() == [image for image in range(0, images, 2) for _ in range(2)]
     assert len(found.text_embed) == len(found.text_tokens) == len(split.captions) == 2 * -(-images // 2)
     np.testing.assert_allclose(found.image_embed, encoded.image_embed[:images], **CLOSE)
-    rows = map(jnp.asarray, (split.input_ids, split.attention_mask))
-    text = plan.task.model.apply({"params": params}, *rows, method="encode_text")
+    text = applied(plan, params, "encode_text", split.input_ids, split.attention_mask)
     np.testing.assert_allclose(found.text_embed, text.embed, **CLOSE)
 
 
@@ -87,41 +101,42 @@ def test_match_of_any_pairs(plan: StepPlan, params, encoded: EncodedSplit) -> No
     pairs = np.stack([rng.integers(0, 10, 11), rng.integers(0, 20, 11)], axis=1)
     pairs[7] = pairs[0]
     image, text = pairs.T
-    logits = plan.task.model.apply(
-        {"params": params},
-        jnp.asarray(encoded.text_tokens[text]),
-        jnp.asarray(encoded.attention_mask[text]),
-        jnp.asarray(encoded.image_tokens[image]),
-        method="match",
-    )
+    tokens = host(encoded.image_tokens)[image], host(encoded.text_tokens)[text]
+    logits = applied(plan, params, "match", tokens[1], encoded.attention_mask[text], tokens[0])
     probability = Scorer(plan.task.model, plan.mesh, 8).match(params, encoded, pairs)
     assert probability.shape == (11,)
     np.testing.assert_allclose(probability, match_probability(logits), **CLOSE)
     assert probability[7] == probability[0]
 
 
+def test_tokens_of_a_large_split_wait_in_host_memory(
+    plan: StepPlan, params, split: EvaluationSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(plan.task.model, plan.mesh, 8)
+    pairs, size = np.indices((10, 20)).reshape(2, -1).T, (10 * 5 + 20 * 10) * 16 * 4
+    found = []
+    for limit, kind in ((size, DeviceTokens), (size - 1, np.ndarray)):
+        monkeypatch.setattr(module, "TOKEN_BYTES_PER_DEVICE", limit)
+        encoded = scorer.encode(params, split, keep_tokens=True)
+        assert isinstance(encoded.image_tokens, kind)
+        assert isinstance(encoded.text_tokens, kind)
+        found.append(scorer.match(params, encoded, pairs))
+    np.testing.assert_array_equal(*found)
+
+
+def test_pairs_of_a_split_without_tokens_are_not_matched(plan: StepPlan, params, split: EvaluationSplit) -> None:
+    scorer = Scorer(plan.task.model, plan.mesh, 8)
+    with pytest.raises(ValueError, match="encoded without its tokens"):
+        scorer.match(params, scorer.encode(params, split, keep_tokens=False), np.zeros((1, 2), int))
+
+
 def test_tokens_are_kept_only_if_asked_for(
     plan: StepPlan, params, split: EvaluationSplit, encoded: EncodedSplit
 ) -> None:
     without = Scorer(plan.task.model, plan.mesh, 8).encode(params, split, keep_tokens=False)
-    assert without.image_tokens.size == without.text_tokens.size == 0
+    assert without.image_tokens is without.text_tokens is None
     np.testing.assert_allclose(without.image_embed, encoded.image_embed, **CLOSE)
     np.testing.assert_allclose(without.text_embed, encoded.text_embed, **CLOSE)
-
-
-def test_only_embeddings_leave_the_devices_unless_tokens_are_asked_for(plan: StepPlan, params) -> None:
-    scorer, images = Scorer(plan.task.model, plan.mesh, 8), jnp.zeros((8, 16, 16, 3), jnp.uint8)
-    for keep_tokens, shape in ((True, (8, 5, 16)), (False, (8, 0))):
-        tokens, embed = scorer._image_forward.eval_shape(params, images, keep_tokens=keep_tokens)
-        assert (tokens.shape, embed.shape) == (shape, (8, 16))
-
-
-def test_two_batches_are_on_their_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    monkeypatch.setattr(jax, "device_get", lambda number: events.append(f"fetch {number}") or number)
-    dispatched = (events.append(f"dispatch {number}") or number for number in range(3))
-    assert list(_fetched(dispatched)) == [0, 1, 2]
-    assert events == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
 
 
 def test_each_forward_is_compiled_once(plan: StepPlan, params, split: EvaluationSplit) -> None:

@@ -1,0 +1,114 @@
+"""The forwards of a model as compiled functions of a mesh, and the moves of tokens between its devices.
+
+`encoder.py` feeds them with batches from host memory.
+"""
+
+import functools
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, Params, UInt8, checked
+from r2d2_jax.losses.matching import match_probability
+from r2d2_jax.models.r2d2 import R2D2, normalise_images
+from r2d2_jax.sharding import apply_by_rows, batch_sharding, replicated
+
+
+@dataclass(frozen=True)
+class CompiledForwards:
+    """The jitted functions of one model on one mesh. All take and give rows split over the devices.
+
+    embed_image, embed_text: (params, rows...) -> (feature, embed). encode_image, encode_text: -> `Encoded`.
+    match: (params, text tokens, mask, image tokens) -> match probability [b]. cross: the same -> hidden states.
+    take: (tokens [slots n d], slot [b]) -> [b n d]. write: (buffer, tokens, slot) -> buffer. zeros, replicate: as named
+    """
+
+    embed_image: Any
+    encode_image: Any
+    embed_text: Any
+    encode_text: Any
+    match: Any
+    cross: Any
+    take: Any
+    write: Any
+    zeros: Any
+    replicate: Any
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
+    """The forwards of a model on a mesh, jitted once in a process; embeddings are the same on every process."""
+    apply = lambda params, stage, *inputs: apply_by_rows(model, params, mesh, stage, *inputs)  # noqa: E731
+
+    @checked
+    def image(params: Params, images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Encoded:
+        normalised = normalise_images(images) if images.dtype == jnp.uint8 else images
+        return apply(params, "encode_image", normalised)
+
+    @checked
+    def text(params: Params, input_ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
+        return apply(params, "encode_text", input_ids, mask)
+
+    @checked
+    def match(
+        params: Params, text: Float[Array, "b l d"], mask: Bool[Array, "b l"], image: Float[Array, "b n image_d"]
+    ) -> Float[Array, " b"]:
+        return match_probability(apply(params, "match", text, mask, image))
+
+    @checked
+    def cross(
+        params: Params, text: Float[Array, "b l d"], mask: Bool[Array, "b l"], image: Float[Array, "b n image_d"]
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b n d"]]:
+        return apply(params, "cross_text_image", text, mask, image), apply(
+            params, "cross_image_text", text, mask, image
+        )
+
+    embeddings = lambda encoded: (encoded.feature, encoded.embed)  # noqa: E731
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    jitted = partial(jax.jit, out_shardings=whole)
+    encoded = partial(jax.jit, out_shardings=Encoded(rows, whole, whole))  # type: ignore[arg-type]
+    return CompiledForwards(
+        embed_image=jitted(lambda *inputs: embeddings(image(*inputs))),
+        encode_image=encoded(image),
+        embed_text=jitted(lambda *inputs: embeddings(text(*inputs))),
+        encode_text=encoded(text),
+        match=jitted(match),
+        cross=jitted(cross),
+        take=jax.jit(partial(take_rows, mesh=mesh)),
+        write=jax.jit(partial(write_rows, mesh=mesh), donate_argnums=0),
+        zeros=jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=rows),
+        replicate=jitted(lambda tokens: tokens),
+    )
+
+
+@checked
+def take_rows(values: Float[Array, "slots n d"], slot: Int[Array, " b"], mesh: Mesh) -> Float[Array, "b n d"]:
+    """`values[slot]`, both split by rows, moving no more than the rows that are wanted.
+
+    Every device contributes the wanted rows that lie on it, and zeros for the others; their sum, which is exact, is
+    split by rows again.
+    """
+    spec = batch_sharding(mesh).spec
+
+    def on_device(own: jax.Array, slot: jax.Array) -> jax.Array:
+        place = slot - len(own) * jax.lax.axis_index(mesh.axis_names)
+        here = (place >= 0) & (place < len(own))
+        wanted = jnp.where(here[:, None, None], own[jnp.where(here, place, 0)], 0)
+        return jax.lax.psum_scatter(wanted, mesh.axis_names, scatter_dimension=0, tiled=True)
+
+    whole = replicated(mesh).spec
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(spec, whole), out_specs=spec)(values, slot)
+
+
+@checked
+def write_rows(
+    buffer: Float[Array, "slots n d"], tokens: Float[Array, "b n d"], start: Int[Array, ""], mesh: Mesh
+) -> Float[Array, "slots n d"]:
+    """The buffer with each device's rows of `tokens` at `start` of that device's part of the buffer."""
+    spec, whole = batch_sharding(mesh).spec, replicated(mesh).spec
+    update = lambda own, rows, start: jax.lax.dynamic_update_slice(own, rows, (start, 0, 0))  # noqa: E731
+    return jax.shard_map(update, mesh=mesh, in_specs=(spec, spec, whole), out_specs=spec)(buffer, tokens, start)
