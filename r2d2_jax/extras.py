@@ -4,7 +4,8 @@ import importlib
 
 from r2d2_jax.errors import UserError
 
-TORCH, ONNX, BEAM = ("torch",), ("torch", "onnx", "onnxscript", "onnxruntime"), ("apache_beam",)
+TORCH, BEAM = ("torch", "transformers"), ("apache_beam",)
+ONNX = (*TORCH, "onnx", "onnxscript", "onnxruntime")
 
 
 def require(modules: tuple[str, ...], what: str, extra: str) -> None:

@@ -1,8 +1,20 @@
 """Settings of every test, and the vocabulary and datasets that many share."""
 
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+# Read when JAX is imported, and inherited by every process that a test or the test runner starts.
+# A test compiles much and computes little.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first process: all share what one has compiled
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="r2d2_jax-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

@@ -1,16 +1,11 @@
 """Small models with random weights, for tests of conversion and inference."""
 
-import os
-
 import numpy as np
 
 from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.convert.naming import our_shapes
 from r2d2_jax.models.store import Model
 from r2d2_jax.trees import nested
-
-# As in small_model: XLA reads this when it first compiles.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL_TOKENS, *"红蓝圆方大小")

@@ -11,9 +11,6 @@ from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import from_published
 from r2d2_jax.models.store import Model
 
-# As in small_model: XLA reads this when it first compiles.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
-
 FOLDER = Path(os.environ.get("R2D2_REFERENCE_DIR", Path(__file__).parents[1] / "../shared/reference/tiny"))
 ABSENT = f"no reference values in {FOLDER}; name their folder in R2D2_REFERENCE_DIR"
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,6 @@ from r2d2_jax.train.optimizer import make_optimizer
 from r2d2_jax.train.plan import StepPlan
 from r2d2_jax.train.state import TrainState, abstract_state, init_state
 from r2d2_jax.train.step import train_step
-
-# A test compiles much and computes little. XLA reads this when it first compiles, so importing the module is early
-# enough; processes that a test starts inherit it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 TOKENS = SpecialTokens(mask_id=4, cls_id=2, sep_id=3, pad_id=0)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -14,8 +14,6 @@ from small_model import CHEAPEST, log_lines, small_config, write_small_dataset, 
 from r2d2_jax.errors import UserError
 from r2d2_jax.train.loop import RunOutcome, train
 
-pytestmark = pytest.mark.usefixtures("compile_each_run_once")
-
 NO_EVALUATION: dict[str, Any] = {"data": {"validation_split": ""}}
 
 

@@ -42,8 +42,6 @@ from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.state import sharded_init_state
 
-pytestmark = pytest.mark.usefixtures("compile_each_run_once")
-
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16  # 4 epochs of 32 records in batches of 8
 # Logs at 4, 8, 12, 16; evaluates at 6, 12, 16; saves at 5, 6, 10, 12, 15, 16.

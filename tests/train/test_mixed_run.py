@@ -15,8 +15,6 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.train import loop
 from r2d2_jax.train.loop import RunOutcome, train
 
-pytestmark = pytest.mark.usefixtures("compile_each_run_once")
-
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
