@@ -31,6 +31,20 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"
 
 
+# Files whose tests wait longest, the longest first: started last they would keep one process busy and the other idle.
+LONGEST = ("tests/test_distributed.py", "tests/train/test_loop.py", "tests/train/test_step.py", "tests/test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, and leaves the order of all others and within each file."""
+
+    def rank(item: pytest.Item) -> int:
+        file = item.nodeid.split("::")[0]
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_is_heard() -> Iterator[None]:
     """A shell starts what it puts into the background with Ctrl-C ignored, and all that this starts inherits it."""

@@ -13,7 +13,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Encoded, Float, Params, same_image, unit_norm
+from r2d2_jax.arrays import Array, Batch, Encoded, Float, Int, Params, checked, same_image, unit_norm
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.losses.contrastive import gcpr
@@ -141,7 +141,8 @@ class Pretraining(Task):
             return mask_words(key, ids, maskable, batch.words(), self.tokens.mask_id, share)
         return mask_tokens(key, ids, maskable, self.tokens.mask_id, share)
 
-    def soft_target_share(self, step: jax.Array) -> jax.Array:
+    @checked
+    def soft_target_share(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
         """alpha of the step: reached linearly over the ramp (our decision)."""
         ramp = jnp.minimum(1.0, step / max(1, self.soft_target_ramp_steps))
         return jnp.float32(self.terms.soft_target_share) * (ramp if self.soft_target_ramp_steps else 1.0)
@@ -215,6 +216,7 @@ def moving_average(teacher: Params, student: Params, momentum: float) -> Params:
     return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, student)
 
 
+@checked
 def teacher_gap(student: Params, teacher: Params) -> Float[Array, ""]:
     """|student - teacher| / |student| over the averaged parameters."""
     return optax.tree.norm(jax.tree.map(jnp.subtract, student, teacher)) / optax.tree.norm(student)

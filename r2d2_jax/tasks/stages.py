@@ -39,7 +39,10 @@ class Similarities:
     positive: jax.Array
 
 
-def similarities(towers: Towers, image_id: UInt32[Array, "b 2"], temperature: jax.Array, mesh: Mesh) -> Similarities:
+@checked
+def similarities(
+    towers: Towers, image_id: UInt32[Array, "b 2"], temperature: Float[Array, ""], mesh: Mesh
+) -> Similarities:
     """Compares each row with the rows of all devices: this is what makes the contrastive loss global."""
 
     def everywhere(rows: jax.Array) -> jax.Array:
@@ -105,6 +108,7 @@ class Ranking:
     positive_tokens: jax.Array
 
 
+@checked
 def ranking(
     forward: Forward,
     towers: Towers,
@@ -141,6 +145,7 @@ def ranking(
     )
 
 
+@checked
 def hard_triples(towers: Towers, mask: Bool[Array, "b l"], found: Similarities, key: jax.Array, mesh: Mesh) -> Triples:
     """Draws one hard negative text per image and one hard negative image per text from all devices' rows (article)."""
     text_key, image_key = jax.random.split(key)

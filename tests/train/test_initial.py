@@ -1,6 +1,7 @@
 """A run starts from the weights that its configuration names, and says what starts random."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.state import TrainState, abstract_state, sharded_init_state
 
 
+@functools.cache
 def fresh_state(config: Config, seed: int) -> TrainState:
     plan = small_plan(config)
     return sharded_init_state(plan.task, plan.optimizer, plan.mesh, jax.random.key(seed))
