@@ -19,12 +19,12 @@ from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.losses.distillation import Candidates, fgd, running_mean, tgd
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
-from r2d2_jax.models.r2d2 import R2D2, abstract_params, normalise_images
+from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows, replicated
 from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
 from r2d2_jax.tasks.stages import Forward, Towers, contrastive_metrics, ranking, share_of, similarities
-from r2d2_jax.tasks.task import LossResult, Metrics, SpecialTokens, Task
+from r2d2_jax.tasks.task import LossResult, Metrics, SpecialTokens, Task, trainable_parts
 
 
 @struct.dataclass
@@ -226,13 +226,12 @@ def pretraining(config: Config, tokens: SpecialTokens, epoch_steps: int) -> Pret
     """Pre-training as configured; see `build_task`."""
     terms = config.loss
     model = R2D2(config.model, matching=terms.fgr, masked_lm=terms.mlm)
-    frozen = ("image_encoder",) if config.model.freeze_image_tower else ()
     return Pretraining(
         model=model,
-        trainable_parts=tuple(part for part in abstract_params(model) if part not in frozen),
+        trainable_parts=trainable_parts(model),
         reads_words=terms.whole_word_masking,
         terms=terms,
-        teacher_parts=teacher_parts(terms, image_tower_is_trained=not frozen),
+        teacher_parts=teacher_parts(terms, image_tower_is_trained=not config.model.freeze_image_tower),
         soft_target_ramp_steps=round(terms.soft_target_ramp_epochs * epoch_steps),
         tokens=tokens,
     )

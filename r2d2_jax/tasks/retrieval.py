@@ -11,11 +11,11 @@ from r2d2_jax.arrays import Batch, Params
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import RetrievalConfig
 from r2d2_jax.losses.contrastive import gcpr
-from r2d2_jax.models.r2d2 import R2D2, abstract_params, normalise_images
+from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows
 from r2d2_jax.tasks.stages import Towers, contrastive_metrics, ranking, similarities
-from r2d2_jax.tasks.task import LossResult, Metrics, Task
+from r2d2_jax.tasks.task import LossResult, Metrics, Task, trainable_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,9 @@ class Retrieval(Task):
 def retrieval(config: Config) -> Retrieval:
     """Fine-tuning for retrieval as configured; see `build_task`."""
     model = R2D2(config.model, matching=config.retrieval.fgr, masked_lm=False)
-    frozen = ("image_encoder",) if config.model.freeze_image_tower else ()
     return Retrieval(
         model=model,
-        trainable_parts=tuple(part for part in abstract_params(model) if part not in frozen),
+        trainable_parts=trainable_parts(model),
         reads_words=False,
         terms=config.retrieval,
     )

@@ -9,7 +9,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch, Params
-from r2d2_jax.models.r2d2 import R2D2
+from r2d2_jax.models.r2d2 import R2D2, abstract_params
 
 Metrics = dict[str, jax.Array]  # float32 scalars by the names that they have in the log
 Memory = Any  # a tree of arrays that a task carries from step to step beside the parameters; None if it has none
@@ -27,6 +27,12 @@ class SpecialTokens:
 
 # Those of BERT's Chinese vocabulary: what a plan is made with, where no vocabulary has been read.
 BERT_TOKENS = SpecialTokens(mask_id=103, cls_id=101, sep_id=102, pad_id=0)
+
+
+def trainable_parts(model: R2D2) -> tuple[str, ...]:
+    """Names of the top-level parameter groups that receive gradients: all of the model's, less a frozen image tower."""
+    frozen = ("image_encoder",) if model.config.freeze_image_tower else ()
+    return tuple(part for part in abstract_params(model) if part not in frozen)
 
 
 @struct.dataclass
