@@ -7,7 +7,7 @@ model.match("photo.jpg", ["乔丹投篮", "乔丹运球"])
 from typing import Any
 
 __all__ = ["__version__", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
