@@ -12,7 +12,6 @@ unrolled; it counts two operations per multiply-add. The similarity with the que
 for every pair, so the queue keeps its configured length and the batch is small.
 """
 
-import importlib.util
 import resource
 import sys
 import time
@@ -21,23 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
+from planned_steps import CONFIGS, planned, random_rows, read_config
 
-from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.sharding import global_batch
-from r2d2_jax.tasks.task import BERT_TOKENS
 from r2d2_jax.train.compiled import abstract_batch
-from r2d2_jax.train.plan import StepPlan, step_memory, step_plan, tpu_chips
+from r2d2_jax.train.plan import step_memory, tpu_chips
 from r2d2_jax.train.state import abstract_state, sharded_init_state
 
 ARTICLE = 154.0  # G multiply-adds per pair of R2D2 ViT-L with enhanced training, as the article reports them
 MEMORY_LIMIT = 24.0  # GiB that one step of the largest model may take on a CPU (our decision)
 
-CONFIG = flags.DEFINE_string("config", str(Path(__file__).parents[1] / "configs" / "vitl_250m.py"), "A config file.")
+CONFIG = flags.DEFINE_string("config", str(CONFIGS / "vitl_250m.py"), "A config file.")
 PAIRS = flags.DEFINE_integer("pairs", 2, "Pairs in the batch whose forward is counted.", lower_bound=2)
 MEMORY = flags.DEFINE_bool("memory", False, "Compile the whole sharded step instead and print memory per device.")
 RUN = flags.DEFINE_bool("run", False, "Run one train step of --pairs pairs in float32 on this CPU.")
@@ -51,12 +48,12 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     if MEMORY.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
-        print_memory(_read(CONFIG.value))
+        print_memory(read_config(CONFIG.value))
         return
     if RUN.value:
-        run_one_step(_read(CONFIG.value))
+        run_one_step(read_config(CONFIG.value))
         return
-    with_et, without_et = (forward_cost(_read(CONFIG.value), PAIRS.value, enhanced) for enhanced in (True, False))
+    with_et, without_et = (forward_cost(read_config(CONFIG.value), PAIRS.value, enhanced) for enhanced in (True, False))
     print(f"{Path(CONFIG.value).stem}: G multiply-adds per pair, forward, counted by XLA {jax.__version__}")
     print(f"  with enhanced training     {with_et:7.1f}   (article, ViT-L: {ARTICLE})")
     print(f"  without enhanced training  {without_et:7.1f}   (x {without_et / with_et:.3f})")
@@ -82,7 +79,7 @@ def forward_cost(config: ConfigDict, pairs: int, enhanced_training: bool) -> flo
     config.loss.enhanced_training = enhanced_training
     config.model.update(unroll=True, remat=False)
     config.train.batch_size = pairs
-    plan = _plan(config, jax.devices()[:1], MeshConfig(1, 1))
+    plan = planned(config, jax.devices()[:1], MeshConfig(1, 1))
     state = abstract_state(plan.task, plan.optimizer, plan.mesh)
     batch, key = abstract_batch(plan.task, pairs, plan.mesh), jax.eval_shape(lambda: jax.random.key(0))
 
@@ -101,7 +98,7 @@ def print_memory(config: ConfigDict) -> None:
     """Compiles the whole step ahead of time and prints what XLA says it needs."""
     config.train.batch_size = BATCH.value
     devices = tpu_chips(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
-    plan = _plan(config, devices)
+    plan = planned(config, devices)
     start = time.perf_counter()
     memory = step_memory(plan.compiled())
     gib, seconds = 2**30, time.perf_counter() - start
@@ -115,20 +112,9 @@ def run_one_step(config: ConfigDict) -> None:
     """Runs one step on random pixels and tokens and prints its loss terms and this process's peak memory."""
     config.model.dtype = "float32"
     config.train.batch_size = PAIRS.value
-    plan = _plan(config, jax.devices()[:1], MeshConfig(1, 1))
+    plan = planned(config, jax.devices()[:1], MeshConfig(1, 1))
     state = sharded_init_state(plan.task, plan.optimizer, plan.mesh, jax.random.key(0))
-    step, sizes = plan.compiled(), plan.task.model.config
-    rng, text, side = np.random.default_rng(0), sizes.text, sizes.image.image_size
-    input_ids = rng.integers(1000, text.vocabulary_size, (PAIRS.value, text.text_length), dtype=np.int32)
-    input_ids[:, 0], input_ids[:, -1] = BERT_TOKENS.cls_id, BERT_TOKENS.sep_id
-    rows = {
-        "images": rng.integers(0, 256, (PAIRS.value, side, side, 3), dtype=np.uint8),
-        "input_ids": input_ids,
-        "attention_mask": np.ones_like(input_ids, bool),
-        "image_id": rng.integers(0, 2**32, (PAIRS.value, 2), dtype=np.uint32),
-    }
-    if plan.task.reads_words:
-        rows["word"] = np.tile(np.arange(text.text_length, dtype=np.int32) // 2, (PAIRS.value, 1))
+    step, rows = plan.compiled(), random_rows(plan)
     start = time.perf_counter()
     state, metrics = step(state, global_batch(plan.mesh, rows), jax.random.key(0))
     metrics = jax.device_get(metrics)
@@ -137,19 +123,6 @@ def run_one_step(config: ConfigDict) -> None:
           f"peak memory {peak:.1f} GiB")  # fmt: skip
     print("  " + ", ".join(f"{name} {float(value):.3f}" for name, value in metrics.items()))
     check_peak(peak)
-
-
-def _plan(config: ConfigDict, devices: list[Any], mesh: MeshConfig | None = None) -> StepPlan:
-    return step_plan(Config.from_config_dict(config), devices, mesh)
-
-
-def _read(path: str) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location("config", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UserError(f"--config={path} is not a config file; expected one such as configs/vitl_250m.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from absl import flags
@@ -48,3 +49,14 @@ def loaded_benchmark(name: str) -> Iterator[ModuleType]:
         yield module
     for flag in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, flag)
+
+
+def write_config(folder: Path, values: dict[str, Any]) -> Path:
+    """A config file of these values, with every default filled in."""
+    path = folder / "small.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\nfrom r2d2_jax.config.reading import completed\n\n\n"
+        f"def get_config():\n    return completed(ConfigDict({values!r}))\n",
+        encoding="utf-8",
+    )
+    return path

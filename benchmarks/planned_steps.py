@@ -1,0 +1,69 @@
+"""What the benchmarks of train steps share: a configuration read from its file, its plan, and random pairs for it."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import MeshConfig
+from r2d2_jax.errors import UserError
+from r2d2_jax.tasks.task import BERT_TOKENS, SpecialTokens
+from r2d2_jax.train.plan import StepPlan, step_plan
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Of a vocabulary too small for BERT's ids, where they would index past the embedding table: those of the demonstration.
+SMALL_TOKENS = SpecialTokens(mask_id=4, cls_id=2, sep_id=3, pad_id=0)
+
+
+def read_config(path: str) -> ConfigDict:
+    """What `get_config` of a config file returns.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    spec = importlib.util.spec_from_file_location("config", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UserError(f"--config={path} is not a config file; expected one such as configs/vitl_250m.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def planned(config: ConfigDict, devices: list[Any], mesh: MeshConfig | None = None) -> StepPlan:
+    """The plan of a step whose special tokens lie inside the configured vocabulary."""
+    plan = step_plan(Config.from_config_dict(config), devices, mesh)
+    if not hasattr(plan.task, "tokens") or special_tokens(plan) == plan.task.tokens:
+        return plan
+    return dataclasses.replace(plan, task=dataclasses.replace(plan.task, tokens=special_tokens(plan)))
+
+
+def special_tokens(plan: StepPlan) -> SpecialTokens:
+    """BERT's, unless the vocabulary is too small for them."""
+    return BERT_TOKENS if plan.task.model.config.text.vocabulary_size > BERT_TOKENS.mask_id else SMALL_TOKENS
+
+
+def random_rows(plan: StepPlan, seed: int = 0) -> dict[str, np.ndarray]:
+    """A global batch of random pixels and of texts of full length, every image another."""
+    rng, pairs, sizes, tokens = (
+        np.random.default_rng(seed),
+        plan.batch_size,
+        plan.task.model.config,
+        special_tokens(plan),
+    )
+    length, side, vocabulary = sizes.text.text_length, sizes.image.image_size, sizes.text.vocabulary_size
+    first_word = 1000 if vocabulary > 1000 else 5
+    input_ids = rng.integers(first_word, vocabulary, (pairs, length), dtype=np.int32)
+    input_ids[:, 0], input_ids[:, -1] = tokens.cls_id, tokens.sep_id
+    rows = {
+        "images": rng.integers(0, 256, (pairs, side, side, 3), dtype=np.uint8),
+        "input_ids": input_ids,
+        "attention_mask": np.ones_like(input_ids, bool),
+        "image_id": rng.integers(0, 2**32, (pairs, 2), dtype=np.uint32),
+    }
+    if plan.task.reads_words:
+        rows["word"] = np.tile(np.arange(length, dtype=np.int32) // 2, (pairs, 1))
+    return rows
