@@ -2,17 +2,22 @@
 
 import dataclasses
 import importlib.util
+import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
+from r2d2_jax.models.r2d2 import abstract_params
+from r2d2_jax.sharding import path_name
 from r2d2_jax.tasks.task import BERT_TOKENS, SpecialTokens
 from r2d2_jax.train.plan import StepPlan, step_plan
+from r2d2_jax.train.state import TrainState, trainable_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Of a vocabulary too small for BERT's ids, where they would index past the embedding table: those of the demonstration.
@@ -67,3 +72,24 @@ def random_rows(plan: StepPlan, seed: int = 0) -> dict[str, np.ndarray]:
     if plan.task.reads_words:
         rows["word"] = np.tile(np.arange(length, dtype=np.int32) // 2, (pairs, 1))
     return rows
+
+
+def random_state(plan: StepPlan, seed: int = 0) -> TrainState:
+    """A state before the first step in host memory, made without compiling the model's own initialisation.
+
+    Norms scale by 1 and the temperature is the configured one; every other parameter has BERT's spread, 0.02.
+    """
+    noise = 0.02 * np.random.default_rng(seed).standard_normal(2**20, np.float32)
+
+    def values(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path_name(path)
+        if name.endswith("scale"):
+            return np.ones(leaf.shape, leaf.dtype)
+        if name == "temperature":
+            return np.full(leaf.shape, plan.task.model.config.temperature_init, leaf.dtype)
+        return np.resize(np.roll(noise, zlib.crc32(name.encode())), leaf.shape)
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        params = jax.tree_util.tree_map_with_path(values, abstract_params(plan.task.model))
+        moments = plan.optimizer.transformation.init(trainable_of(params, plan.task))
+        return jax.device_get(TrainState(np.zeros((), np.int32), params, moments, plan.task.init(params)))

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, random_rows, read_config
+from planned_steps import CONFIGS, planned, random_rows, random_state, read_config
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.config.tasks import LossConfig
@@ -34,7 +34,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.compiled import lower_train_step
 from r2d2_jax.train.plan import StepPlan, step_memory
-from r2d2_jax.train.state import abstract_state, sharded_init_state
+from r2d2_jax.train.state import abstract_state
 
 GIB = 2**30
 TASKS = ("pretraining", "retrieval")
@@ -125,7 +125,7 @@ def rows_of(name: str, config: ConfigDict, device: Any, work: float, rate: float
     plan = step_of(config, KIND.value[0], batch_sizes(KIND.value[0])[0], device)  # the state is the same for all
     placement = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(plan.task, plan.optimizer, plan.mesh))
     # Kept by the host, because a step gives its state away, and one that fails may have lost it.
-    state = jax.device_get(sharded_init_state(plan.task, plan.optimizer, plan.mesh, jax.random.key(0)))
+    state = random_state(plan)
     for kind in KIND.value:
         for batch_size in batch_sizes(kind):
             row = Row(name, config.task, kind, batch_size)
@@ -143,23 +143,32 @@ def rows_of(name: str, config: ConfigDict, device: Any, work: float, rate: float
 
 def measured(row: Row, plan: StepPlan, fresh_state: Callable[[], Any], device: Any) -> Row:
     """Compiles a step and times it, until memory ends."""
-    known: dict[str, Any] = {}
     try:
-        with jax.default_matmul_precision(KINDS[row.kind].precision):
-            start = time.perf_counter()
-            step = plan.compiled()
-        memory = step_memory(step)
-        known.update(compile_s=time.perf_counter() - start, planned_gib=(memory.arguments + memory.temporaries) / GIB)
-        peak_before = peak_bytes(device)
-        times, first = step_times(step, fresh_state(), plan, STEPS.value)
+        row, step = compiled(row, plan)
+        return timed(row, step, plan, fresh_state, device)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return dataclasses.replace(row, outcome="out of memory", **known)
+        return dataclasses.replace(row, outcome="out of memory")
+
+
+def compiled(row: Row, plan: StepPlan) -> tuple[Row, jax.stages.Compiled]:
+    """The step, and the row with what compiling it tells."""
+    start = time.perf_counter()
+    with jax.default_matmul_precision(KINDS[row.kind].precision):
+        step = plan.compiled()
+    memory, seconds = step_memory(step), time.perf_counter() - start
+    planned_gib = (memory.arguments + memory.temporaries) / GIB
+    return dataclasses.replace(row, compile_s=seconds, planned_gib=planned_gib), step
+
+
+def timed(row: Row, step: jax.stages.Compiled, plan: StepPlan, fresh_state: Callable[[], Any], device: Any) -> Row:
+    """The row with what running the step tells."""
+    peak_before = peak_bytes(device)
+    times, first = step_times(step, fresh_state(), plan, STEPS.value)
     peak, seconds = peak_bytes(device), statistics.median(times)
     return dataclasses.replace(
         row,
-        **known,
         peak_gib=peak / GIB if peak > peak_before else None,
         step_ms=1e3 * seconds,
         spread_ms=1e3 * (max(times) - min(times)),
