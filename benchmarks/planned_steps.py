@@ -1,7 +1,6 @@
-"""What the benchmarks of train steps share: a configuration read from its file, its plan, and random pairs for it."""
+"""What the benchmarks of train steps share: the plan of a configuration, and random pairs for it."""
 
 import dataclasses
-import importlib.util
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from ml_collections import ConfigDict
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
-from r2d2_jax.errors import UserError
 from r2d2_jax.models.r2d2 import abstract_params
 from r2d2_jax.sharding import path_name
 from r2d2_jax.tasks.task import BERT_TOKENS, SpecialTokens
@@ -22,20 +20,6 @@ from r2d2_jax.train.state import TrainState, trainable_of
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Of a vocabulary too small for BERT's ids, where they would index past the embedding table: those of the demonstration.
 SMALL_TOKENS = SpecialTokens(mask_id=4, cls_id=2, sep_id=3, pad_id=0)
-
-
-def read_config(path: str) -> ConfigDict:
-    """What `get_config` of a config file returns.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    spec = importlib.util.spec_from_file_location("config", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UserError(f"--config={path} is not a config file; expected one such as configs/vitl_250m.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def planned(config: ConfigDict, devices: list[Any], mesh: MeshConfig | None = None) -> StepPlan:

@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from planned_steps import planned, random_rows, read_config
+from planned_steps import planned, random_rows
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.sharding import global_batch, path_name
 from r2d2_jax.train.plan import StepPlan
 from r2d2_jax.train.state import abstract_state, sharded_init_state
@@ -42,7 +43,7 @@ def main(_: list[str]) -> None:
     """Writes or compares."""
     if bool(WRITE.value) == bool(COMPARE.value):
         raise UserError("expected one of --write and --compare")
-    config = read_config(CONFIG.value)
+    config = read_configuration(CONFIG.value)
     config.model.dtype = "float32"
     config.train.batch_size = BATCH.value
     plan = planned(config, jax.devices()[:1], MeshConfig(1, 1))

@@ -22,10 +22,11 @@ from typing import Any
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, random_rows, read_config
+from planned_steps import CONFIGS, planned, random_rows
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.compiled import abstract_batch
 from r2d2_jax.train.plan import step_memory, tpu_chips
@@ -48,12 +49,13 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     if MEMORY.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
-        print_memory(read_config(CONFIG.value))
+        print_memory(read_configuration(CONFIG.value))
         return
     if RUN.value:
-        run_one_step(read_config(CONFIG.value))
+        run_one_step(read_configuration(CONFIG.value))
         return
-    with_et, without_et = (forward_cost(read_config(CONFIG.value), PAIRS.value, enhanced) for enhanced in (True, False))
+    costs = (forward_cost(read_configuration(CONFIG.value), PAIRS.value, enhanced) for enhanced in (True, False))
+    with_et, without_et = costs
     print(f"{Path(CONFIG.value).stem}: G multiply-adds per pair, forward, counted by XLA {jax.__version__}")
     print(f"  with enhanced training     {with_et:7.1f}   (article, ViT-L: {ARTICLE})")
     print(f"  without enhanced training  {without_et:7.1f}   (x {without_et / with_et:.3f})")

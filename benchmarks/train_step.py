@@ -26,11 +26,12 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, random_rows, random_state, read_config
+from planned_steps import CONFIGS, planned, random_rows, random_state
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.errors import UserError
+from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.compiled import lower_train_step
 from r2d2_jax.train.plan import StepPlan, step_memory
@@ -109,7 +110,7 @@ def main(_: list[str]) -> None:
     print(HEADER)
     chosen(KIND.value, KINDS)
     for task, path in ((task, path) for task in chosen(TASK.value, TASKS) for path in CONFIG.value):
-        name, config = Path(path).stem, for_task(read_config(path), task)
+        name, config = Path(path).stem, for_task(read_configuration(path), task)
         work = multiply_adds(config, batch_sizes(KIND.value[0])[0])
         report["g_multiply_adds_per_pair"][f"{name} {task}"] = work / 1e9
         print(f"{name} {task}: {work / 1e9:.1f} G multiply-adds per pair")

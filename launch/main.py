@@ -65,7 +65,7 @@ def _work(arguments: Sequence[str]) -> None:
     _join()
     outcome = train(Config.from_config_dict(config), _workdir())
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
-        print(f"Step {outcome.step}, {outcome.broken} unusable records. Checkpoints and logs: {WORKDIR.value}")
+        print(f"Step {outcome.step}, {outcome.unusable} unusable records. Checkpoints and logs: {WORKDIR.value}")
         print(outcome.report.table())
 
 

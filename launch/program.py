@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +50,10 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except SystemExit as end:  # of --help, and of argparse, which has printed what is wrong
-        return int(end.code or 0)
+        if isinstance(end.code, str):  # a message, as sys.exit prints it
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
     except KeyboardInterrupt:
         if not stopped:
             raise
@@ -90,7 +94,10 @@ def one_message() -> Iterator[None]:
     try:
         yield
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+        said = " ".join(str(error).split())
+        if missing := re.search(r"Flag (--\S+) must have a value other than None", said):
+            said = f"{missing.group(1)} is not given; --help lists the flags"
+        raise UserError(said) from error
 
 
 def refuse_unknown(arguments: Sequence[str]) -> None:

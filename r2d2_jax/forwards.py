@@ -24,7 +24,8 @@ class CompiledForwards:
 
     embed_image, embed_text: (params, rows...) -> (feature, embed). encode_image, encode_text: -> `Encoded`.
     match: (params, text tokens, mask, image tokens) -> match probability [b]. cross: the same -> hidden states.
-    take: (tokens [slots n d], slot [b]) -> [b n d]. write: (buffer, tokens, slot) -> buffer. zeros, replicate: as named
+    take: (tokens [slots n d], slot [b]) -> [b n d]. write: (buffer, tokens, slot) -> buffer. zeros: (shape,
+    dtype) -> an empty buffer. replicate: tokens -> the same on every device.
     """
 
     embed_image: Any

@@ -201,9 +201,15 @@ class Ranker:
             image_tokens: [b n d]. text_tokens: [b l d]. attention_mask: [b l].
 
         Raises:
-            UserError: the numbers of rows differ, or the model has no cross encoders.
+            UserError: there are no tokens, the numbers of rows differ, or the model has no cross encoders.
         """
         self._check_matches()
+        if image_tokens is None or text_tokens is None:
+            raise UserError(
+                "there are no tokens; expected the `host_tokens` of images and texts encoded with tokens=True"
+            )
+        if not len(attention_mask):
+            raise UserError("there are no pairs to match; expected one or more")
         if not len(image_tokens) == len(text_tokens) == len(attention_mask):
             raise UserError(
                 f"{len(image_tokens)} rows of image tokens, {len(text_tokens)} of text tokens, {len(attention_mask)} "

@@ -32,18 +32,9 @@ FREE_KEYS = (
     "train.keep_best",
 )
 
-# What a run did before these keys existed; a checkpoint without them resumes if the configuration asks for the same.
-BEFORE_THE_KEY = {
-    "data.augmentation": "crop_and_flip",
-    "data.augmentation_magnitude": 5.0,
-    "data.corpus_weights": [],
-    "data.map_punctuation": True,
-    "loss.whole_word_masking": False,
-    "optimizer.rates": [],
-    "retrieval.fgr": True,
-    "retrieval.match_class_weights": [1.0, 2.0],
-    "task": "pretraining",
-}
+# What a run did before a key existed; a checkpoint without the key resumes if the configuration asks for the same.
+# There is none since version 0.2, whose checkpoints have every key.
+BEFORE_THE_KEY: dict[str, Any] = {}
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -73,12 +64,11 @@ def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def check_layout(metadata: Any, checkpoint: Path) -> None:
     """Raises UserError if a checkpoint, by the metadata of its state, is of the layout before tasks had a memory."""
-    former = [name for name in ("teacher", "queue", "feature_mean") if name in metadata.tree]
-    if former:
+    if {"teacher", "queue", "feature_mean"} & set(metadata.tree):
         raise UserError(
-            f"{checkpoint} was written by a version of r2d2_jax before 0.2, which kept {', '.join(former)} beside the "
-            "parameters; go on with that version, or convert its model with that version's launch/convert.py and name "
-            "the result as initial.model"
+            f"{checkpoint} was written by version 0.1 of r2d2_jax, which kept teacher, queue and feature mean beside "
+            "the parameters; resume it with that version, or convert its model with that version's "
+            "launch/convert.py and name the result as initial.model"
         )
 
 

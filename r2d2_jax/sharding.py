@@ -1,6 +1,5 @@
 """The device mesh, the one table that places every array of the train state, and what keeps activations in place."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from r2d2_jax.arrays import Batch
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
+from r2d2_jax.trees import path_end
 
 DATA, FSDP = "data", "fsdp"
 
@@ -102,7 +102,7 @@ def _rows_stay(rows: NamedSharding) -> Callable[..., Any]:
 
 def _whole_tables(params: Any, mesh: Mesh) -> Any:
     def gather(path: Sequence[Any], leaf: jax.Array) -> jax.Array:
-        is_table = re.search(rf"(^|/){TABLE}$", path_name(path))
+        is_table = path_end(TABLE).search(path_name(path))
         return jax.lax.with_sharding_constraint(leaf, replicated(mesh)) if is_table else leaf
 
     return jax.tree_util.tree_map_with_path(gather, params)
@@ -156,7 +156,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
     def place(path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        spec = next(spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", name))
+        spec = next(spec for pattern, spec in RULES if path_end(pattern).search(name))
         fits = [axis if axis is None or leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)]
         return NamedSharding(mesh, PartitionSpec(*fits))
 

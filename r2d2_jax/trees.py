@@ -1,5 +1,6 @@
-"""Nested dicts by path, and back."""
+"""Nested dicts by path, and back; which paths end in a pattern."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,3 +35,12 @@ def shape_differences(read: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
         if there != here:
             lines.append(f"{path}: {there} in the weights, {here} in the model")
     return lines
+
+
+def path_end(pattern: str) -> re.Pattern[str]:
+    """Finds paths that end in a pattern, from a whole name on: "bias" is the end of "a/bias", not of "a/no_bias".
+
+    Raises:
+        re.error: the pattern is no regular expression that can stand within another.
+    """
+    return re.compile(rf"(^|/)({pattern})$")

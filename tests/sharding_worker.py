@@ -6,7 +6,7 @@
 train step, of those alone that move rows of the batch. That a shape has rows can be told from its sizes: the global
 batch is 8 * 7, and nothing else has a size that 7 divides.
 "whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
-"rows_at": rows that `ring_gather_rows` takes, and the gradient of their weighted sum.
+"ring_gather_rows": rows that `ring_gather_rows` takes, and the gradient of their weighted sum.
 """
 
 import json
@@ -84,7 +84,7 @@ def main() -> None:
     for axes in sys.argv[1:]:
         plan = step_plan(CONFIG, jax.devices(), MeshConfig(*map(int, axes.split("x"))))
         program, mesh = plan.compiled().as_text(), plan.mesh
-        found = {"collectives": collectives_of_rows(program), "rows_at": rows_taken(mesh)}
+        found = {"collectives": collectives_of_rows(program), "ring_gather_rows": rows_taken(mesh)}
         print(json.dumps(found | {"whole_words": whole_words(mesh)}))
 
 

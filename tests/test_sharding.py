@@ -145,7 +145,7 @@ def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str
     gradient = np.zeros((24, 3, 4))
     np.add.at(gradient, index, np.float64(weights))
     assert 0 < (np.bincount(index, minlength=24) == 0).sum() < 24
-    found = worker[place]["rows_at"]
+    found = worker[place]["ring_gather_rows"]
     np.testing.assert_array_equal(np.float32(found["rows"]), values[index])
     np.testing.assert_allclose(found["gradient"], gradient, rtol=1e-6, atol=1e-6)
 

@@ -26,6 +26,8 @@ FORBIDDEN = {
     "forwards": ("train", "tasks", "data", "preparation", "evaluation", "convert"),
     "runs": ("train", "tasks", "convert", "evaluation", "data", "preparation"),
 }
+# What a module beside the rooms must never import, unless it is among the above.
+FORBIDDEN_TO_MODULES = ("train", "tasks", "preparation", "evaluation")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 
@@ -53,13 +55,21 @@ def test_every_room_is_judged() -> None:
 def test_arrows_that_must_never_be(name: str) -> None:
     files = [path for path in FILES if room(path) == name]
     assert files, f"there is no r2d2_jax/{name}"
-    wrong = [
+    assert forbidden_imports(files, FORBIDDEN[name]) == []
+
+
+def test_modules_beside_the_rooms_import_no_engine() -> None:
+    files = [path for path in FILES if path.parent == PACKAGE and room(path) not in FORBIDDEN]
+    assert forbidden_imports(files, FORBIDDEN_TO_MODULES) == []
+
+
+def forbidden_imports(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
+    return [
         f"{path.relative_to(ROOT)} imports {target}"
         for path in files
         for target in imported(path)
-        if any(target == f"r2d2_jax.{other}" or target.startswith(f"r2d2_jax.{other}.") for other in FORBIDDEN[name])
+        if any(target == f"r2d2_jax.{other}" or target.startswith(f"r2d2_jax.{other}.") for other in forbidden)
     ]
-    assert not wrong
 
 
 def test_nothing_imports_a_program() -> None:
@@ -75,7 +85,7 @@ def test_nothing_imports_a_program() -> None:
 
 
 def test_files_fit_in_the_head() -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in [*FILES, *PROGRAMS]}
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in [*FILES, *PROGRAMS, *TESTS]}
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > LONGEST_FILE} == {}
 
 

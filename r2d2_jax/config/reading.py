@@ -7,7 +7,7 @@ are reported together in one `UserError`.
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -48,6 +48,11 @@ class Config:
     initial: InitialWeightsConfig = field(default_factory=InitialWeightsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def terms(self) -> LossConfig | RetrievalConfig:
+        """The block of the configured task's terms."""
+        return getattr(self, TERMS[self.task][0])
 
     @classmethod
     def from_config_dict(cls, config: ml_collections.ConfigDict) -> "Config":
@@ -163,24 +168,26 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from data_contradictions(config.data)
     yield from mesh_contradictions(config.mesh)
     yield from initial_contradictions(config.initial)
-    terms = config.retrieval if config.task == "retrieval" else config.loss
-    match_heads = terms.fgr and config.model.cross.layers != 0
-    yield from evaluation_contradictions(config.evaluation, match_heads=match_heads)
+    if config.task in TERMS:
+        match_heads = config.terms.fgr and config.model.cross.layers != 0
+        yield from evaluation_contradictions(config.evaluation, match_heads=match_heads)
 
 
-# The block in which each task's terms are.
-TERMS_OF = {"pretraining": "loss", "retrieval": "retrieval"}
+# Task -> the block of its terms, and what contradicts them.
+TERMS: dict[str, tuple[str, Callable[[Any, ModelConfig, int], Iterator[str]]]] = {
+    "pretraining": ("loss", loss_contradictions),
+    "retrieval": ("retrieval", retrieval_contradictions),
+}
 
 
 def _task_contradictions(config: Config) -> Iterator[str]:
-    if config.task not in TERMS_OF:
-        yield f"task is {config.task!r}; expected one of {', '.join(TERMS_OF)}"
+    if config.task not in TERMS:
+        yield f"task is {config.task!r}; expected one of {', '.join(TERMS)}"
         return
-    for task, block in TERMS_OF.items():
+    for task, (block, contradictions) in TERMS.items():
         terms = getattr(config, block)
-        if task != config.task and terms != type(terms)():
-            yield f"{block} is set, but its terms are those of {task} and task is {config.task!r}; leave it out"
-    if config.task == "retrieval":
-        yield from retrieval_contradictions(config.retrieval, config.model, config.train.batch_size)
-    else:
-        yield from loss_contradictions(config.loss, config.model, config.train.batch_size)
+        if task == config.task:
+            yield from contradictions(terms, config.model, config.train.batch_size)
+        elif changed := [name for name, value in vars(type(terms)()).items() if getattr(terms, name) != value]:
+            defaults = ", ".join(f"{block}.{name}={getattr(type(terms)(), name)}" for name in changed)
+            yield f"{block} has terms of {task} and task is {config.task!r}; leave them out, or at {defaults}"

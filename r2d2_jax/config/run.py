@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from r2d2_jax.config.ranges import negative, not_positive
+from r2d2_jax.trees import path_end
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
     for pattern, factor in optimizer.rates:
         yield from negative([(f"optimizer.rates of {pattern!r}", factor)])
         try:
-            re.compile(pattern)
+            path_end(pattern)
         except re.error as error:
-            yield f"optimizer.rates has the pattern {pattern!r}, which is no regular expression: {error}"
+            yield f"optimizer.rates has the pattern {pattern!r}, no regular expression for the end of a path: {error}"
     for name, share in (("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)):
         if not 0 <= share < 1:  # at 1 nothing of any gradient would be seen, and the bias correction divide by zero
             yield f"{name} is {share}; expected 0 or more and less than 1"

@@ -15,7 +15,7 @@ from r2d2_jax.convert.transformers_folder import is_transformers, load_transform
 from r2d2_jax.errors import UserError
 from r2d2_jax.extras import ONNX, require
 from r2d2_jax.models.store import VOCABULARY, Model, is_model, load_model, read_vocabulary, save_model
-from r2d2_jax.runs import BEFORE_THE_KEY, load_state
+from r2d2_jax.runs import load_state
 from r2d2_jax.trees import flat
 
 STUDENT, TEACHER = "student", "teacher"
@@ -146,6 +146,8 @@ def check_vocabulary(model: Model) -> None:
 
 
 def _of_run(workdir: Path, weights: str) -> Model:
+    if weights not in (STUDENT, TEACHER):
+        raise UserError(f"weights is {weights!r}; expected {STUDENT!r} or {TEACHER!r}")
     state, config = load_state(workdir)
     params = dict(state["params"])
     if weights == TEACHER:
@@ -154,7 +156,7 @@ def _of_run(workdir: Path, weights: str) -> Model:
             raise UserError(f"the run in {workdir} has no teacher; take the student's weights")
         params |= teacher
     sizes = dataclasses.replace(model_config(config["model"]), dtype="float32")
-    maps = config["data"].get("map_punctuation", BEFORE_THE_KEY["data.map_punctuation"])
+    maps = config["data"]["map_punctuation"]
     return Model(sizes, jax.tree.map(np.asarray, params), {}, read_vocabulary(workdir / VOCABULARY), maps)
 
 

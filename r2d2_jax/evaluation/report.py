@@ -105,17 +105,24 @@ class Evaluator:
         """
         asked = final or self._settings.rerank_during_training
         rerank = self._settings.rerank_candidates if asked else 0
-        retrieval, foil = None, None
-        if self._validation is not None:
-            encoded = self._scorer.encode(params, self._validation, keep_tokens=rerank > 0)
-            retrieval = evaluate_retrieval(self._scorer, params, encoded, rerank)
-        if self._foil is not None:
-            encoded = self._scorer.encode(params, self._foil, keep_tokens=rerank > 0)
-            foil = evaluate_foils(self._scorer, params, encoded, rerank=rerank > 0)
         return EvaluationReport(
-            retrieval,
-            foil,
+            self._retrieval(params, rerank),
+            self._foils(params, rerank > 0),
             images=self._validation.num_images if self._validation else 0,
             captions=len(self._validation.captions) if self._validation else 0,
             foil_images=self._foil.num_images if self._foil else 0,
         )
+
+    # One split after the other, so that the tokens of one have left the devices when those of the next arrive.
+
+    def _retrieval(self, params: Params, rerank: int) -> RetrievalReport | None:
+        if self._validation is None:
+            return None
+        encoded = self._scorer.encode(params, self._validation, keep_tokens=rerank > 0)
+        return evaluate_retrieval(self._scorer, params, encoded, rerank)
+
+    def _foils(self, params: Params, rerank: bool) -> FoilReport | None:
+        if self._foil is None:
+            return None
+        encoded = self._scorer.encode(params, self._foil, keep_tokens=rerank)
+        return evaluate_foils(self._scorer, params, encoded, rerank=rerank)

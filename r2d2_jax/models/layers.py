@@ -94,7 +94,7 @@ class Attention(nn.Module):
         context: KeysAndValues,
         context_mask: Bool[Array, "b c"] | None = None,
     ) -> Float[Array, "b q d"]:
-        """Lets every query token read keys and values that `keys_and_values` gave."""
+        """As `__call__`, with keys and values that a caller computed once for several sets of queries."""
         return self._mixed(self._split(self.query(queries)), context, context_mask)
 
     @checked

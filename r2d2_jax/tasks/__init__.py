@@ -1,5 +1,7 @@
 """What a run can train for, each in a file of its own, and the one place that chooses among them."""
 
+from collections.abc import Callable
+
 from r2d2_jax.config.reading import Config
 from r2d2_jax.tasks.pretraining import pretraining
 from r2d2_jax.tasks.retrieval import retrieval
@@ -15,4 +17,8 @@ def build_task(config: Config, *, tokens: SpecialTokens = BERT_TOKENS, epoch_ste
         epoch_steps: steps per epoch of the run's data. Both enter the compiled step as constants and change neither
             its shapes nor its cost, so a plan does without them.
     """
-    return retrieval(config) if config.task == "retrieval" else pretraining(config, tokens, epoch_steps)
+    builders: dict[str, Callable[[], Task]] = {
+        "pretraining": lambda: pretraining(config, tokens, epoch_steps),
+        "retrieval": lambda: retrieval(config),
+    }
+    return builders[config.task]()

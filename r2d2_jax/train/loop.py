@@ -44,13 +44,13 @@ class RunOutcome:
     """How a run ended.
 
     step: completed steps. finished: whether that is the end of the run. report: the last evaluation.
-    broken: how many records were unusable, to all processes together.
+    unusable: how many records were, to all processes together.
     """
 
     step: int
     finished: bool
     report: EvaluationReport | None
-    broken: int
+    unusable: int
 
 
 def train(config: Config, workdir: Path) -> RunOutcome:
@@ -137,14 +137,14 @@ class Run:
             self._finish()
         else:
             self._leave()
-        return RunOutcome(position.step, self._done(), self._report, position.broken.unusable)
+        return RunOutcome(position.step, self._done(), self._report, position.unusable.unusable)
 
     def _done(self) -> bool:
         return self._position.step >= self._parts.total_steps
 
     def _one_step(self, rows: dict[str, np.ndarray]) -> None:
         position = self._position
-        position.broken.update(rows["problems"])
+        position.unusable.update(rows["problems"])
         batch = global_batch(self._parts.mesh, rows)
         self._state, metrics = self._step(self._state, batch, self._key)
         position.window.add(metrics)
@@ -155,12 +155,12 @@ class Run:
 
     def _write_log(self) -> None:
         position = self._position
-        position.broken.share()
+        position.unusable.share()
         self._check_metrics()
         means = position.window.means()
         speed = self._progress.report(position.step, means)
-        epoch = position.step * self._config.train.batch_size / position.broken.epoch_size
-        self._log.write(position.step, {"epoch": epoch, **means, "broken_records": position.broken.unusable, **speed})
+        epoch = position.step * self._config.train.batch_size / position.unusable.epoch_size
+        self._log.write(position.step, {"epoch": epoch, **means, "broken_records": position.unusable.unusable, **speed})
 
     def _milestone(self) -> None:
         """Evaluates and saves where the configured intervals say so."""
@@ -208,7 +208,7 @@ class Run:
         return report
 
     def _save(self, report: EvaluationReport | None = None) -> None:
-        self._position.broken.share()
+        self._position.unusable.share()
         self._check_state()
         recalls = None if report is None else report.mean_recalls()
         progress = self._position.to_json(self._config.train.batch_size)

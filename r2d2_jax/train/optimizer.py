@@ -1,6 +1,5 @@
 """AdamW with warm-up, cosine decay and clipping: what it does not decay, and which leaves have a rate of their own."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from r2d2_jax.arrays import Params
 from r2d2_jax.config.run import OptimizerConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.sharding import path_name
+from r2d2_jax.trees import path_end
 
 # Ends of the paths of parameters without weight decay: biases, norms, and the learned temperature.
 NOT_DECAYED = ("bias", "scale", "temperature")
@@ -83,15 +83,21 @@ def scaled_by_path(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransf
 
 
 def _factor(name: str, rates: tuple[tuple[str, float], ...]) -> float:
-    return next((factor for pattern, factor in rates if re.search(rf"(^|/)({pattern})$", name)), 1.0)
+    return next((factor for pattern, factor in rates if path_end(pattern).search(name)), 1.0)
 
 
 def check_rates(config: OptimizerConfig, trainable: Params) -> None:
-    """Raises UserError if a pattern of `optimizer.rates` matches no trainable parameter: it would change nothing."""
+    """Raises UserError if a pattern of `optimizer.rates` is the first to match no trainable parameter.
+
+    It would change nothing.
+    """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
+    left = names
     for pattern, _ in config.rates:
-        if not any(re.search(rf"(^|/)({pattern})$", name) for name in names):
+        matched = {name for name in left if path_end(pattern).search(name)}
+        if not matched:
             raise UserError(
-                f"optimizer.rates has a factor for {pattern!r}, which is the end of no trainable parameter's path; "
-                f"expected one such as 'bias', 'text_encoder/.*' or '{names[0]}'"
+                f"optimizer.rates has a factor for {pattern!r}, which is the end of no trainable parameter's path, or "
+                f"of none that an earlier pattern leaves; expected one such as 'bias' or '{names[0]}'"
             )
+        left = [name for name in left if name not in matched]

@@ -67,7 +67,7 @@ def build_parts(config: Config) -> RunParts:
     """
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.train.batch_size, mesh)
-    tokenizer = build_tokenizer(config)
+    tokenizer = build_tokenizer(config, number_words=build_task(config).reads_words)
     mixture = build_mixture(config)
     epoch_steps, total_steps = run_length(config, len(mixture))
     tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
@@ -89,7 +89,7 @@ class Position:
 
     step: int
     records: tuple[int, ...]
-    broken: UnusableRecords
+    unusable: UnusableRecords
     window: Window
     evaluated: bool = False
 
@@ -98,13 +98,13 @@ class Position:
         return {
             "pairs": self.step * batch_size,
             "records": list(self.records),
-            "broken": self.broken.state(),
+            "broken": self.unusable.state(),
             "window": self.window.fetched(),
             "evaluated": self.evaluated,
         }
 
 
-def build_tokenizer(config: Config) -> Tokenizer:
+def build_tokenizer(config: Config, *, number_words: bool = False) -> Tokenizer:
     """The tokenizer of the configured vocabulary.
 
     Raises:
@@ -115,7 +115,7 @@ def build_tokenizer(config: Config) -> Tokenizer:
         vocabulary,
         config.model.text.text_length,
         map_punctuation=config.data.map_punctuation,
-        number_words=config.loss.whole_word_masking,
+        number_words=number_words,
     )
     if tokenizer.vocab_size > config.model.text.vocabulary_size:
         raise UserError(
@@ -215,7 +215,7 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     """
     several = jax.process_count() > 1
     records = parts.mixture.records
-    broken = UnusableRecords(len(parts.mixture), config.data.max_broken_share, gather_json if several else None)
+    unusable = UnusableRecords(len(parts.mixture), config.data.max_broken_share, gather_json if several else None)
     built = (parts.task, parts.optimizer, parts.mesh)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(*built, jax.random.key(config.train.seed))
@@ -223,12 +223,12 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
         for note in notes:
             logger.warning("initial weights: %s", note)
         logger.info("starting; %s", _sizes(parts, state))
-        return state, Position(0, records, broken, Window())
+        return state, Position(0, records, unusable, Window())
     state, progress = checkpoints.restore(abstract_state(*built), config)
     check_same_records(progress["records"], records, config)
-    broken.restore(progress["broken"])
+    unusable.restore(progress["broken"])
     logger.info("resuming after step %d; %s", int(state.step), _sizes(parts, state))
-    return state, Position(int(state.step), records, broken, Window(progress["window"]), progress["evaluated"])
+    return state, Position(int(state.step), records, unusable, Window(progress["window"]), progress["evaluated"])
 
 
 def check_same_records(before: Sequence[int], now: Sequence[int], config: Config) -> None:

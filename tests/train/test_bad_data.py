@@ -70,7 +70,7 @@ def assert_all_are_named(lines: list[str]) -> None:
 
 def test_one_per_cent_damaged_in_every_way(damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outcome = run(damaged, tmp_path, 0.01)
-    assert (outcome.step, outcome.finished, outcome.broken) == (25, True, len(DAMAGES))
+    assert (outcome.step, outcome.finished, outcome.unusable) == (25, True, len(DAMAGES))
     assert log_lines(tmp_path)[-2]["broken_records"] == len(DAMAGES)
     said = "unusable record, the next one takes its place: "
     assert_all_are_named([line.removeprefix(said) for line in caplog.messages if line.startswith(said)])

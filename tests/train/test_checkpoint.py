@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from small_model import assert_bitwise_equal, named_leaves, small_config
 
+from r2d2_jax import runs
 from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.errors import UserError
-from r2d2_jax.runs import BEFORE_THE_KEY, load_state
+from r2d2_jax.runs import load_state
 from r2d2_jax.tasks.pretraining import PretrainingMemory
 from r2d2_jax.tasks.queue import empty_queue, enqueue
 from r2d2_jax.train.checkpoint import Checkpoints
@@ -187,15 +188,19 @@ def test_another_configuration_is_refused_with_every_key(tmp_path: Path) -> None
     ]
 
 
-def test_a_checkpoint_older_than_a_key_goes_on_with_what_was_done_then(tmp_path: Path) -> None:
-    """Tokens were masked, punctuation mapped, and one corpus read, when there were no keys for it."""
+def test_a_checkpoint_older_than_a_key_resumes_with_what_was_done_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if there had once been no keys for whole words and punctuation, when tokens were masked and marks mapped."""
+    then = {"loss.whole_word_masking": False, "data.map_punctuation": True}
     before = CONFIG.to_dict()
-    for key in BEFORE_THE_KEY:
-        *block, name = key.split(".")
-        del (before[block[0]] if block else before)[name]
+    for key in then:
+        block, name = key.split(".")
+        del before[block][name]
     checkpoints = Checkpoints(tmp_path, CONFIG.train)
     checkpoints.save(state_of(3), SimpleNamespace(to_dict=lambda: before), {})  # type: ignore[arg-type]
     checkpoints.wait()
+    monkeypatch.setattr(runs, "BEFORE_THE_KEY", then)
     assert int(checkpoints.restore(abstract(state_of(0)), CONFIG)[0].step) == 3
     other = small_config({"loss": {"whole_word_masking": True}, "data": {"map_punctuation": False}})
     with pytest.raises(UserError) as refused:
@@ -244,9 +249,9 @@ def test_a_checkpoint_of_the_former_layout_is_refused_by_all_readers(tmp_path: P
     checkpoints.save(former, CONFIG, {"pairs": 3})  # type: ignore[arg-type]
     checkpoints.wait()
     message = (
-        rf"{tmp_path}/checkpoints/3 was written by a version of r2d2_jax before 0\.2, which kept teacher beside the "
-        r"parameters; go on with that version, or convert its model with that version's launch/convert\.py and name "
-        r"the result as initial\.model"
+        rf"{tmp_path}/checkpoints/3 was written by version 0\.1 of r2d2_jax, which kept teacher, queue and feature "
+        r"mean beside the parameters; resume it with that version, or convert its model with that version's "
+        r"launch/convert\.py and name the result as initial\.model"
     )
     with pytest.raises(UserError, match=message):
         checkpoints.restore(abstract(now), CONFIG)

@@ -97,7 +97,8 @@ def test_a_rate_for_a_group_of_leaves_multiplies_its_steps() -> None:
 
 def test_a_rate_for_nothing_is_refused() -> None:
     params = {"text_encoder": {"bias": np.zeros(2)}}
-    check_rates(OptimizerConfig(learning_rate=0.1, rates=(("bias", 2.0), ("text_encoder/.*", 1.0))), params)
-    message = "optimizer.rates has a factor for 'ias', which is the end of no trainable parameter's path"
-    with pytest.raises(UserError, match=message):
-        check_rates(OptimizerConfig(learning_rate=0.1, rates=(("ias", 2.0),)), params)
+    check_rates(OptimizerConfig(learning_rate=0.1, rates=(("text_encoder/bias|nothing", 2.0),)), params)
+    for rates, pattern in (((("ias", 2.0),), "ias"), (((".*", 2.0), ("bias", 0.5)), "bias")):
+        message = f"optimizer.rates has a factor for '{pattern}', which is the end of no trainable parameter's path"
+        with pytest.raises(UserError, match=message):
+            check_rates(OptimizerConfig(learning_rate=0.1, rates=rates), params)
