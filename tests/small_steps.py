@@ -1,0 +1,36 @@
+"""One step of a variant, compiled once for all tests of a file: from what it starts, and what it makes of that."""
+
+from typing import Any
+
+import jax
+from small_model import VARIANTS, compiled_step, random_state, small_batch, small_config, small_plan
+
+from r2d2_jax.train.state import TrainState
+
+KEY = jax.random.key(5)
+
+
+class Case:
+    """A variant's plan, its compiled step, a state in the middle of a run, and what one step makes of it."""
+
+    def __init__(self, variant: str) -> None:
+        config = small_config(VARIANTS[variant])
+        self.plan = small_plan(config)
+        self.run = compiled_step(self.plan)
+        self.before = random_state(self.plan)
+        self.batch = small_batch(0)
+        self.after, self.metrics = self.run(self.before, self.batch, KEY)
+
+
+CASES: dict[str, Case] = {}
+
+
+def with_memory(state: TrainState, **changes: Any) -> TrainState:
+    return state.replace(memory=state.memory.replace(**changes))
+
+
+def case(variant: str) -> Case:
+    """Each variant is compiled once for all tests of a file, which lets them go at its end."""
+    if variant not in CASES:
+        CASES[variant] = Case(variant)
+    return CASES[variant]
