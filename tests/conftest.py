@@ -34,8 +34,8 @@ CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"
 # Files whose tests wait longest, the longest first: started last they would keep one process busy and the other idle.
 LONGEST = (
     "tests/test_distributed.py",
-    "tests/train/test_loop.py",
     "tests/train/test_resume.py",
+    "tests/train/test_loop.py",
     "tests/train/test_step.py",
     "tests/test_readme.py",
 )

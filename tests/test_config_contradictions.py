@@ -183,11 +183,11 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"task": "captioning"}, "task is 'captioning'; expected one of pretraining, retrieval"),
         (
             {"retrieval__fgr": False},
-            "retrieval is set, but its terms are those of retrieval and task is 'pretraining'; leave it out",
+            "retrieval has terms of retrieval and task is 'pretraining'; leave them out, or at retrieval.fgr=True",
         ),
         (
             {"task": "retrieval"},
-            "loss is set, but its terms are those of pretraining and task is 'retrieval'; leave it out",
+            "loss has terms of pretraining and task is 'retrieval'; leave them out, or at loss.queue_length=36864",
         ),
         (
             {**RETRIEVAL, "model__cross__layers": 0, "evaluation__rerank_candidates": 0},
@@ -209,8 +209,13 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"optimizer__rates": (("bias", -1.0),)}, "optimizer.rates of 'bias' is -1.0; expected 0 or more"),
         (
             {"optimizer__rates": (("(", 1.0),)},
-            "optimizer.rates has the pattern '(', which is no regular expression: missing ), unterminated subpattern "
-            "at position 0",
+            "optimizer.rates has the pattern '(', no regular expression for the end of a path: missing ), "
+            "unterminated subpattern at position 5",
+        ),
+        (
+            {"optimizer__rates": (("(?i)bias", 1.0),)},
+            "optimizer.rates has the pattern '(?i)bias', no regular expression for the end of a path: global flags not "
+            "at the start of the expression at position 6",
         ),
     ],
 )
