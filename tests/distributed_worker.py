@@ -1,6 +1,6 @@
 """Runs on several devices or processes what `test_distributed.py` compares; writes .npz files or a working directory.
 
-python distributed_worker.py --mode=steps --meshes=1x1,8x1,2x4 --devices=8 --output=FOLDER
+python distributed_worker.py --mode=steps --cases=pretraining:1x1,retrieval:2x4 --devices=8 --output=FOLDER
 python distributed_worker.py --mode=train --config=JSON --stop_before=5 --output=FOLDER
     --devices=1 --processes=2 --process=0 --port=12345
 python distributed_worker.py --mode=main --config=JSON --output=FOLDER --devices=1 --processes=2 ...
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--mode", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--devices", type=int, required=True)
-    parser.add_argument("--meshes", default="")
+    parser.add_argument("--cases", default="")
     parser.add_argument("--config")
     parser.add_argument("--stop_before", type=int)
     parser.add_argument("--processes", type=int, default=1)
@@ -139,11 +139,11 @@ def main() -> None:
         jax.distributed.initialize(f"127.0.0.1:{given.port}", given.processes, given.process)
     if given.mode == "train":
         run(given.config, given.stop_before, given.output)
-    for mesh in given.meshes.split(",") if given.mode == "steps" else ():
-        for task, config in CONFIGS.items():
-            found = steps(config, MeshConfig(*map(int, mesh.split("x"))))
-            if given.process == 0:
-                np.savez(given.output / f"{task}_{given.processes}_processes_{mesh}.npz", **found)
+    for case in given.cases.split(",") if given.mode == "steps" else ():
+        task, mesh = case.split(":")
+        found = steps(CONFIGS[task], MeshConfig(*map(int, mesh.split("x"))))
+        if given.process == 0:
+            np.savez(given.output / f"{task}_{given.processes}_processes_{mesh}.npz", **found)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,16 @@ TESTS = Path(__file__).resolve().parent
 TIMEOUT = 900  # seconds; on two free cores everything here takes a minute or two
 DERIVED = ("gradients", "mu", "nu")
 ALONE = "1_processes_1x1"
-TASKS = ("pretraining", "retrieval")
-TOGETHER = ("1_processes_8x1", "1_processes_2x4", "2_processes_8x1", "2_processes_1x8")
+# What is compared with one device: the task, the number of processes, and the mesh.
+TOGETHER = (
+    ("pretraining", 1, "8x1"),
+    ("pretraining", 1, "2x4"),
+    ("pretraining", 2, "8x1"),
+    ("pretraining", 2, "1x8"),
+    ("retrieval", 1, "8x1"),
+    ("retrieval", 1, "2x4"),
+    ("retrieval", 2, "2x4"),
+)
 
 
 @dataclass
@@ -82,8 +90,12 @@ def wait(running: list[Running]) -> None:
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("computed")
-    one = together(1, "--mode=steps", "--devices=8", "--meshes=1x1,8x1,2x4", f"--output={folder}")
-    two = together(2, "--mode=steps", "--devices=4", "--meshes=8x1,1x8", f"--output={folder}")
+    alone = {task: f"{task}:1x1" for task, _, _ in TOGETHER}.values()
+    cases = {
+        number: [f"{task}:{mesh}" for task, processes, mesh in TOGETHER if processes == number] for number in (1, 2)
+    }
+    one = together(1, "--mode=steps", "--devices=8", f"--cases={','.join([*alone, *cases[1]])}", f"--output={folder}")
+    two = together(2, "--mode=steps", "--devices=4", f"--cases={','.join(cases[2])}", f"--output={folder}")
     ended([*one, *two])
     return {path.stem: dict(np.load(path)) for path in folder.iterdir()}
 
@@ -96,10 +108,13 @@ def norm(value: np.ndarray) -> float:
     return float(np.linalg.norm(np.float64(value).ravel()))
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("task, processes, mesh", TOGETHER)
 def test_devices_and_processes_change_nothing(
-    name: str, task: str, computed: dict[str, dict[str, np.ndarray]], capsys: pytest.CaptureFixture[str]
+    task: str,
+    processes: int,
+    mesh: str,
+    computed: dict[str, dict[str, np.ndarray]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Within 1e-5 of the norm of each: metrics of every step, gradients of the first, the whole state after the last.
 
@@ -107,7 +122,7 @@ def test_devices_and_processes_change_nothing(
     far larger numbers cancel, and so is its rounding error. Those of key biases are zero but for rounding (a softmax
     does not change when all its inputs grow alike); they must vanish beside the whole.
     """
-    alone, found = computed[f"{task}_{ALONE}"], computed[f"{task}_{name}"]
+    alone, found = computed[f"{task}_{ALONE}"], computed[f"{task}_{processes}_processes_{mesh}"]
     assert alone.keys() == found.keys()
     kinds = {key: kind_of(key) for key, value in alone.items() if value.dtype.kind == "f"}
     whole = {kind: sum(norm(alone[key]) ** 2 for key in kinds if kinds[key] == kind) ** 0.5 for kind in DERIVED}
@@ -123,7 +138,10 @@ def test_devices_and_processes_change_nothing(
             size = max(norm(expected), 1e-4 * whole[kind] if kind in DERIVED else 1e-30)
             worst[kind] = max(worst.get(kind, (0.0, "")), (norm(found[key] - np.float64(expected)) / size, key))
     with capsys.disabled():
-        print(f"\n{task}, {name}: " + ", ".join(f"{kind} {value:.1e} ({key})" for kind, (value, key) in worst.items()))
+        print(
+            f"\n{task}, {processes} processes, mesh {mesh}: "
+            + ", ".join(f"{kind} {value:.1e} ({key})" for kind, (value, key) in worst.items())
+        )
     assert set(worst) == {"metrics", "state", *DERIVED}
     assert all(value < 1e-5 for value, _ in worst.values()), worst
 

@@ -1,5 +1,6 @@
 """R2D2 as one Linen module with one method per stage."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -146,6 +147,7 @@ def init_params(model: R2D2, key: jax.Array) -> dict[str, Any]:
     return model.init(key, images, input_ids, jnp.ones_like(input_ids, bool))["params"]
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_params(model: R2D2) -> dict[str, Any]:
-    """Shapes and dtypes of `init_params`, without computing them."""
+    """Shapes and dtypes of `init_params`, without computing them; traced once for a model, and not to be changed."""
     return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))

@@ -1,5 +1,7 @@
 """The train state: everything that a step changes, as arrays and nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,8 +48,9 @@ def init_state(task: Task, optimizer: Optimizer, key: jax.Array) -> TrainState:
     )
 
 
+@functools.lru_cache(maxsize=4)
 def abstract_state(task: Task, optimizer: Optimizer, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without computing it."""
+    """Shapes, dtypes and shardings of the state, without computing it; traced once for a run."""
     shapes = jax.eval_shape(lambda key: init_state(task, optimizer, key), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
