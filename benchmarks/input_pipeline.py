@@ -31,6 +31,7 @@ from absl import app, flags
 from PIL import Image
 
 from r2d2_jax.config.data import DataConfig
+from r2d2_jax.cores import allowed_cores
 from r2d2_jax.data import train_batches as pipeline
 from r2d2_jax.data.image import transforms
 from r2d2_jax.data.image.decoding import EncodedImage
@@ -47,7 +48,7 @@ CHARACTERS = [chr(code) for code in range(0x4E00, 0x9FA6)]  # as many Chinese ch
 DISTINCT = 128  # generated images, which the records repeat
 
 DATA = flags.DEFINE_string("data", None, "A prepared dataset, with vocab.txt beside it, instead of generated images.")
-WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Worker processes; 0 works in this process.", lower_bound=0)
+WORKERS = flags.DEFINE_integer("workers", allowed_cores(), "Worker processes; 0 works in this process.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Pairs in a batch.", lower_bound=1)
 SIDE = flags.DEFINE_integer("image_size", 224, "Side of the images in the batch, in pixels.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each one is measured.", lower_bound=1)
@@ -210,7 +211,7 @@ def print_rates(name: str, source: RecordSource, rates: dict[str, tuple[float, f
     """The table of pairs per second."""
     kibibytes = np.mean([len(source[index].image) for index in range(min(256, len(source)))]) / 1024
     print(
-        f"{name}: {kibibytes:.1f} KiB an image, {WORKERS.value} worker processes, {os.cpu_count()} cores, batches of "
+        f"{name}: {kibibytes:.1f} KiB an image, {WORKERS.value} worker processes, {allowed_cores()} cores, batches of "
         f"{BATCH.value}, {SIDE.value} pixels, medians of {ROUNDS.value} rounds"
     )
     print(f"  {'pairs per second':<34}{'of a core':>10}{'ours is':>9}{'in all':>10}{'ours is':>9}")

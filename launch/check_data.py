@@ -8,13 +8,13 @@ what is measured.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
+from r2d2_jax.cores import allowed_cores
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.corpus_flags import CORPUS_FLAGS, corpus_from_flags, define_corpus_flags, given
 from r2d2_jax.launch.program import parse, run
@@ -45,7 +45,7 @@ _MAX_BROKEN_SHARE = flags.DEFINE_float(
 _MAX_UNKNOWN_SHARE = flags.DEFINE_float(
     "max_unknown_share", 0.05, "Largest tolerated share of [UNK] among tokens.", flag_values=FLAGS
 )
-_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Number of processes that read.", flag_values=FLAGS)
+_PROCESSES = flags.DEFINE_integer("processes", allowed_cores(), "Number of processes that read.", flag_values=FLAGS)
 _JSON = flags.DEFINE_string("json", "", "File to write the report to as JSON.", flag_values=FLAGS)
 _WORK = flags.DEFINE_string("work", "", "Folder for temporary files; by default the system's own.", flag_values=FLAGS)
 define_corpus_flags(FLAGS)
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> int:
     parse(FLAGS, arguments, __doc__)
     report = _check()
-    print(table(report))
     if _JSON.value:
         write_json(report, _JSON.value)
+    print(table(report))
     return report.status
 
 

@@ -9,12 +9,12 @@
 Without --corpus the annotations are JSON lines. The same command again goes on where it was stopped.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
+from r2d2_jax.cores import allowed_cores
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.corpus_flags import CORPUS_FLAGS, corpus_from_flags, define_corpus_flags, given
 from r2d2_jax.launch.program import parse, run
@@ -32,7 +32,7 @@ _SHARDS = flags.DEFINE_integer(
     "shards", 0, "Number of files a split; 0 chooses a fitting number, at least 8.", flag_values=FLAGS
 )
 _PROCESSES = flags.DEFINE_integer(
-    "processes", os.cpu_count() or 1, "Number of processes that read and write.", flag_values=FLAGS
+    "processes", allowed_cores(), "Number of processes that read and write.", flag_values=FLAGS
 )
 _BEAM_OPTIONS = flags.DEFINE_string(
     "beam_options",

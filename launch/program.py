@@ -2,7 +2,9 @@
 
 import contextlib
 import faulthandler
+import io
 import logging
+import os
 import re
 import signal
 import sys
@@ -13,7 +15,8 @@ from absl import flags
 from r2d2_jax.errors import UserError
 
 Work = Callable[[Sequence[str]], int | None]
-BAD_INPUT, STOPPED = 2, 130  # exit statuses; the second is what a shell gives to a program that Ctrl-C ends
+# Exit statuses; the last two are what a shell gives to a program that Ctrl-C ends, or that prints to a closed pipe.
+BAD_INPUT, STOPPED, NOBODY_READS = 2, 130, 141
 HELP_FLAGS = {"-h", "--help", "--helpshort", "--helpfull"}
 # The lowest level of messages of other libraries that are shown. TFDS logs every look at a dataset through absl.
 # PyTorch's exporter warns for each operator of torchvision that it is not installed; no model here uses one.
@@ -44,7 +47,7 @@ def run(
     if not faulthandler.is_enabled():
         faulthandler.enable(2)  # the descriptor of stderr, which a caller may have redirected
     try:
-        with _messages(level), _interruptible() if stopped else contextlib.nullcontext():
+        with _printable(), _messages(level), _interruptible() if stopped else contextlib.nullcontext():
             return work(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -110,6 +113,51 @@ def refuse_unknown(arguments: Sequence[str]) -> None:
         if argument.startswith("-"):
             raise UserError(f"unknown flag {argument}; --help lists the flags")
         raise UserError(f"unknown argument {argument!r}; every setting is a flag, like --NAME=VALUE")
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that prints "?" for what its encoding lacks: an emoji ends no program on a GBK terminal.
+
+    Raises:
+        UserError: what was printed cannot be written, as on a full disk.
+        SystemExit: nobody reads what is printed, as after `| head`.
+    """
+
+    def write(self, text: str) -> int:
+        with self._honest():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._honest():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _honest(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.fileno())  # or Python would fail again when it ends
+            os.close(nothing)
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(NOBODY_READS) from None
+            raise UserError(f"cannot write to standard output: {error.strerror}; everything else is done") from error
+
+
+@contextlib.contextmanager
+def _printable() -> Iterator[None]:
+    """Standard output is an `_Output` within; all of it is written at the end."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):  # closed, or a caller's own
+        yield
+        return
+    sys.stdout.flush()
+    output = _Output(sys.stdout.buffer, sys.stdout.encoding, errors="replace", line_buffering=sys.stdout.line_buffering)
+    try:
+        with contextlib.redirect_stdout(output):
+            yield
+            output.flush()
+    finally:
+        output.detach()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """launch/check_data.py: its exit status is the verdict."""
 
+import io
 import json
 import signal
 import subprocess
@@ -55,6 +56,30 @@ def test_a_corpus_with_an_error(folder: Path) -> None:
     assert done.stdout.startswith("corpus json_lines\n\n")
     assert "\nerror: test: 1 images are also in train by their bytes: " in done.stdout
     assert json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["status"] == 1
+
+
+def test_a_terminal_that_lacks_a_character_gets_the_report_and_the_file_has_it_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [{"image": f"{n}.jpg", "captions": ["一只狗😍"], "split": "train"} for n in range(2)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="gbk")  # as with LC_ALL=zh_CN.GBK
+    monkeypatch.setattr(sys, "stdout", terminal)
+    places = (f"--images={folder / 'images'}", f"--annotations={tmp_path / 'captions.jsonl'}")
+    assert main([*places, f"--json={tmp_path / 'check.json'}", "--processes=1"]) in (0, 1)
+    assert "一只狗?" in written.getvalue().decode("gbk")
+    assert "一只狗😍" in (tmp_path / "check.json").read_text(encoding="utf-8")
+
+
+def test_the_file_is_there_also_if_nothing_can_be_printed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert main([f"--data={folder / 'data'}", f"--json={folder / 'unprinted.json'}", "--processes=1"]) == 2
+    assert "cannot write to standard output" in capsys.readouterr().err
+    assert (folder / "unprinted.json").exists()
 
 
 @pytest.mark.parametrize(

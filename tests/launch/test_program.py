@@ -1,7 +1,9 @@
 """What every program does with flags, errors, signals and messages."""
 
 import importlib
+import io
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -126,3 +128,45 @@ def test_messages_are_plain_lines_and_other_libraries_quiet() -> None:
     assert called(lambda argv: run(work, argv)).stderr == "step 2\nit is incomplete\n"
     assert called(lambda argv: run(work, argv, level=logging.WARNING)).stderr == "it is incomplete\n"
     assert [(logger.level, list(logger.handlers)) for logger in loggers] == before
+
+
+def printing(text: str) -> program.Work:
+    return lambda arguments: print(text)
+
+
+def test_what_the_terminals_encoding_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="gbk")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run(printing("两只狗😍\udc80"), []) == 0
+    assert written.getvalue().decode("gbk") == "两只狗??\n"
+    assert sys.stdout is terminal
+    assert not terminal.closed
+
+
+@pytest.mark.parametrize("length", [10, 100_000])  # within a buffer, and beyond it
+def test_output_to_a_full_disk_is_one_message(
+    length: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert run(printing("x" * length), []) == 2
+    expected = "error: cannot write to standard output: No space left on device; everything else is done\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_output_that_nobody_reads_ends_quietly(
+    length: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert run(printing("x" * length), []) == program.NOBODY_READS
+    assert capsys.readouterr().err == ""
+
+
+def test_without_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run(printing("text"), []) == 0

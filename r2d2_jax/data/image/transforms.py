@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from r2d2_jax.cores import allowed_cores
 from r2d2_jax.data.image.decoding import EncodedImage, opened, upright_rgb
 from r2d2_jax.data.image.random_augment import random_augment
 from r2d2_jax.data.image.resizing import cropped_and_resized
@@ -23,7 +23,7 @@ _LOG_ASPECT_RATIO = (math.log(CROP_ASPECT_RATIO[0]), math.log(CROP_ASPECT_RATIO[
 _CROP_ATTEMPTS = 10  # the same
 _REDUCTION_MARGIN = 2  # our decision: a JPEG decoded at reduced size keeps at least twice the needed side
 _DIRECTIONS = "左右"
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = min(8, allowed_cores())
 
 
 def train_image(
