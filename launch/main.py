@@ -3,6 +3,7 @@
 --config names a built-in configuration or a file; the same --workdir again goes on where the run was stopped.
 """
 
+import logging
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from r2d2_jax.launch.configuration import built_in_names, read_configuration
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.processes import join, leave
+
+logger = logging.getLogger(__name__)
 
 FLAGS = flags.FlagValues()
 CONFIG = flags.DEFINE_string(
@@ -58,6 +61,7 @@ def _work(arguments: Sequence[str]) -> None:
     if CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
+    logger.info("loading libraries")
     # Here, because every process that decodes imports this file again, and the loop brings 200 MB that none of them
     # needs (tensorboardX imports PyTorch, where that is installed).
     from r2d2_jax.train.loop import train
@@ -66,7 +70,8 @@ def _work(arguments: Sequence[str]) -> None:
     outcome = train(Config.from_config_dict(config), _workdir())
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.unusable} unusable records. Checkpoints and logs: {WORKDIR.value}")
-        print(outcome.report.table())
+        if outcome.report.metrics():
+            print(outcome.report.table())
 
 
 def _join() -> None:

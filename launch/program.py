@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
+from tqdm import tqdm
 
 from r2d2_jax.errors import UserError
 
@@ -27,6 +28,8 @@ LIBRARY_LEVELS = {
     "jax": logging.WARNING,
     "torch.onnx._internal.exporter._registration": logging.ERROR,
 }
+# How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation.
+CHATTER = ("Requested `tracked_metric`; did not provide metrics.",)
 
 
 def run(
@@ -160,11 +163,20 @@ def _printable() -> Iterator[None]:
         output.detach()
 
 
+class _PlainLines(logging.StreamHandler):
+    """Messages are lines on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
 @contextlib.contextmanager
 def _messages(level: int) -> Iterator[None]:
     """Messages are plain lines on stderr; other libraries speak only of what matters."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _PlainLines(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: not record.getMessage().startswith(CHATTER))
     before = {name: logging.getLogger(name).level for name in ("", *LIBRARY_LEVELS)}
     logging.getLogger().addHandler(handler)
     for name, lowest in {"": level, **LIBRARY_LEVELS}.items():

@@ -46,6 +46,7 @@ class EvaluationSplit:
         self.captions: list[str] = []
         self.problems: list[str] = []
         owners: list[int] = []
+        logger.info("reading the %d records of split %r", min(len(source), max_images or len(source)), source.split)
         for index, outcome in enumerate(map_ahead(self._inspect, range(len(source)))):
             if max_images and len(self._indices) == max_images:
                 break

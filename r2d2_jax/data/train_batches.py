@@ -8,8 +8,9 @@ of the P equal parts of these. So the data position is the number of steps done;
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import cv2
@@ -23,7 +24,10 @@ from r2d2_jax.data.image.transforms import may_flip, train_image
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import Record
 from r2d2_jax.data.text.tokenizer import Tokenizer
+from r2d2_jax.data.workers import LostWorker, check_shared_memory, lost_worker_told
 from r2d2_jax.errors import FIRST_NAMES, UserError
+
+logger = logging.getLogger(__name__)
 
 _MAX_UNUSABLE_RUN = 100  # our decision: so many unusable records in a row mean that the dataset is damaged
 
@@ -44,6 +48,7 @@ def train_batches(
     first_step: int,
     process_index: int = 0,
     process_count: int = 1,
+    on_loss: Callable[[LostWorker], None] | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Endless batches of this process, from `first_step` on; every epoch is another permutation of the records.
 
@@ -57,6 +62,8 @@ def train_batches(
         first_step: number of steps done before; a run continues exactly where it stopped.
         process_index: this process's number, from 0.
         process_count: number of processes; each gives b' = b / process_count rows of every batch.
+        on_loss: called when a worker process is lost; from then on this process makes the batches itself, the same
+            ones. Without it the loss is raised.
 
     Returns:
         A generator; `close()` ends its workers. Each batch has images uint8 [b' image_size image_size 3],
@@ -65,7 +72,8 @@ def train_batches(
         `UnusableRecords`).
 
     Raises:
-        UserError: the processes cannot share the batch evenly.
+        UserError: the processes cannot share the batch evenly, or shared memory cannot hold the workers' batches.
+        LostWorker: (by the generator) a worker was killed or found no memory, and there is no `on_loss`.
     """
     if batch_size % process_count:
         raise UserError(
@@ -77,11 +85,18 @@ def train_batches(
     order = mixture.order((order_seed, *more))
     rows = grain.MapDataset.source(order).random_map(make_row, seed=row_seed)
     parts = rows.batch(batch_size // process_count, batch_fn=_Batched(tokenizer))
-    dataset = parts[first_step * process_count + process_index :: process_count].to_iter_dataset(_read_options(data))
-    if data.workers:
+
+    def stream(step: int, workers: int) -> grain.IterDataset:
+        dataset = parts[step * process_count + process_index :: process_count].to_iter_dataset(_read_options(workers))
+        if not workers:
+            return dataset
         _let_grain_read_its_flags()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers), _begin_worker)
-    return _closing(dataset)
+        return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _begin_worker)
+
+    if data.workers:
+        check_shared_memory(data.workers, batch_size // process_count * image_size**2 * 3)
+        logger.info("starting %d decoding processes", data.workers)
+    return _batches(stream, first_step, data.workers, on_loss)
 
 
 def _begin_worker(index: int, count: int) -> None:
@@ -98,17 +113,36 @@ def _let_grain_read_its_flags() -> None:
                 flags.FLAGS[name].present = 1
 
 
-def _read_options(data: DataConfig) -> grain.ReadOptions:
+def _read_options(workers: int) -> grain.ReadOptions:
     # An element is a whole batch: reading two ahead is enough, and more would fill the memory. Worker processes run in
     # parallel already, so each has one thread.
-    threads = 1 if data.workers else 2
+    threads = 1 if workers else 2
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
 
 
-def _closing(dataset: grain.IterDataset) -> Generator[dict[str, np.ndarray], None, None]:
-    iterator = iter(dataset)
+def _batches(
+    stream: Callable[[int, int], grain.IterDataset],
+    step: int,
+    workers: int,
+    on_loss: Callable[[LostWorker], None] | None,
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """The batches of `stream(step, workers)`, and after the loss of a worker those of this process alone."""
+    iterator = iter(stream(step, workers))
     try:
-        yield from iterator
+        while True:
+            try:
+                with lost_worker_told():
+                    batch = next(iterator)
+            except LostWorker as error:
+                if not workers or on_loss is None:
+                    raise
+                on_loss(error)
+                iterator.close()
+                workers = 0
+                iterator = iter(stream(step, workers))
+                continue
+            yield batch
+            step += 1
     finally:
         iterator.close()
 

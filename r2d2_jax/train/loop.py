@@ -13,6 +13,7 @@ import numpy as np
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
+from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport
 from r2d2_jax.processes import check_shared
@@ -75,7 +76,7 @@ def train(config: Config, workdir: Path) -> RunOutcome:
         keep_vocabulary(parts.tokenizer, workdir, resuming=checkpoints.latest_step() is not None)
         run = Run(config, workdir, parts, checkpoints, stop, state, position)
         ends.enter_context(closing(run))
-        return run.go(build_batches(config, parts, position.step))
+        return run.go(build_batches(config, parts, position.step, run.lost_worker))
 
 
 class Run:
@@ -107,9 +108,11 @@ class Run:
         self._report: EvaluationReport | None = None
         self._leader = jax.process_index() == 0
         built = (parts.task, parts.optimizer, parts.mesh)
-        logger.info("compiling the train step")
+        logger.info("compiling the train step: seconds for a small model, minutes for a large one")
+        start = time.perf_counter()
         self._step = compile_train_step(*built, config.train.batch_size)
         self._all_finite = compile_all_finite(*built)
+        logger.info("compiled in %.0f s", time.perf_counter() - start)
         self._key = jax.random.key(config.train.seed)
         self._log = MetricsLog(workdir, position.step, self._leader, position.evaluated)
         self._progress = Progress(position.step, parts.total_steps, config.train.batch_size, self._leader)
@@ -138,6 +141,11 @@ class Run:
         else:
             self._leave()
         return RunOutcome(position.step, self._done(), self._report, position.unusable.unusable)
+
+    def lost_worker(self, error: LostWorker) -> None:
+        """Asks to stop, as soon as all processes can; until then this one decodes itself."""
+        logger.warning("%s. The run saves its state and stops", error)
+        self._stop.failure = error
 
     def _done(self) -> bool:
         return self._position.step >= self._parts.total_steps
@@ -188,22 +196,34 @@ class Run:
                 unfinished.write_text(text, encoding="utf-8")
 
     def _leave(self) -> None:
-        """Saves what a stop signal interrupted, unless nothing is new."""
+        """Saves what a stop signal or a lost worker interrupted, unless nothing is new.
+
+        Raises:
+            UserError: this process lost a worker.
+        """
         step = self._position.step
         if step and self._checkpoints.latest_step() != step:
             self._save()
+        if failure := self._stop.failure:
+            self._checkpoints.wait()
+            raise UserError(
+                f"{failure}; then run the same command again, which resumes: {self._checkpoints.last_good()}"
+            ) from failure
         name = self._stop.received.name if self._stop.received else "another process"
         logger.info("stopped by %s after step %d; run the same command again to resume", name, step)
 
     def _evaluate(self, *, final: bool) -> EvaluationReport:
         self._check_state()
         position, start = self._position, time.perf_counter()
+        if self._config.data.validation_split or self._config.data.foil_split:
+            logger.info("evaluating after step %d", position.step)
         report = self._parts.evaluator.evaluate(self._state.params, final=final)
         if not position.evaluated:
             self._log.write(position.step, report.metrics())
             position.evaluated = True
         if self._leader and report.metrics():
-            logger.info("evaluation at step %d, %.0f s\n%s", position.step, time.perf_counter() - start, report.table())
+            table = "" if final else f"\n{report.table()}"  # the program prints the last one
+            logger.info("evaluation at step %d, %.0f s%s", position.step, time.perf_counter() - start, table)
         self._report = report
         return report
 

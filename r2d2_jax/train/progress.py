@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
+# Without tqdm's steps per second: pairs per second say the same, and all of it fits into 80 columns.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress:
@@ -25,7 +27,7 @@ class Progress:
         self._total, self._batch_size, self._active = total_steps, batch_size, active
         self._bar = None
         if active and sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, bar_format=_BAR)
         self._mark(first_step)
 
     def _mark(self, step: int) -> None:

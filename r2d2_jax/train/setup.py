@@ -1,7 +1,7 @@
 """What a run is made of before its first step, in the order in which it is built."""
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.data.train_batches import train_batches
+from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
@@ -248,7 +249,9 @@ def _sizes(parts: RunParts, state: TrainState) -> str:
     return f"{count(state.params):.1f} M parameters, {trained:.1f} M of them trained, mesh {dict(parts.mesh.shape)}"
 
 
-def build_batches(config: Config, parts: RunParts, first_step: int) -> Generator[dict[str, np.ndarray], None, None]:
+def build_batches(
+    config: Config, parts: RunParts, first_step: int, on_loss: Callable[[LostWorker], None]
+) -> Generator[dict[str, np.ndarray], None, None]:
     """The batches from a step on, without end; see `train_batches`."""
     return train_batches(
         parts.mixture,
@@ -260,4 +263,5 @@ def build_batches(config: Config, parts: RunParts, first_step: int) -> Generator
         first_step=first_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        on_loss=on_loss,
     )

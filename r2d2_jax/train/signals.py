@@ -1,4 +1,4 @@
-"""Stop signals: the first SIGTERM or Ctrl-C asks the loop to save and stop, a second one exits at once."""
+"""What asks the loop to save and stop: SIGTERM or Ctrl-C, of which a second one exits at once, or a lost worker."""
 
 import os
 import signal
@@ -15,10 +15,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """A context that records stop signals; the default handlers are back when it ends."""
+    """A context that records stop signals; the default handlers are back when it ends.
+
+    Attributes:
+        received: the signal, if there was one.
+        failure: what keeps this process from going on, if anything does; set by whoever notices it.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.failure: Exception | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,8 +45,9 @@ class StopRequest:
 
         One process alone stops after any step. Several must stop after the same step, so they vote every few steps.
         """
+        asked = self.received is not None or self.failure is not None
         if jax.process_count() == 1:
-            return self.received is not None
+            return asked
         if step % STEPS_BETWEEN_VOTES:
             return False
-        return bool(np.any(multihost_utils.process_allgather(np.array(self.received is not None))))
+        return bool(np.any(multihost_utils.process_allgather(np.array(asked))))

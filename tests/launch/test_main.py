@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,9 +145,19 @@ def test_called_again_it_forgets_the_flags_of_before(tmp_path: Path) -> None:
     shorter = called(main, *flags, "--config.train.epochs=1.0")
     assert shorter.returncode == 0, shorter.stderr
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    assert_says_what_it_does(shorter)
     longer = called(main, *flags)
     assert (longer.returncode, longer.stdout) == (2, "")
     assert "train.epochs" in longer.stderr  # which a run that goes on may not change
+
+
+def assert_says_what_it_does(done: subprocess.CompletedProcess[str]) -> None:
+    """Before every silence a line; nothing of other libraries; no head of a table where nothing was evaluated."""
+    said = ("loading libraries", "initial weights: ", "starting; ", "compiling the train step: seconds", "compiled in ", "step 2/2 ")
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said), done.stderr
+    assert all(line.startswith(begin) for line, begin in zip(lines, said, strict=True)), done.stderr
+    assert re.fullmatch(r"Step 2, 0 unusable records. Checkpoints and logs: .*run\n", done.stdout), done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from programs import called
+from tqdm import tqdm
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch import program
@@ -123,6 +125,7 @@ def test_messages_are_plain_lines_and_other_libraries_quiet() -> None:
         logging.getLogger("r2d2_jax.anything").info("step 2")
         logging.getLogger("r2d2_jax.anything").debug("detail")
         logging.getLogger("absl").info("I have looked at the dataset")
+        logging.getLogger("absl").warning("Requested `tracked_metric`; did not provide metrics.")
         logging.getLogger("absl").warning("it is incomplete")
 
     assert called(lambda argv: run(work, argv)).stderr == "step 2\nit is incomplete\n"
@@ -170,3 +173,15 @@ def test_output_that_nobody_reads_ends_quietly(
 def test_without_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert run(printing("text"), []) == 0
+
+
+def test_a_message_does_not_run_into_a_progress_bar() -> None:
+    def work(arguments: Sequence[str]) -> None:
+        with tqdm(total=3, file=sys.stderr, ncols=80) as bar:
+            bar.update()
+            logging.getLogger("r2d2_jax").info("evaluating")
+
+    lines = re.split(r"[\r\n]+", called(lambda argv: run(work, argv)).stderr)
+    at = lines.index("evaluating")
+    assert lines[at - 1].strip() == ""  # the bar was wiped out
+    assert "1/3" in lines[at + 1]  # and is drawn again below

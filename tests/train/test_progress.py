@@ -89,8 +89,17 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "stderr", terminal)
     progress = Progress(first_step=3, total_steps=5, batch_size=8, active=True)
     progress.stepped()
-    progress.report(4, {"loss": 2.5})
+    progress.report(4, {"loss": 12.5})
     progress.stepped()
     progress.close()
     assert "5/5" in terminal.getvalue()
-    assert "loss 2.500" in terminal.getvalue()
+    assert "loss 12.500" in terminal.getvalue()
+
+
+def test_the_bar_of_a_long_run_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    bar = module.tqdm(total=488_281, initial=90_000, bar_format=module._BAR, file=io.StringIO(), ncols=80)
+    bar.set_postfix_str("loss 14.826  12030 pairs/s  data wait 12%")
+    line = str(bar)
+    assert len(line) <= 80
+    assert line.endswith("data wait 12%]")
