@@ -153,7 +153,14 @@ def test_called_again_it_forgets_the_flags_of_before(tmp_path: Path) -> None:
 
 def assert_says_what_it_does(done: subprocess.CompletedProcess[str]) -> None:
     """Before every silence a line; nothing of other libraries; no head of a table where nothing was evaluated."""
-    said = ("loading libraries", "initial weights: ", "starting; ", "compiling the train step: seconds", "compiled in ", "step 2/2 ")
+    said = (
+        "loading libraries",
+        "initial weights: ",
+        "starting; ",
+        "compiling the train step: seconds",
+        "compiled in ",
+        "step 2/2 ",
+    )
     lines = done.stderr.splitlines()
     assert len(lines) == len(said), done.stderr
     assert all(line.startswith(begin) for line, begin in zip(lines, said, strict=True)), done.stderr
