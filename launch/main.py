@@ -76,6 +76,7 @@ def _work(arguments: Sequence[str]) -> None:
 
 def _join() -> None:
     if DISTRIBUTED.value or COORDINATOR.value:
+        logger.info("joining the other processes%s", f" at {COORDINATOR.value}" if COORDINATOR.value else "")
         join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     elif PROCESSES.value is not None or PROCESS.value is not None:
         raise UserError(

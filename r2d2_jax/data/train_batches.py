@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from r2d2_jax.config.data import DataConfig
+from r2d2_jax.cores import allowed_cores
 from r2d2_jax.data.bad_records import UnusableRecord, problem
 from r2d2_jax.data.image.transforms import may_flip, train_image
 from r2d2_jax.data.mixture import Mixture
@@ -95,7 +96,7 @@ def train_batches(
 
     if data.workers:
         check_shared_memory(data.workers, batch_size // process_count * image_size**2 * 3)
-        logger.info("starting %d decoding processes", data.workers)
+        logger.info("starting %d decoding processes on %d cores", data.workers, allowed_cores())
     return _batches(stream, first_step, data.workers, on_loss)
 
 
