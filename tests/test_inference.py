@@ -123,16 +123,12 @@ def test_punctuation_is_mapped_as_in_training(model: Ranker) -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model: model.encode_image([]), "there are no images to encode"),
         (lambda model: model.encode_image("absent.jpg"), "image absent.jpg: .*name a complete image file"),
-        (lambda model: model.encode_image(np.zeros((4, 4), np.uint8)), r"an image is uint8 \[4\]"),
+        (lambda model: model.encode_image(np.zeros(4, np.uint8)), r"images are uint8 \[4\]"),
         (
             lambda model: model.encode_image(np.zeros((1, 8, 8, 3), np.float32)),
             r"shape \[1, 8, 8, 3\]; expected float32",
         ),
-        (lambda model: model.encode_image(np.zeros((0, 24, 24, 3), np.float32)), "there are no images to encode"),
-        (lambda model: model.encode_text([]), "there are no texts to encode"),
-        (lambda model: model.encode_text(np.zeros((0, 5), int), np.ones((0, 5))), "there are no texts to encode"),
         (lambda model: model.encode_text(np.zeros((2, 5), int)), r"attention_mask None; expected both \[b l\]"),
         (
             lambda model: model.encode_text(np.zeros((1, 8), int), np.ones((1, 8))),

@@ -27,10 +27,16 @@ def opened(encoded: bytes) -> Iterator[Image.Image]:
         UnusableRecord: the bytes are no image, or an incomplete one, or the header claims more than `MAX_PIXELS`
             pixels; the last is checked before anything is decoded.
     """
+    with decoder_errors(), _header(encoded) as image:
+        _check_pixels(*image.size)
+        yield image
+
+
+@contextlib.contextmanager
+def decoder_errors() -> Iterator[None]:
+    """Makes an UnusableRecord of whatever Pillow and its decoders raise about an image."""
     try:
-        with _header(encoded) as image:
-            _check_pixels(*image.size)
-            yield image
+        yield
     except (UnusableRecord, MemoryError):
         raise
     except Image.DecompressionBombError as error:  # some formats check Pillow's limit, a higher one, while they open
