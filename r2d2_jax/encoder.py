@@ -73,7 +73,7 @@ class Encodings:
     def host_tokens(self) -> np.ndarray:
         """The tokens of a caller that asked for them in host memory."""
         if not isinstance(self.tokens, np.ndarray):
-            raise ValueError("tokens were not kept on the host")
+            raise ValueError("tokens were not kept on the host; encode with tokens=True")
         return self.tokens
 
 

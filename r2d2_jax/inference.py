@@ -82,7 +82,10 @@ class Ranker:
         if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}; expected 1 or more")
         self.config = model.config
-        mesh = make_mesh(MeshConfig(), jax.local_devices() if devices is None else devices)
+        devices = jax.local_devices() if devices is None else list(devices)
+        if not devices or not all(isinstance(device, jax.Device) for device in devices):
+            raise UserError(f"devices are {devices}; expected some of jax.devices(), or None for all of this process")
+        mesh = make_mesh(MeshConfig(), devices)
         self._model = model
         self._encoder = Encoder(model.module, mesh, -(-batch_size // mesh.size) * mesh.size, buckets=True)
         self._params = self._encoder.placed(model.params)
@@ -283,6 +286,8 @@ def _kept(tokens: bool) -> Keep:
 
 
 def _path(given: str | os.PathLike, name: str) -> Path:
+    if given == "" or "://" in str(given):
+        raise UserError(f"{name} is {str(given)!r}; expected a file or folder here: download what lies elsewhere")
     try:
         return Path(given).expanduser()
     except (TypeError, RuntimeError) as error:  # no path at all; a home of nobody

@@ -173,7 +173,7 @@ def run_match(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_match_program_prints_the_best_first(tmp_path: Path, pictures: list[np.ndarray], cross_layers: int) -> None:
     write_model(random_model(cross_layers=cross_layers, tokens=VOCABULARY), tmp_path / "ours")
     Image.fromarray(pictures[0]).save(tmp_path / "a.png")
-    done = run_match("--checkpoint", str(tmp_path / "ours"), "--image", str(tmp_path / "a.png"), "--text", *TEXTS)
+    done = run_match("--model", str(tmp_path / "ours"), "--image", str(tmp_path / "a.png"), "--text", *TEXTS)
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
     assert first == str(tmp_path / "a.png")
@@ -211,7 +211,7 @@ def test_the_table_of_several_images_encodes_each_text_once(
 
 
 def test_match_program_refuses_with_status_2(tmp_path: Path) -> None:
-    done = run_match("--checkpoint", str(tmp_path), "--image", "a.png", "--text", "圆")
+    done = run_match("--model", str(tmp_path), "--image", "a.png", "--text", "圆")
     assert (done.returncode, done.stdout) == (2, "")
     assert "error: " in done.stderr
     assert "is no model" in done.stderr

@@ -1,6 +1,7 @@
 """Texts, ids, tokens and nothing at all, as people bring them to a model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from random_models import VOCABULARY, random_model
 
 import r2d2_jax
+from r2d2_jax.convert.conversion import write_model
 from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
 
@@ -137,6 +139,11 @@ def test_tokens_that_do_not_fit_are_named(model: Ranker, bring: tuple[Any, ...],
     ("options", "message"),
     [
         ({"path": None}, "the model is None; expected a path"),
+        ({"path": ""}, "the model is ''; expected a file or folder here"),
+        (
+            {"path": "https://a.b/model.pth"},
+            "the model is 'https://a.b/model.pth'; expected a file or folder",
+        ),
         ({"path": "~nobody-has-this-name/model"}, "the model is '~nobody-has-this-name/model'; expected a path"),
         ({"path": "x", "vocabulary": 5}, "the vocabulary is 5; expected a path"),
     ],
@@ -146,6 +153,38 @@ def test_what_is_no_path_is_refused(options: dict[str, Any], message: str) -> No
         r2d2_jax.load(**options)
 
 
-def test_a_batch_size_that_is_no_number() -> None:
-    with pytest.raises(UserError, match="batch_size is '64'; expected 1 or more"):
-        Ranker(random_model(), batch_size="64")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": "64"}, "batch_size is '64'; expected 1 or more"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; expected 1 or more"),
+        ({"devices": []}, r"devices are \[\]; expected some of jax.devices\(\), or None for all"),
+        ({"devices": ["cpu"]}, r"devices are \['cpu'\]; expected some of jax.devices\(\)"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Ranker(random_model(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_heads": 3}, "image_heads is 3 and the width in .*model.pth 64; expected a divisor of it"),
+        ({"text_heads": -1}, "text_heads is -1 and the width in .*model.pth 64; expected a divisor of it"),
+        ({"image_heads": 0}, "image_heads is 0 and the width"),
+        ({"weights": "teacher"}, "weights is 'teacher', which only a run has; .*model.pth holds one set: leave"),
+    ],
+)
+def test_options_that_do_not_fit_the_model(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    write_model(random_model(), tmp_path / "model.pth")
+    with pytest.raises(UserError, match=message):
+        r2d2_jax.load(tmp_path / "model.pth", **options)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null"])
+def test_a_model_whose_sizes_are_no_object(tmp_path: Path, content: str) -> None:
+    write_model(random_model(), tmp_path / "model")
+    (tmp_path / "model" / "model.json").write_text(content)
+    with pytest.raises(UserError, match="model/model.json holds no JSON object with the sizes of the model; convert"):
+        r2d2_jax.load(tmp_path / "model")
