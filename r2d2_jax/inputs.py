@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from r2d2_jax.config.model import TextTowerConfig
 from r2d2_jax.data.bad_records import UnusableRecord
@@ -107,7 +107,7 @@ class ImageList:
                 return square_image(_picture(image), self.side)
             if isinstance(image, Image.Image):
                 with decoder_errors():
-                    return square_image(_own_copy(image), self.side)
+                    return square_image(_decodable(image), self.side)
             return evaluation_image(_file_content(image), self.side)
         except (OSError, UnusableRecord) as error:
             advice = "; name a complete image file" if isinstance(image, (str, os.PathLike)) else ""
@@ -182,11 +182,8 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def _own_copy(image: Image.Image) -> Image.Image:
-    """An upright copy of a picture.
-
-    One that Pillow has opened but not yet decoded is read from its file, so that it stays as it is.
-    """
+def _decodable(image: Image.Image) -> Image.Image:
+    """The picture itself, or, as decoding would change it, another of the same file if it is not yet decoded."""
     if not image.width or not image.height:
         raise UnusableRecord("there are no pixels")
     decoded = vars(image).get("_im", vars(image).get("im"))  # the second in Pillow 10
@@ -196,7 +193,7 @@ def _own_copy(image: Image.Image) -> Image.Image:
         twin = Image.open(io.BytesIO(_read_whole(image.fp)), formats=[image.format] if image.format else None)
         twin.seek(image.tell())
         return twin
-    return ImageOps.exif_transpose(image)
+    return image
 
 
 def _file_content(image: OneImage) -> bytes:
