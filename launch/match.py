@@ -1,6 +1,6 @@
 """How well texts match images.
 
-`python launch/match.py --checkpoint=models/r2d2_vitl --image=photo.jpg --text 乔丹投篮 乔丹运球`
+`python launch/match.py --model=models/r2d2_vitl --image=photo.jpg --text 乔丹投篮 乔丹运球`
 """
 
 import argparse
@@ -17,8 +17,8 @@ from r2d2_jax.launch.program import run
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="How well texts match images.", allow_abbrev=False)
-    checkpoint = "A published file, a converted or transformers folder, or a run's workdir."
-    parser.add_argument("--checkpoint", required=True, help=checkpoint)
+    model = "A published file, a converted or transformers folder, or a run's workdir."
+    parser.add_argument("--model", required=True, help=model)
     parser.add_argument("--image", required=True, nargs="+", help="One image file or several.")
     parser.add_argument("--text", required=True, nargs="+", help="One text or several.")
     parser.add_argument("--vocabulary", help="The model's vocab.txt, where it came without one.")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> None:
     asked = parsed(arguments)
     model = r2d2_jax.load(
-        asked.checkpoint,
+        asked.model,
         vocabulary=asked.vocabulary,
         weights=asked.weights,
         image_heads=asked.image_heads,

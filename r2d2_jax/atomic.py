@@ -58,6 +58,17 @@ def writing(path: Path, *, advice: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def naming(temporary: str, lasting: str) -> Iterator[None]:
+    """Writes `lasting` for `temporary` in messages: a name that is gone when they are read tells nobody anything."""
+    try:
+        yield
+    except UserError as error:
+        if temporary not in str(error):
+            raise
+        raise UserError(str(error).replace(temporary, lasting)) from error
+
+
+@contextlib.contextmanager
 def written_whole(path: Path, *, advice: str = "") -> Iterator[Path]:
     """Gives a name beside `path` to write a file or folder to; renames it to `path` on success, removes it otherwise.
 
@@ -71,7 +82,7 @@ def written_whole(path: Path, *, advice: str = "") -> Iterator[Path]:
     # A random name: writers on two machines that share the folder may have the same process id.
     unfinished = path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")
     try:
-        with writing(path, advice=advice):
+        with naming(unfinished.name, path.name), writing(path, advice=advice):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield unfinished
             _settle(unfinished)

@@ -63,10 +63,17 @@ class Encodings:
     tokens: Tokens | None
 
     @property
+    def kept_tokens(self) -> Tokens:
+        """The tokens of a caller that asked for them, wherever they are."""
+        if self.tokens is None:
+            raise ValueError("tokens were not kept")
+        return self.tokens
+
+    @property
     def host_tokens(self) -> np.ndarray:
         """The tokens of a caller that asked for them in host memory."""
         if not isinstance(self.tokens, np.ndarray):
-            raise ValueError("tokens were not kept on the host")
+            raise ValueError("tokens were not kept on the host; encode with tokens=True")
         return self.tokens
 
 
@@ -173,7 +180,11 @@ class Encoder:
 
     def slices(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Rows in batches, the last one as long as it is."""
-        return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
+        return (rows[each] for each in self.ranges(len(rows)))
+
+    def ranges(self, count: int) -> Iterator[slice]:
+        """The places of `count` rows in batches."""
+        return (slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size))
 
     def own_rows(self) -> np.ndarray:
         """bool [batch_size], True where a row of a full batch lies on a device of this process."""

@@ -7,21 +7,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.convert.conversion import STUDENT, open_model
-from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.data.image.transforms import evaluation_image, square_image
 from r2d2_jax.data.text.tokenizer import Tokenizer, tokenizer_of
 from r2d2_jax.encoder import DeviceTokens, Encoder, Encodings, Keep, PairBatch
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.inputs import ImageList, Images, Texts, as_array, checked_ids, checked_tokens, described, listed_texts
 from r2d2_jax.models.store import Model
 from r2d2_jax.sharding import make_mesh
-
-OneImage = str | os.PathLike | Image.Image | np.ndarray
-Images = OneImage | Sequence[OneImage]
-Texts = str | Sequence[str]
 
 
 def load(
@@ -48,11 +42,11 @@ def load(
         devices: what computes; None means all devices of this process.
 
     Raises:
-        UserError: there is no such model, it is damaged, or the vocabulary does not fit.
+        UserError: there is no such model, it is damaged, the vocabulary does not fit, or a value is out of range.
     """
-    chosen = None if vocabulary is None else Path(vocabulary).expanduser()
+    chosen = None if vocabulary is None else _path(vocabulary, "the vocabulary")
     model = open_model(
-        Path(path).expanduser(), weights=weights, image_heads=image_heads, text_heads=text_heads, vocabulary=chosen
+        _path(path, "the model"), weights=weights, image_heads=image_heads, text_heads=text_heads, vocabulary=chosen
     )
     return Ranker(model, batch_size=batch_size, map_punctuation=map_punctuation, devices=devices)
 
@@ -85,10 +79,13 @@ class Ranker:
         map_punctuation: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; expected 1 or more")
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}; expected 1 or more")
         self.config = model.config
-        mesh = make_mesh(MeshConfig(), jax.local_devices() if devices is None else devices)
+        devices = jax.local_devices() if devices is None else list(devices)
+        if not devices or not all(isinstance(device, jax.Device) for device in devices):
+            raise UserError(f"devices are {devices}; expected some of jax.devices(), or None for all of this process")
+        mesh = make_mesh(MeshConfig(), devices)
         self._model = model
         self._encoder = Encoder(model.module, mesh, -(-batch_size // mesh.size) * mesh.size, buckets=True)
         self._params = self._encoder.placed(model.params)
@@ -96,12 +93,14 @@ class Ranker:
         self._tokenizer: Tokenizer | None = None
 
     def encode_image(self, images: Images, *, tokens: bool = False) -> Encodings:
-        """Encodes images; files are read batch by batch.
+        """Encodes images; files are read batch by batch, and nothing that the caller holds is changed.
 
         Args:
-            images: one or several of: a path, a PIL image, a uint8 array [h w 3] of any size; or one float32 array
-                [b h w 3] that is already normalised and of the model's size. What is no float is resized bicubically to
-                a square and normalised with CLIP's mean and deviation, as in the published evaluation.
+            images: one or several of: a path, a PIL image, the bytes of an image file, a file opened with "rb", a uint8
+                array [h w 3], [h w 4], [h w 1] or [h w] of any size; or one float32 array [b h w 3] that is already
+                normalised and of the model's size. Arrays may be those of another library. What is no float is turned
+                upright, resized bicubically to a square and normalised with CLIP's mean and deviation, as in the
+                published evaluation.
             tokens: also return what the cross encoders read, which is much larger than the embeddings.
 
         Returns:
@@ -110,12 +109,18 @@ class Ranker:
         Raises:
             UserError: an image is absent, damaged, or an array of another form.
         """
-        listed = self._listed(images)
-        return self._encoder.encode_images(self._params, self._batches(listed), len(listed), _kept(tokens))
+        return self._encoded_images(self._listed(images), tokens)
 
     def pixels(self, images: Images) -> np.ndarray:
-        """The images as the model sees them: uint8 [b h w 3] of the model's size."""
-        return np.stack([self._square(image) for image in self._listed(images)])
+        """The images as the model sees them: uint8 [b h w 3] of the model's size.
+
+        Raises:
+            UserError: see `encode_image`; or they are normalised, and are no pixels any more.
+        """
+        listed = self._listed(images)
+        if isinstance(listed.items, np.ndarray):
+            raise UserError(f"images are {described(listed.items)}, already normalised; expected uint8 [h w 3]")
+        return listed.rows(slice(None))
 
     def encode_text(
         self, texts: Texts | np.ndarray, attention_mask: np.ndarray | None = None, *, tokens: bool = False
@@ -134,36 +139,25 @@ class Ranker:
         Raises:
             UserError: the model came without a vocabulary, or ids and mask do not fit each other or the model.
         """
-        input_ids, mask = self.token_ids(texts, attention_mask)
-        return self._encoder.encode_texts(self._params, input_ids, mask, _kept(tokens))
+        return self._encoded_texts(*self.token_ids(texts, attention_mask), tokens)
 
     def token_ids(
         self, texts: Texts | np.ndarray, attention_mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """input_ids int32 [b l] and attention_mask bool [b l] of texts; ids that are given are only checked."""
-        if not isinstance(texts, np.ndarray):
-            listed = [texts] if isinstance(texts, str) else list(texts)
-            if not listed:
-                raise UserError("there are no texts to encode; expected one or more")
-            return self.tokenizer(listed)
-        size = self.config.text
-        if not len(texts):
-            raise UserError("there are no texts to encode; expected one or more")
-        if attention_mask is None or np.shape(attention_mask) != texts.shape or texts.ndim != 2:
-            raise UserError(
-                f"input_ids have the shape {list(texts.shape)} and attention_mask "
-                f"{None if attention_mask is None else list(np.shape(attention_mask))}; expected both [b l]"
-            )
-        if texts.shape[1] > size.max_positions:
-            raise UserError(
-                f"texts have {texts.shape[1]} tokens; the model has {size.max_positions} positions: cut them"
-            )
-        if texts.size and not (texts.min() >= 0 and texts.max() < size.vocabulary_size):
-            raise UserError(
-                f"input_ids run from {texts.min()} to {texts.max()}; the model has {size.vocabulary_size} tokens: "
-                "use its own vocabulary"
-            )
-        return texts.astype(np.int32), np.asarray(attention_mask).astype(bool)
+        """input_ids int32 [b l] and attention_mask bool [b l] of texts; ids that are given are only checked.
+
+        Raises:
+            UserError: see `encode_text`.
+        """
+        is_array = hasattr(texts, "__array__") and not isinstance(texts, str)  # np.str_ is both
+        if is_array or (attention_mask is not None and not isinstance(texts, str)):
+            given = as_array(texts, "input_ids")
+            if given.dtype.kind not in "OUST" and (given.size or given.ndim != 1):
+                return checked_ids(given, attention_mask, self.config.text)
+            texts = given.tolist()
+        if attention_mask is not None:
+            raise UserError("attention_mask belongs to input_ids; leave it out where texts are strings")
+        return self.tokenizer(listed_texts(texts))
 
     def match(self, images: Images, texts: Texts) -> np.ndarray:
         """Match probability [b] of images and texts, pair by pair; a single one is paired with each of the others.
@@ -179,20 +173,35 @@ class Ranker:
             raise UserError(
                 f"{len(listed)} images and {len(input_ids)} texts; expected as many of both, or one of either"
             )
+        if not len(listed) or not len(input_ids):
+            return np.zeros(0, np.float32)
         return self._encoder.match_batches(self._params, self._streamed_pairs(listed, input_ids, mask))
 
     def score_all(self, images: Images, texts: Texts) -> PairScores:
-        """Scores every image with every text; each image and each text is encoded once."""
-        keep = Keep.ON_DEVICES if self.matches else Keep.NOTHING
+        """Scores every image with every text.
+
+        Each image is encoded once, and the texts once for each batch of images, so that no more tokens than those of a
+        batch of images and a batch of texts are on the devices.
+
+        Raises:
+            UserError: see `encode_image` and `encode_text`.
+        """
         listed, (input_ids, mask) = self._listed(images), self.token_ids(texts)
-        image = self._encoder.encode_images(self._params, self._batches(listed), len(listed), keep)
-        text = self._encoder.encode_texts(self._params, input_ids, mask, keep)
-        cosine = image.embed @ text.embed.T
-        if image.tokens is None or text.tokens is None:
-            return PairScores(cosine, None)
-        pairs = np.indices(cosine.shape).reshape(2, -1).T
-        match = self._encoder.match(self._params, image.tokens, text.tokens, mask, pairs)
-        return PairScores(cosine, match.reshape(cosine.shape))
+        if not self.matches:
+            image, text = self._encoded_images(listed, False), self._encoded_texts(input_ids, mask, False)
+            return PairScores(image.embed @ text.embed.T, None)
+        cosine, match = np.zeros((2, len(listed), len(input_ids)), np.float32)
+        for rows in self._encoder.ranges(len(listed)):
+            pixels = listed.rows(rows)
+            image = self._encoder.encode_images(self._params, [pixels], len(pixels), Keep.ON_DEVICES)
+            for columns in self._encoder.ranges(len(input_ids)):
+                text_mask = mask[columns]
+                text = self._encoder.encode_texts(self._params, input_ids[columns], text_mask, Keep.ON_DEVICES)
+                block = cosine[rows, columns] = image.embed @ text.embed.T
+                pairs = np.indices(block.shape).reshape(2, -1).T
+                found = self._encoder.match(self._params, image.kept_tokens, text.kept_tokens, text_mask, pairs)
+                match[rows, columns] = found.reshape(block.shape)
+        return PairScores(cosine, match)
 
     def match_tokens(self, image_tokens: np.ndarray, text_tokens: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Match probability [b], the mean of both cross encoders, of tokens that the towers gave, pair by pair.
@@ -204,18 +213,10 @@ class Ranker:
             UserError: there are no tokens, the numbers of rows differ, or the model has no cross encoders.
         """
         self._check_matches()
-        if image_tokens is None or text_tokens is None:
-            raise UserError(
-                "there are no tokens; expected the `host_tokens` of images and texts encoded with tokens=True"
-            )
-        if not len(attention_mask):
-            raise UserError("there are no pairs to match; expected one or more")
-        if not len(image_tokens) == len(text_tokens) == len(attention_mask):
-            raise UserError(
-                f"{len(image_tokens)} rows of image tokens, {len(text_tokens)} of text tokens, {len(attention_mask)} "
-                "of attention_mask; expected as many of each"
-            )
-        image, text, mask = np.asarray(image_tokens), np.asarray(text_tokens), np.asarray(attention_mask).astype(bool)
+        widths = self.config.image.width, self.config.text.width
+        image, text, mask = checked_tokens(image_tokens, text_tokens, attention_mask, widths)
+        if not len(mask):
+            return np.zeros(0, np.float32)
         pairs = np.repeat(np.arange(len(mask))[:, None], 2, axis=1)
         return self._encoder.match(self._params, image, text, mask, pairs)
 
@@ -242,67 +243,52 @@ class Ranker:
         if not self.matches:
             raise UserError("the model has no cross encoders (PRD2): compare embeddings instead")
 
-    def _listed(self, images: Images) -> np.ndarray | Sequence[OneImage]:
-        """Several images, checked as far as that needs no reading: normalised as one array, others as a sequence."""
-        if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
-            side = self.config.image.image_size
-            if images.shape[1:] != (side, side, 3):
-                raise UserError(
-                    f"normalised images have the shape {list(images.shape)}; expected float32 [b {side} {side} 3]"
-                )
-            listed: np.ndarray | Sequence[OneImage] = images.astype(np.float32)
-        elif isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) == 3:
-            listed = [images]  # type: ignore[list-item]
-        else:
-            listed = images
+    def _listed(self, images: Images) -> ImageList:
+        return ImageList.of(images, self.config.image.image_size)
+
+    def _encoded_images(self, listed: ImageList, tokens: bool) -> Encodings:
         if not len(listed):
-            raise UserError("there are no images to encode; expected one or more")
-        return listed
+            return self._nothing((self.config.image.patches + 1, self.config.image.width) if tokens else None)
+        batches = listed.batches(self._encoder.batch_size)
+        return self._encoder.encode_images(self._params, batches, len(listed), _kept(tokens))
 
-    def _batches(self, listed: np.ndarray | Sequence[OneImage]) -> Iterator[np.ndarray]:
-        """What the image tower takes, batch by batch."""
-        size = self._encoder.batch_size
-        return (self._rows(listed[start : start + size]) for start in range(0, len(listed), size))
+    def _encoded_texts(self, input_ids: np.ndarray, mask: np.ndarray, tokens: bool) -> Encodings:
+        if not len(input_ids):
+            return self._nothing((input_ids.shape[1], self.config.text.width) if tokens else None)
+        return self._encoder.encode_texts(self._params, input_ids, mask, _kept(tokens))
 
-    def _rows(self, listed: np.ndarray | Sequence[OneImage]) -> np.ndarray:
-        if isinstance(listed, np.ndarray) and listed.dtype == np.float32:
-            return listed
-        return np.stack([self._square(image) for image in listed])
+    def _nothing(self, tokens: tuple[int, int] | None) -> Encodings:
+        """What no images or no texts give; `tokens` [n d] if they are asked for."""
+        none = np.zeros((0, self.config.embed_size), np.float32)
+        return Encodings(none, none, None if tokens is None else np.zeros((0, *tokens), np.float32))
 
-    def _streamed_pairs(
-        self, listed: np.ndarray | Sequence[OneImage], input_ids: np.ndarray, mask: np.ndarray
-    ) -> Iterator[PairBatch]:
+    def _streamed_pairs(self, listed: ImageList, input_ids: np.ndarray, mask: np.ndarray) -> Iterator[PairBatch]:
         """Batches of pairs with the tokens of their own images and texts; those of a single one serve all batches."""
-        params, size, count = self._params, self._encoder.batch_size, max(len(listed), len(input_ids))
+        params, count = self._params, max(len(listed), len(input_ids))
 
         def images_at(rows: slice) -> DeviceTokens:
-            return self._encoder.image_tokens(params, self._rows(listed[rows]))
+            return self._encoder.image_tokens(params, listed.rows(rows))
 
         def texts_at(rows: slice) -> DeviceTokens:
             return self._encoder.text_tokens(params, input_ids[rows], mask[rows])
 
         one_image = images_at(slice(1)) if len(listed) == 1 else None
         one_text = texts_at(slice(1)) if len(input_ids) == 1 else None
-        for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
+        for rows in self._encoder.ranges(count):
             image, text = one_image or images_at(rows), one_text or texts_at(rows)
-            place = np.arange(rows.stop - start)
+            place = np.arange(rows.stop - rows.start)
             pairs = np.stack([place % len(image), place % len(text)], axis=1)
             yield PairBatch(image, text, mask if one_text else mask[rows], pairs)
-
-    def _square(self, image: OneImage) -> np.ndarray:
-        side = self.config.image.image_size
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-                raise UserError(f"an image is {image.dtype} {list(image.shape)}; expected uint8 [h w 3]")
-            image = Image.fromarray(image)
-        if isinstance(image, Image.Image):
-            return square_image(image, side)
-        try:
-            return evaluation_image(Path(image).expanduser().read_bytes(), side)
-        except (OSError, UnusableRecord) as error:
-            raise UserError(f"image {image}: {error}; name a complete image file") from error
 
 
 def _kept(tokens: bool) -> Keep:
     return Keep.ON_HOST if tokens else Keep.NOTHING
+
+
+def _path(given: str | os.PathLike, name: str) -> Path:
+    if given == "" or "://" in str(given):
+        raise UserError(f"{name} is {str(given)!r}; expected a file or folder here: download what lies elsewhere")
+    try:
+        return Path(given).expanduser()
+    except (TypeError, RuntimeError) as error:  # no path at all; a home of nobody
+        raise UserError(f"{name} is {given!r}; expected a path ({first_line(error)})") from error

@@ -134,3 +134,16 @@ def test_permissions_are_those_of_a_new_file(tmp_path: Path, mask: int, mode: in
         assert os.umask(before) == mask
     assert (tmp_path / "made" / "file").stat().st_mode & 0o777 == mode
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_messages_name_what_lasts(tmp_path: Path) -> None:
+    """Of the disk, and of whatever is wrong inside: the name that is written to first is gone when they are read."""
+    for fail in (lambda path: path.write_bytes(b""), lambda path: refuse(path)):
+        with pytest.raises(UserError) as raised, written_whole(tmp_path / "made") as unfinished:
+            fail(unfinished / "absent" / "vocab.txt")
+        assert f"{tmp_path}/made/absent/vocab.txt" in str(raised.value)
+        assert "unfinished" not in str(raised.value)
+
+
+def refuse(path: Path) -> None:
+    raise UserError(f"vocabulary {path} cannot be read")

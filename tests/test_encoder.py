@@ -164,6 +164,22 @@ def test_one_image_with_many_texts_stays_within_a_batch() -> None:
     np.testing.assert_allclose(ranker.match(images(1), captions[70:73]), found[70:73], **CLOSE)
 
 
+@pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (70, 60)])
+def test_scores_of_all_stay_within_two_batches(shape: tuple[int, int]) -> None:
+    """However many rows and columns there are, no more tokens are alive than those of 64 images and 64 texts."""
+    ranker, alive, image_rows = Ranker(MODEL, batch_size=64), [], []
+    spied(ranker, "match", alive, lambda *_: sum(array.nbytes for array in jax.live_arrays() if array.ndim == 3))
+    spied(ranker, "encode_image", image_rows, lambda params, rows: len(rows))
+    before = sum(array.nbytes for array in jax.live_arrays() if array.ndim == 3)
+    scores = ranker.score_all([images(1)[0]] * shape[0], ["红"] * shape[1])
+    assert scores.match is not None
+    assert scores.match.shape == scores.cosine.shape == shape
+    np.testing.assert_allclose(scores.match, scores.match[0, 0], **CLOSE)
+    assert sum(image_rows) < shape[0] + 64, "each image is encoded once"
+    batch_bytes = 64 * (7 + 10) * 64 * 4
+    assert max(alive) - before < 5 * batch_bytes, "the tokens, those of two batches of pairs, and the next texts"
+
+
 def test_score_all_encodes_each_image_and_text_once() -> None:
     ranker, captions = Ranker(MODEL, batch_size=4), ["红", "圆", "大圆", "小圆", "方", "红"]
     rows: list[int] = []

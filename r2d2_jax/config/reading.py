@@ -77,8 +77,12 @@ class Config:
         return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
 
 
-def model_config(values: Any) -> ModelConfig:
+def model_config(values: Any, name: str = "the model") -> ModelConfig:
     """The sizes of a model from the plain values that `dataclasses.asdict` and JSON made of them.
+
+    Args:
+        values: nested dicts.
+        name: of the model, for messages.
 
     Raises:
         UserError: names every unknown or missing key, wrong type and contradiction, in one message.
@@ -88,7 +92,7 @@ def model_config(values: Any) -> ModelConfig:
     if not problems:
         problems = list(model_contradictions(resolved))
     if problems:
-        raise UserError(f"the sizes of the model are wrong:\n{bulleted(problems)}")
+        raise UserError(f"the sizes of {name} are wrong; convert or copy it again:\n{bulleted(problems)}")
     return resolved
 
 

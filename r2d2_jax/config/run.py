@@ -111,6 +111,7 @@ class EvaluationConfig:
     """Retrieval on the validation split.
 
     rerank_candidates: how many of each query's nearest candidates the cross encoders re-rank; 0 means no re-ranking.
+        A cut-off beyond them goes on in the order of the dual encoder.
     rerank_during_training: also re-rank in the evaluations before the last one.
     batch_size: images, texts or pairs per forward.
     """

@@ -59,13 +59,15 @@ def open_model(
         model = load_model(path)
     elif is_transformers(path):
         model = load_transformers(path)
-    elif (path / "checkpoints").is_dir():
+    elif _is_run(path):
         model = _of_run(path, weights)
     else:
         raise UserError(
             f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote "
             "(ONNX excepted), or the --workdir of a run"
         )
+    if weights != STUDENT and not _is_run(path):
+        raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
     if vocabulary is not None:
         if not vocabulary.is_file():
             raise UserError(f"vocabulary {vocabulary} does not exist; expected a WordPiece vocab.txt")
@@ -74,6 +76,10 @@ def open_model(
         model = dataclasses.replace(model, maps_punctuation=map_punctuation)
     check_vocabulary(model)
     return model
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
 
 
 def is_published(path: Path) -> bool:
@@ -155,7 +161,7 @@ def _of_run(workdir: Path, weights: str) -> Model:
         if not teacher:
             raise UserError(f"the run in {workdir} has no teacher; take the student's weights")
         params |= teacher
-    sizes = dataclasses.replace(model_config(config["model"]), dtype="float32")
+    sizes = dataclasses.replace(model_config(config["model"], f"the run in {workdir}"), dtype="float32")
     maps = config["data"]["map_punctuation"]
     return Model(sizes, jax.tree.map(np.asarray, params), {}, read_vocabulary(workdir / VOCABULARY), maps)
 

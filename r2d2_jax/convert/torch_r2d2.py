@@ -139,7 +139,7 @@ def sizes_of(
             patch_size=patch[2],
             width=patch[0],
             layers=_count(tensors, r"visual_encoder\.encoder\.layers\.(\d+)\..*"),
-            heads=image_heads or max(1, patch[0] // HEAD_WIDTH),
+            heads=_heads("image_heads", image_heads, patch[0], source),
             mlp_width=_shape(tensors, "visual_encoder.encoder.layers.0.mlp.fc1.weight", 2, source)[0],
         ),
         text=TextTowerConfig(
@@ -147,7 +147,7 @@ def sizes_of(
             text_length=min(TEXT_LENGTH, max_positions),
             width=words[1],
             layers=_count(tensors, r"text_encoder\.encoder\.layer\.(\d+)\..*"),
-            heads=text_heads or max(1, words[1] // HEAD_WIDTH),
+            heads=_heads("text_heads", text_heads, words[1], source),
             mlp_width=_shape(tensors, "text_encoder.encoder.layer.0.intermediate.dense.weight", 2, source)[0],
             max_positions=max_positions,
             token_types=types,
@@ -155,12 +155,22 @@ def sizes_of(
         cross=CrossEncoderConfig(
             layers=cross_layers,
             width=words[1],
-            heads=text_heads or max(1, words[1] // HEAD_WIDTH),
+            heads=_heads("text_heads", text_heads, words[1], source),
             mlp_width=_shape(tensors, cross_mlp, 2, source)[0] if cross_layers else 4 * words[1],
         ),
         embed_size=_shape(tensors, "vision_proj.weight", 2, source)[0],
         dtype="float32",
     )
+
+
+def _heads(name: str, given: int | None, width: int, source: str) -> int:
+    heads = max(1, width // HEAD_WIDTH) if given is None else given
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise UserError(
+            f"{name} is {heads} and the width in {source} {width}; expected a divisor of it: give the model's own "
+            f"number as {name}"
+        )
+    return heads
 
 
 def _shape(tensors: Tensors, name: str, axes: int, source: str) -> tuple[int, ...]:

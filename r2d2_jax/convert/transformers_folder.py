@@ -62,7 +62,7 @@ def load_transformers(folder: Path) -> Model:
         kind = described.get("model_type") if isinstance(described, dict) else None
         raise UserError(f"{folder / CONFIG} describes a model of type {kind!r}; expected {MODEL_TYPE!r}")
     sizes = {name: described[name] for name in SIZES if name in described}
-    config = model_config(sizes | {"dtype": "float32"})
+    config = model_config(sizes | {"dtype": "float32"}, f"the model in {folder}")
     weights, vocabulary = folder / WEIGHTS, read_vocabulary(folder / VOCABULARY)
     params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
     return Model(config, params, {}, vocabulary, bool(described.get("maps_punctuation", False)))

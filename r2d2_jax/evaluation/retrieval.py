@@ -8,22 +8,23 @@ from r2d2_jax.arrays import Params
 from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
 
 CUTOFFS = (1, 5, 10)
-# Score of pairs outside the re-ranked candidates (published code). Any number below every cosine gives the same ranks.
-NOT_A_CANDIDATE = -100.0
+NEVER = np.iinfo(np.int64).max  # the rank of what no cut-off finds
 
 
 def best_ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Rank from 0 of each row's best-ranked positive.
+    """Rank from 0 of each row's best-ranked positive; `NEVER` without one.
 
-    Ties count against the model, so that a model with one score for everything has the worst rank, not the best (our
-    decision).
+    Ties count against the model, so that a model with one score for everything has the worst rank, not the best; so
+    does NaN: a positive with this score is not found, and any other is ahead of every positive (our decision).
 
     Args:
         scores: [q c].
-        positive: bool [q c]; every row has at least one True.
+        positive: bool [q c].
     """
-    best = np.max(np.where(positive, scores, -np.inf), axis=1, keepdims=True)
-    return np.sum((scores >= best) & ~positive, axis=1)
+    found = positive & ~np.isnan(scores)
+    best = np.max(np.where(found, scores, -np.inf), axis=1, keepdims=True)
+    ahead = ~(scores < best) & ~positive
+    return np.where(found.any(axis=1), ahead.sum(axis=1), NEVER)
 
 
 def recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
@@ -39,14 +40,13 @@ def recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
         directions.
     """
     queries = np.unique(caption_image)
-    result = _one_way("i2t", scores[queries], np.equal.outer(queries, caption_image))
-    result |= _one_way("t2i", scores.T, np.equal.outer(caption_image, np.arange(len(scores))))
+    result = _one_way("i2t", best_ranks(scores[queries], np.equal.outer(queries, caption_image)))
+    result |= _one_way("t2i", best_ranks(scores.T, np.equal.outer(caption_image, np.arange(len(scores)))))
     return result | _over_both(result)
 
 
-def _one_way(direction: str, scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    """Recall of the queries [q c] at each cut-off, and the mean of these."""
-    ranks = best_ranks(scores, positive)
+def _one_way(direction: str, ranks: np.ndarray) -> dict[str, float]:
+    """Recall at each cut-off by the queries' ranks [q], and the mean of these."""
     at = {f"{direction}_r{cutoff}": 100 * float(np.mean(ranks < cutoff)) for cutoff in CUTOFFS}
     return at | {f"{direction}_mean": float(np.mean(list(at.values())))}
 
@@ -74,23 +74,28 @@ def _hit_chance(candidates: int, positives: np.ndarray, cutoff: int) -> np.ndarr
     return 1 - np.prod(missed, axis=1)
 
 
-def top_candidates(scores: np.ndarray, count: int) -> np.ndarray:
-    """Columns [q min(count, c)] of each row's highest scores, the best first."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
+def top_candidates(scores: np.ndarray, positive: np.ndarray, count: int) -> np.ndarray:
+    """Columns [q min(count, c)] of each row's highest scores, the best first; of equal ones the positives come last."""
+    return np.lexsort((positive, -scores))[:, :count]
 
 
-def reranked(scores: np.ndarray, candidates: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Cosine + match probability for each row's candidates, `NOT_A_CANDIDATE` elsewhere (published code).
+def reranked_ranks(
+    scores: np.ndarray, positive: np.ndarray, candidates: np.ndarray, probability: np.ndarray
+) -> np.ndarray:
+    """`best_ranks` once each row's candidates are ordered by cosine + match probability (published code).
+
+    Behind the candidates the others follow in the order of their cosines, so a cut-off beyond the candidates measures
+    that list (our decision; the published code leaves them in no order).
 
     Args:
         scores: cosines [q c].
-        candidates: columns [q r].
+        positive: bool [q c].
+        candidates: columns [q r], from `top_candidates`.
         probability: match probability [q r] of the candidates.
     """
-    result = np.full_like(scores, NOT_A_CANDIDATE)
-    rows = np.arange(len(scores))[:, None]
-    result[rows, candidates] = scores[rows, candidates] + probability
-    return result
+    answers = np.take_along_axis(positive, candidates, axis=1)
+    among = best_ranks(np.take_along_axis(scores, candidates, axis=1) + probability, answers)
+    return np.where(answers.any(axis=1), among, best_ranks(scores, positive))
 
 
 @dataclass(frozen=True)
@@ -117,14 +122,16 @@ def evaluate_retrieval(scorer: Scorer, params: Params, encoded: EncodedSplit, re
     if not rerank:
         return report
     queries = np.unique(caption_image)  # images without captions are candidates only
-    texts, images = top_candidates(cosine[queries], rerank), top_candidates(cosine.T, rerank)
+    text_fits = np.equal.outer(queries, caption_image)
+    image_fits = np.equal.outer(caption_image, np.arange(len(cosine)))
+    texts = top_candidates(cosine[queries], text_fits, rerank)
+    images = top_candidates(cosine.T, image_fits, rerank)
     of_image = np.stack([np.repeat(queries, texts.shape[1]), texts.ravel()], axis=1)
     of_text = np.stack([images.ravel(), np.repeat(np.arange(len(images)), images.shape[1])], axis=1)
     # Pairs that both directions ask for are scored once.
     pairs, places = np.unique(np.concatenate([of_image, of_text]), axis=0, return_inverse=True)
     probability = scorer.match(params, encoded, pairs)[places.ravel()]
-    i2t = reranked(cosine[queries], texts, probability[: len(of_image)].reshape(texts.shape))
-    t2i = reranked(cosine.T, images, probability[len(of_image) :].reshape(images.shape))
-    both = _one_way("i2t", i2t, np.equal.outer(queries, caption_image))
-    both |= _one_way("t2i", t2i, np.equal.outer(caption_image, np.arange(len(cosine))))
+    i2t, t2i = probability[: len(of_image)].reshape(texts.shape), probability[len(of_image) :].reshape(images.shape)
+    both = _one_way("i2t", reranked_ranks(cosine[queries], text_fits, texts, i2t))
+    both |= _one_way("t2i", reranked_ranks(cosine.T, image_fits, images, t2i))
     return RetrievalReport(report.dual, both | _over_both(both), report.chance)

@@ -101,7 +101,10 @@ def load_model(folder: Path) -> Model:
         unused = load_file(folder / UNUSED) if (folder / UNUSED).exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model in {folder} is damaged: {first_line(error)}; convert it again") from error
-    config, vocabulary = model_config(described.get("model")), read_vocabulary(folder / VOCABULARY)
+    if not isinstance(described, dict):
+        raise UserError(f"{folder / CONFIG} holds no JSON object with the sizes of the model; convert it again")
+    config = model_config(described.get("model"), f"the model in {folder}")
+    vocabulary = read_vocabulary(folder / VOCABULARY)
     model = Model(config, params, unused, vocabulary, described.get("maps_punctuation") is True)
     if differences := shape_differences(params, abstract_params(model.module)):
         raise UserError(f"{folder / PARAMS} does not fit {CONFIG}; convert it again:\n{bulleted(differences)}")

@@ -69,7 +69,9 @@ def _parsed(options: str) -> Any:
         reason = printed.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise UserError(f"--beam_options={options!r}: {reason}") from error
     if unknown:
-        raise UserError(f"--beam_options={options!r}: Beam does not know {', '.join(unknown)}")
+        raise UserError(
+            f"--beam_options={options!r}: Beam does not know {', '.join(unknown)}; correct it or leave it out"
+        )
     return parsed
 
 

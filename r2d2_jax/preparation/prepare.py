@@ -176,8 +176,9 @@ def build_catalog(corpus: Corpus, path: Path) -> Catalog:
 def _tasks(corpus: Corpus, catalog: Catalog, shards: int) -> list[ShardTask]:
     planned = corpus.shards(catalog, shards)
     if not planned:
-        first = itertools.islice(catalog.skipped_lines(), FIRST_NAMES)
-        raise UserError(f"corpus {corpus.name} has no usable entry\n{bulleted(first)}".rstrip())
+        first = bulleted(itertools.islice(catalog.skipped_lines(), FIRST_NAMES))
+        named = f". The first:\n{first}" if first else ""
+        raise UserError(f"corpus {corpus.name} has no usable entry; mend its files{named}")
     return [
         ShardTask(split, index, pieces)
         for split, shards_of in planned.items()

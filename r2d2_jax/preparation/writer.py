@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from r2d2_jax.atomic import writing, written_whole
+from r2d2_jax.atomic import naming, writing, written_whole
 from r2d2_jax.data.records import count_records
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.corpus import split_problem
@@ -240,6 +240,7 @@ def write_dataset(
         work.enter_context(writing(root))
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(work.enter_context(tempfile.TemporaryDirectory(prefix="unfinished-", dir=root)))
+        work.enter_context(naming(str(folder), str(root)))
         written = {split: _write_split(folder, split, items, shards) for split, items in examples.items()}
         return publish_dataset(root, "image_text", written)
 

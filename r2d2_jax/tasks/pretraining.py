@@ -23,7 +23,7 @@ from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows, replicated
 from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
-from r2d2_jax.tasks.stages import Forward, Towers, contrastive_metrics, ranking, share_of, similarities
+from r2d2_jax.tasks.stages import Forward, Towers, best_column, contrastive_metrics, ranking, share_of, similarities
 from r2d2_jax.tasks.task import LossResult, Metrics, SpecialTokens, Task, trainable_parts
 
 
@@ -109,7 +109,7 @@ class Pretraining(Task):
                 masked_tokens = forward("cross_text_image", *rows, masked.position)
             logits = forward("masked_lm_logits", masked_tokens)
             terms["mlm"] = masked_lm(logits, masked.label, masked.masked)
-            metrics["mlm_accuracy"] = share_of(jnp.argmax(logits, axis=-1) == masked.label, masked.masked)
+            metrics["mlm_accuracy"] = share_of(best_column(logits) == masked.label, masked.masked)
         feature_mean = None
         if memory.feature_mean is not None and teacher is not None:
             terms["fgd"], feature_mean = self._feature_guided(masked_text, teacher, memory.feature_mean, step)

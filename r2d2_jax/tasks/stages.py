@@ -67,8 +67,14 @@ def contrastive_metrics(found: Similarities, temperature: jax.Array) -> Metrics:
 @checked
 def hit_rate(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float[Array, ""]:
     """Share of the rows whose most similar column in the global batch shows the same image."""
-    best = jnp.argmax(logits, axis=1)
-    return jnp.mean(jnp.take_along_axis(positive, best[:, None], axis=1).astype(jnp.float32))
+    best = best_column(logits)
+    return jnp.mean((jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] & (best >= 0)).astype(jnp.float32))
+
+
+@checked
+def best_column(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
+    """The column of each row's largest logit; -1, which is never a hit, where one is NaN."""
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1))
 
 
 @checked
@@ -176,7 +182,8 @@ def separated(triples: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 @checked
 def match_metrics(logits: Float[Array, "b c 2"], label: Bool[Array, " b"], has_negative: Bool[Array, " b"]) -> Metrics:
     """Match accuracy of each class; the loss alone may hide that one class is never predicted."""
-    correct = (match_probability(logits) > 0.5) == label
+    probability = match_probability(logits)
+    correct = jnp.where(label, probability > 0.5, probability <= 0.5)  # NaN is never
     return {
         "match_accuracy": share_of(correct, label),
         "no_match_accuracy": share_of(correct, ~label & has_negative),

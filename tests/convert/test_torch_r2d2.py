@@ -134,9 +134,15 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     described = (folder / "model.json").read_text()
     with pytest.raises(UserError, match="the model in .*ours is damaged"):
         damage(folder, "model.json", '{"model": ')
-    with pytest.raises(UserError, match="the sizes of the model are wrong:\n  - unknown key model.size"):
+    with pytest.raises(
+        UserError,
+        match="the sizes of the model in .*ours are wrong; convert or copy it again:\n  - unknown key model.size",
+    ):
         damage(folder, "model.json", '{"model": {"size": 3}}')
-    with pytest.raises(UserError, match="the sizes of the model are wrong:\n  - model is None; expected a block"):
+    with pytest.raises(
+        UserError,
+        match="the sizes of the model in .*ours are wrong; convert or copy it again:\n  - model is None; exp",
+    ):
         damage(folder, "model.json", "{}")
     with pytest.raises(UserError, match="model.image.image_size 25 is not a multiple of model.image.patch_size 8"):
         damage(folder, "model.json", described.replace('"image_size": 24', '"image_size": 25'))

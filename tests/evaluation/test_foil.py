@@ -52,6 +52,13 @@ def test_a_tie_is_no_hit() -> None:
     assert (report.dual, report.match, report.reranked) == (0.0, 0.0, 0.0)
 
 
+def test_nan_is_no_hit() -> None:
+    """On either side, and alone or in the sum with a cosine that is right."""
+    scorer: Any = FakeScorer([np.nan, 0.1, 0.9, np.nan, np.nan, np.nan, 0.9, 0.1])
+    report = evaluate_foils(scorer, {}, encoded([(0.6, 0.5)] * 3 + [(np.nan, np.nan)]), rerank=True)
+    assert (report.dual, report.match, report.reranked) == (75.0, 25.0, 0.0)
+
+
 @pytest.mark.parametrize(
     "captions, image, count", [([0, 0, 1], "b", 1), ([0, 0, 1, 1, 1], "b", 3), ([0, 1, 1], "a", 1), ([1, 1], "a", 0)]
 )

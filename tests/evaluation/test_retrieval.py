@@ -1,6 +1,6 @@
 """Recalls, chance and re-ranking against naive loops, with several captions an image, ties and few candidates."""
 
-import itertools
+import dataclasses
 import math
 from typing import Any
 
@@ -9,12 +9,12 @@ import pytest
 
 from r2d2_jax.evaluation.retrieval import (
     CUTOFFS,
-    NOT_A_CANDIDATE,
+    NEVER,
     best_ranks,
     chance_recalls,
     evaluate_retrieval,
     recalls,
-    reranked,
+    reranked_ranks,
     top_candidates,
 )
 from r2d2_jax.evaluation.scorer import EncodedSplit
@@ -138,14 +138,24 @@ def test_chance_equals_a_simulation() -> None:
 
 def test_top_candidates() -> None:
     scores = np.array([[0.1, 0.9, 0.5, 0.9], [0.0, -1.0, 2.0, 1.0]])
-    assert top_candidates(scores, 3).tolist() == [[1, 3, 2], [2, 3, 0]]
-    assert top_candidates(scores, 9).tolist() == [[1, 3, 2, 0], [2, 3, 0, 1]]
+    nothing = np.zeros((2, 4), bool)
+    assert top_candidates(scores, nothing, 3).tolist() == [[1, 3, 2], [2, 3, 0]]
+    assert top_candidates(scores, nothing, 9).tolist() == [[1, 3, 2, 0], [2, 3, 0, 1]]
 
 
-def test_reranked_scores() -> None:
-    scores = np.array([[0.1, 0.9, 0.5]], np.float32)
-    result = reranked(scores, np.array([[1, 2]]), np.array([[0.25, 0.75]]))
-    np.testing.assert_allclose(result, [[NOT_A_CANDIDATE, 1.15, 1.25]], rtol=1e-6)
+def test_an_answer_is_the_last_of_equal_candidates_and_of_nan() -> None:
+    scores = np.array([[0.5, 0.5, np.nan, 0.5, -np.inf]])
+    positive = np.array([[True, False, True, False, True]])
+    assert top_candidates(scores, positive, 2).tolist() == [[1, 3]]
+    assert top_candidates(scores, positive, 5).tolist() == [[1, 3, 0, 4, 2]]
+
+
+def test_ranks_after_reranking() -> None:
+    """Of five columns, the best three by cosine are 1, 2, 4, and by the sum 4, 2, 1; then 3 and 0 as before."""
+    scores = np.tile(np.array([0.1, 0.9, 0.5, 0.3, 0.4], np.float32), (5, 1))
+    candidates, probability = np.tile([1, 2, 4], (5, 1)), np.tile(np.array([0.0, 0.5, 0.75], np.float32), (5, 1))
+    ranks = reranked_ranks(scores, np.eye(5, dtype=bool), candidates, probability)
+    assert ranks.tolist() == [4, 2, 1, 3, 0]
 
 
 class FakeScorer:
@@ -172,34 +182,84 @@ def split_of(seed: int, images: int = 12, texts: int = 30, gallery: int = 0) -> 
     return split, rng.random((images + gallery, texts))
 
 
+def naive_reranked(
+    cosine: np.ndarray, table: np.ndarray, caption_image: np.ndarray, rerank: int
+) -> tuple[dict[str, float], set[tuple[int, int]]]:
+    """Recall in lists that are written out: candidates by cosine + match, then the others by cosine; and the pairs.
+
+    Of equal scores a wrong answer stands first.
+    """
+    result: dict[str, float] = {}
+    pairs: set[tuple[int, int]] = set()
+    for way in ("i2t", "t2i"):
+        queries = sorted(set(caption_image.tolist())) if way == "i2t" else range(len(caption_image))
+        firsts = []
+        for query in queries:
+            pair = (lambda c, q=query: (q, c)) if way == "i2t" else (lambda c, q=query: (c, q))
+            right = lambda c, pair=pair: caption_image[pair(c)[1]] == pair(c)[0]  # noqa: E731
+            columns = range(cosine.shape[1] if way == "i2t" else cosine.shape[0])
+            dual = sorted(columns, key=lambda c: (-cosine[pair(c)], right(c)))
+            best, rest = dual[:rerank], dual[rerank:]
+            pairs |= {pair(c) for c in best}
+            whole = sorted(best, key=lambda c: (-(cosine[pair(c)] + table[pair(c)]), right(c))) + rest
+            firsts.append([right(c) for c in whole].index(True))
+        for cutoff in CUTOFFS:
+            result[f"{way}_r{cutoff}"] = 100 * float(np.mean([first < cutoff for first in firsts]))
+    return result, pairs
+
+
 @pytest.mark.parametrize("rerank", [1, 4, 12, 30, 99])
 @pytest.mark.parametrize("gallery", [0, 6])
 def test_both_directions_rerank_their_own_candidates(rerank: int, gallery: int) -> None:
+    """A query's other right answers are not in the way of its first, whatever their number."""
     encoded, table = split_of(rerank, gallery=gallery)
     scorer: Any = FakeScorer(table)
     report = evaluate_retrieval(scorer, {}, encoded, rerank)
     cosine = encoded.image_embed @ encoded.text_embed.T
     assert report.dual == pytest.approx(naive_recalls(cosine, encoded.caption_image))
     assert report.chance == chance_recalls(encoded.caption_image, 12 + gallery)
-    expected: dict[str, float] = {}
-    wanted = set()
-    for way, scores in (("i2t", cosine), ("t2i", cosine.T)):
-        result = np.full(scores.shape, -100.0)
-        for query, candidate in itertools.product(*map(range, scores.shape)):
-            if way == "i2t" and query not in encoded.caption_image:
-                continue
-            if (scores[query] > scores[query, candidate]).sum() < rerank:
-                pair = (query, candidate) if way == "i2t" else (candidate, query)
-                wanted.add(pair)
-                result[query, candidate] = scores[query, candidate] + table[pair]
-        named = naive_recalls(result if way == "i2t" else result.T, encoded.caption_image)
-        expected |= {name: value for name, value in named.items() if name.startswith(way)}
+    expected, wanted = naive_reranked(cosine, table, encoded.caption_image, rerank)
     assert report.reranked is not None
     assert {name: report.reranked[name] for name in expected} == pytest.approx(expected)
-    assert report.reranked["mean"] == pytest.approx((expected["i2t_mean"] + expected["t2i_mean"]) / 2)
+    for way in ("i2t", "t2i"):
+        assert report.reranked[f"{way}_mean"] == pytest.approx(np.mean([expected[f"{way}_r{k}"] for k in CUTOFFS]))
+    assert report.reranked["mean"] == pytest.approx(np.mean(list(expected.values())))
     assert report.reranked["r10"] == pytest.approx((expected["i2t_r10"] + expected["t2i_r10"]) / 2)
     assert report.reranked.keys() == report.dual.keys() == report.chance.keys()
     assert sorted(scorer.asked) == sorted(wanted), "each pair is asked for once"
+
+
+@pytest.mark.parametrize("rerank", [1, 4, 7])
+def test_recall_beyond_the_candidates_is_that_of_the_list(rerank: int) -> None:
+    """Where the cross encoders know nothing, R@10 of 4 candidates is what the dual encoder finds, not below chance."""
+    encoded, table = split_of(3, images=40, texts=80)
+    near = encoded.image_embed[encoded.caption_image] + 0.7 * encoded.text_embed
+    encoded = dataclasses.replace(encoded, text_embed=near / np.linalg.norm(near, axis=1, keepdims=True))
+    scorer: Any = FakeScorer(np.zeros_like(table))
+    report = evaluate_retrieval(scorer, {}, encoded, rerank)
+    assert report.reranked is not None
+    for name in ("i2t_r10", "t2i_r10", "r10"):
+        assert report.reranked[name] == report.dual[name] > report.chance[name]
+
+
+@pytest.mark.parametrize("rerank", [1, 4, 99])
+def test_a_model_that_scores_everything_alike_finds_nothing_re_ranked(rerank: int) -> None:
+    embed, nothing = np.ones((20, 2)) / np.sqrt(2), np.zeros((0, 0))
+    encoded = EncodedSplit(nothing, embed, nothing, embed, nothing, np.arange(20))
+    scorer: Any = FakeScorer(np.full((20, 20), 0.5))
+    report = evaluate_retrieval(scorer, {}, encoded, rerank)
+    assert report.reranked is not None
+    assert set(report.reranked.values()) == {0.0}
+
+
+@pytest.mark.parametrize("rerank", [1, 5])
+def test_one_image_with_its_captions(rerank: int) -> None:
+    nothing = np.zeros((0, 0))
+    encoded = EncodedSplit(nothing, np.eye(2)[:1], nothing, np.eye(2)[[0, 1, 0]], nothing, np.zeros(3, int))
+    scorer: Any = FakeScorer(np.full((1, 3), 0.5))
+    report = evaluate_retrieval(scorer, {}, encoded, rerank)
+    assert report.reranked is not None
+    assert set(report.reranked.values()) == set(report.dual.values()) == {100.0}, "there is no wrong answer"
 
 
 def test_a_right_answer_below_the_candidates_is_no_hit() -> None:
@@ -218,3 +278,34 @@ def test_without_reranking_nothing_is_scored() -> None:
     scorer: Any = FakeScorer(table)
     assert evaluate_retrieval(scorer, {}, encoded, 0).reranked is None
     assert scorer.asked == []
+
+
+# --- NaN ------------------------------------------------------------------------------------------------------------
+
+
+def test_nan_is_never_found() -> None:
+    """Even where there are fewer candidates than the cut-off; and what has no score may be better than any answer."""
+    nan = np.nan
+    scores = np.array([[nan, 0.1, 0.2], [0.9, nan, 0.1], [nan, nan, nan], [nan, 0.5, 0.4], [-np.inf, 0.5, 0.4]])
+    positive = np.array([[True, False, False]] * 3 + [[True, True, False]] + [[True, False, False]])
+    assert best_ranks(scores, positive).tolist() == [NEVER, 1, NEVER, 0, 2]
+
+
+@pytest.mark.parametrize("rerank", [0, 2, 20])
+def test_a_model_of_nan_has_no_recall(rerank: int) -> None:
+    embed, nothing = np.full((20, 4), np.nan), np.zeros((0, 0))
+    encoded = EncodedSplit(nothing, embed, nothing, embed, nothing, np.arange(20))
+    scorer: Any = FakeScorer(np.full((20, 20), np.nan))
+    report = evaluate_retrieval(scorer, {}, encoded, rerank)
+    assert set(report.dual.values()) == {0.0}
+    assert report.reranked is None if rerank == 0 else set((report.reranked or {}).values()) == {0.0}
+
+
+def test_matches_of_nan_are_no_hits() -> None:
+    """The cosines are right; the cross encoders give NaN for every candidate."""
+    encoded, table = split_of(0)
+    scorer: Any = FakeScorer(np.full_like(table, np.nan))
+    report = evaluate_retrieval(scorer, {}, encoded, 99)
+    assert report.reranked is not None
+    assert set(report.reranked.values()) == {0.0}
+    assert report.dual["mean"] > 0

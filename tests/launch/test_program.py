@@ -27,7 +27,7 @@ PROGRAMS = {
     "prepare_data": ("output", "corpus", "beam_options"),
     "check_data": ("data", "corpus", "max_unknown_share"),
     "convert": ("input", "output", "rest"),
-    "match": ("checkpoint", "image", "text"),
+    "match": ("model", "image", "text"),
 }
 RUNNER_FLAGS = ("alsologtostderr", "pdb", "verbosity")  # absl's, of which programs show none
 
@@ -45,7 +45,7 @@ def test_as_a_program_from_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "launch" / "match.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--checkpoint" in done.stdout
+    assert "--model" in done.stdout
 
 
 def two_flags() -> flags.FlagValues:

@@ -14,9 +14,11 @@ from r2d2_jax.sharding import apply_by_rows
 from r2d2_jax.tasks.stages import (
     Similarities,
     Towers,
+    best_column,
     hard_triples,
     hit_rate,
     interleaved,
+    match_metrics,
     ranking,
     separated,
     share_of,
@@ -87,3 +89,13 @@ def test_shares() -> None:
     hit, among = jnp.asarray([True, True, False]), jnp.asarray([True, False, True])
     assert float(share_of(hit, among)) == 0.5
     assert float(share_of(hit, jnp.zeros(3, bool))) == 0
+
+
+def test_nan_is_never_a_hit() -> None:
+    """Neither as the largest similarity, which `argmax` makes of it, nor as a match that is not above one half."""
+    logits = jnp.asarray([[jnp.nan, 0.0], [0.0, jnp.nan], [0.0, 1.0]])
+    assert best_column(logits).tolist() == [-1, -1, 1]
+    assert float(hit_rate(jnp.full((2, 2), jnp.nan), jnp.ones((2, 2), bool))) == 0
+    label, every = jnp.asarray([True, False]), jnp.ones(2, bool)
+    assert match_metrics(jnp.full((2, 2, 2), jnp.nan), label, every) == {"match_accuracy": 0, "no_match_accuracy": 0}
+    assert match_metrics(jnp.zeros((2, 2, 2)), label, every) == {"match_accuracy": 0, "no_match_accuracy": 1}

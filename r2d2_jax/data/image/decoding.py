@@ -27,10 +27,16 @@ def opened(encoded: bytes) -> Iterator[Image.Image]:
         UnusableRecord: the bytes are no image, or an incomplete one, or the header claims more than `MAX_PIXELS`
             pixels; the last is checked before anything is decoded.
     """
+    with decoder_errors(), _header(encoded) as image:
+        _check_pixels(*image.size)
+        yield image
+
+
+@contextlib.contextmanager
+def decoder_errors() -> Iterator[None]:
+    """Makes an UnusableRecord of whatever Pillow and its decoders raise about an image."""
     try:
-        with _header(encoded) as image:
-            _check_pixels(*image.size)
-            yield image
+        yield
     except (UnusableRecord, MemoryError):
         raise
     except Image.DecompressionBombError as error:  # some formats check Pillow's limit, a higher one, while they open
@@ -69,8 +75,13 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns the image as its EXIF tag says and makes it RGB; transparent pixels become white (our decision)."""
-    ImageOps.exif_transpose(image, in_place=True)
+    """Turns the image as its EXIF tag says and makes it RGB; the image itself stays as it is.
+
+    Transparent pixels become white (our decision).
+    """
+    image.load()  # a TIFF turns itself then
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel: a plain conversion would cut them off instead of scaling them
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

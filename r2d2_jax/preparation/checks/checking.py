@@ -1,12 +1,14 @@
 """Checks a corpus or a prepared dataset: reads all parts, adds up their figures, compares their sightings."""
 
+import contextlib
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
+from r2d2_jax.atomic import naming
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.checks.assembly import Assembly
@@ -36,11 +38,11 @@ def check(
     """
     check_processes(processes)
     tokenizer = _tokenizer(settings)
-    with tempfile.TemporaryDirectory(prefix="check-", dir=_work_folder(work)) as folder:
-        source = open_source(Path(folder))
+    with _temporary_folder(work) as folder:
+        source = open_source(folder)
         parts = source.parts()
         splits = tuple(sorted({part.split: None for part in parts}, key=lambda split: split != "train"))
-        job = CheckJob(source, splits, Path(folder), tokenizer)
+        job = CheckJob(source, splits, folder, tokenizer)
         _read(job, parts, processes)
         report = Assembly(job, parts, settings).report(name)
     errors, warnings = findings(report)
@@ -53,17 +55,20 @@ def _tokenizer(settings: CheckSettings) -> Tokenizer | None:
     return load_tokenizer(settings.vocabulary, settings.text_length, map_punctuation=settings.map_punctuation)
 
 
-def _work_folder(work: str) -> Path | None:
-    if not work:
-        return None
-    folder = Path(work).expanduser()
+@contextlib.contextmanager
+def _temporary_folder(work: str) -> Iterator[Path]:
+    """A folder for temporary files; messages name the lasting one in which it lies."""
+    parent = Path(work).expanduser() if work else None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix="check-", dir=parent)
     except OSError as error:
         raise UserError(
             f"--work={work} cannot be made: {error.strerror}; name a folder that can be written to"
         ) from error
-    return folder
+    with temporary as folder, naming(folder, str(Path(folder).parent)):
+        yield Path(folder)
 
 
 def _read(job: CheckJob, parts: list[Part], processes: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
+from r2d2_jax.data.text import tokenizer as module
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from r2d2_jax.errors import UserError
 
@@ -20,6 +21,17 @@ def test_padding_and_cutting(tokenizer: Tokenizer) -> None:
     np.testing.assert_array_equal(attention_mask, input_ids != tokenizer.pad_id)
     assert attention_mask.sum(axis=1).tolist() == [5, 8, 2]
     assert tokenizer([])[0].shape == (0, 8)
+
+
+def test_many_texts_are_tokenised_a_few_at_a_time(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["一", "狗只", "", "一只狗", "二"]
+    together = tokenizer(texts)
+    monkeypatch.setattr(module, "TEXTS_AT_ONCE", 2)
+    calls: list[int] = []
+    arrays = Tokenizer._arrays
+    monkeypatch.setattr(Tokenizer, "_arrays", lambda self, rows: calls.append(len(rows)) or arrays(self, rows))
+    np.testing.assert_array_equal(tokenizer(texts), together)
+    assert calls == [2, 2, 1]
 
 
 def test_a_text_cannot_name_special_tokens(tokenizer: Tokenizer) -> None:

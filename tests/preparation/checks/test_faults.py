@@ -93,6 +93,14 @@ def test_the_work_folder_is_left_empty(many: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_messages_name_the_work_folder_that_lasts(many: Path, tmp_path: Path) -> None:
+    def refuse(folder: Path) -> DatasetSource:
+        raise UserError(f"cannot write {folder / 'catalog.sqlite'}: the disk is full")
+
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/work/catalog.sqlite: the disk is full$"):
+        check(refuse, "dataset", settings(), work=str(tmp_path / "work"))
+
+
 def test_a_work_folder_that_cannot_be(many: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--work=.*file/work cannot be made: Not a directory; name a folder that"):

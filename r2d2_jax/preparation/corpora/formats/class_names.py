@@ -57,7 +57,7 @@ def read_class_names(path: Path) -> ClassNames:
                 f"{what} {', '.join(twice[:FIRST_NAMES])} is in {path} more than once; give each class its own"
             )
     if not names:
-        raise UserError(f"{path} names no class")
+        raise UserError(f"{path} names no class; expected one a line, or the JSON list that docs/corpora.md shows")
     return ClassNames(path, names, keys)
 
 
