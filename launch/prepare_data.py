@@ -53,6 +53,12 @@ _JPEG_QUALITY = flags.DEFINE_integer(
 _MAX_BROKEN_SHARE = flags.DEFINE_float(
     "max_broken_share", 0.01, "Largest tolerated share of unusable entries.", flag_values=FLAGS
 )
+_REFUSE_DAMAGED = flags.DEFINE_bool(
+    "refuse_damaged",
+    False,
+    "Leave out images that can be decoded although part of them is damaged, as check_data.py names them.",
+    flag_values=FLAGS,
+)
 _DEMO = flags.DEFINE_bool("demo", False, "Draw the demonstration data instead of reading a corpus.", flag_values=FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the demonstration data.", flag_values=FLAGS)
 define_corpus_flags(FLAGS)
@@ -65,6 +71,7 @@ _NOT_OF_DEMO = (
     "beam_options",
     "short_side",
     "jpeg_quality",
+    "refuse_damaged",
     "max_broken_share",
 )
 
@@ -90,6 +97,7 @@ def _prepare() -> Preparation:
         max_broken_share=_MAX_BROKEN_SHARE.value,
         short_side=_SHORT_SIDE.value,
         jpeg_quality=_JPEG_QUALITY.value,
+        refuse_damaged=_REFUSE_DAMAGED.value,
     )
     return prepare(corpus_from_flags(FLAGS), _OUTPUT.value, settings, vocabulary=_VOCABULARY.value, run=_runner())
 

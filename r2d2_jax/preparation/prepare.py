@@ -47,12 +47,14 @@ class Settings:
     max_broken_share: largest tolerated share of unusable entries, 0 to 1.
     short_side: images with a longer short side are shrunk to this many pixels; 0 keeps every image as it is.
     jpeg_quality: of the images that are shrunk, 1 to 95.
+    refuse_damaged: whether images are left out that can be decoded although part of them is damaged, see `damage`.
     """
 
     shards: int = 0
     max_broken_share: float = 0.01
     short_side: int = 0
     jpeg_quality: int = 90
+    refuse_damaged: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError where a value is out of range."""
@@ -131,9 +133,11 @@ def prepare(
         "jpeg_quality": settings.jpeg_quality,
         "libraries": libraries() if settings.short_side else {},
     }
+    if settings.refuse_damaged:
+        identity["refuse_damaged"] = True  # else no key, as in the work of earlier versions
     with unfinished_work(folder, dataset_path(root, corpus.name), identity):
         catalog = build_catalog(corpus, folder / "catalog.sqlite")
-        job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality)
+        job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality, settings.refuse_damaged)
         tasks = _tasks(corpus, catalog, settings.shards)
         _write_missing(job, tasks, _watch(corpus, catalog, tasks, settings), run or in_processes(1))
         _copy_vocabulary(vocabulary, root)

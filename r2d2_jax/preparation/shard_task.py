@@ -15,6 +15,7 @@ from r2d2_jax.data.image.transforms import verify_image
 from r2d2_jax.errors import FIRST_NAMES, UserError
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus, Piece
+from r2d2_jax.preparation.damage import damage
 from r2d2_jax.preparation.downsizing import downsized, libraries
 from r2d2_jax.preparation.examples import Entry, Example
 from r2d2_jax.preparation.progress import Progress, Reporter
@@ -29,7 +30,8 @@ class Job:
 
     corpus: where the entries come from. catalog: the file of its catalog. folder: where the shards go.
     short_side: images with a longer short side are shrunk to this many pixels; 0 keeps every image as it is.
-    jpeg_quality: of the images that are shrunk. libraries: what shrinks them, see `downsizing.libraries`.
+    jpeg_quality: of the images that are shrunk. refuse_damaged: whether damaged images are left out, see `damage`.
+    libraries: what shrinks images, see `downsizing.libraries`.
     """
 
     corpus: Corpus
@@ -37,6 +39,7 @@ class Job:
     folder: Path
     short_side: int = 0
     jpeg_quality: int = 90
+    refuse_damaged: bool = False
     libraries: dict[str, str] = dataclasses.field(default_factory=libraries)
 
 
@@ -169,14 +172,22 @@ def _usable(job: Job, task: ShardTask, skipped: list[str], report: Callable[[Pro
 
 
 def _finished(entry: Entry, job: Job) -> Example | UnusableRecord:
-    """The example with its image checked, and shrunk if that is wanted."""
     if isinstance(entry.outcome, UnusableRecord):
         return entry.outcome
     example = entry.outcome
     try:
-        if job.short_side:
-            return dataclasses.replace(example, image=downsized(example.image, job.short_side, job.jpeg_quality))
-        verify_image(example.image)
+        return dataclasses.replace(example, image=_finished_image(example.image, job))
     except UnusableRecord as error:
         return UnusableRecord(f"image {example.image_id}: {error}")
-    return example
+
+
+def _finished_image(encoded: bytes, job: Job) -> bytes:
+    """The image, checked, and shrunk if that is wanted."""
+    if job.short_side:
+        finished = downsized(encoded, job.short_side, job.jpeg_quality)
+    else:
+        verify_image(encoded)
+        finished = encoded
+    if job.refuse_damaged and (reason := damage(encoded)):
+        raise UnusableRecord(f"the image is damaged, although it can be decoded: {reason}")
+    return finished

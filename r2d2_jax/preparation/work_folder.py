@@ -90,8 +90,8 @@ def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     """One line for each setting that differs, and for each file of the corpus that does."""
-    for key in now:
-        old, new = before.get(key), now[key]
+    for key in now | before:
+        old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
             yield from (f"{key}: {name}: {old.get(name, 'absent')}, now {new.get(name, 'absent')}" for name in names)

@@ -68,6 +68,15 @@ def test_share_flag(corpus: Path) -> None:
     assert "captions.jsonl:4: image" in run(**places(corpus), max_broken_share=0.5).stdout
 
 
+def test_damaged_images_are_left_out_by_a_flag(corpus: Path) -> None:
+    image = corpus / "images" / "3.jpg"
+    sound = encode((600, 400), seed=3)
+    image.write_bytes(sound[: len(sound) // 2] + bytes(400) + sound[len(sound) // 2 + 400 :])
+    refused = run("--refuse_damaged", **places(corpus), max_broken_share=0.5)
+    assert "image 3.jpg: the image is damaged, although it can be decoded: Corrupt JPEG data: " in refused.stdout
+    assert run(**places(corpus) | {"output": str(corpus / "all")}).stdout.split()[6:10] == ["train", "4", "4", "0"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,20 +1,17 @@
 """What preparation keeps of a large image: its short side, upright, as a JPEG without metadata."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from small_data import encode
+from small_images import save, shown, turned_by
 
 from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.image.decoding import EncodedImage
 from r2d2_jax.preparation.downsizing import downsized
-
-
-def save(image: Image.Image, kind: str, **settings: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **settings)
-    return file.getvalue()
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -75,6 +72,44 @@ def test_upright_without_metadata() -> None:
     assert not result.getexif()
     expected = image.transpose(Image.Transpose.ROTATE_270).resize((50, 100), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(result).astype(int) - np.asarray(expected).astype(int)).mean() < 2
+
+
+FORMATS: list[tuple[str, dict[str, Any]]] = [
+    ("JPEG", {"quality": 95}),
+    ("MPO", {"quality": 95}),
+    ("PNG", {}),
+    ("WEBP", {"lossless": True}),
+    ("AVIF", {"quality": 95}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "jpeg"}),
+]
+
+
+@pytest.mark.parametrize("kind, settings", FORMATS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_keeps_its_shape_when_it_is_turned(kind: str, settings: dict[str, Any], orientation: int) -> None:
+    stored = picture((102, 64))
+    encoded = save(stored, kind, exif=turned_by(orientation), **settings)
+    upright = Image.fromarray(np.ascontiguousarray(shown(np.asarray(stored), orientation)))
+    image = EncodedImage(encoded)
+    assert image.size == upright.size
+    for reduction in (1, 2, 4, 8):
+        pixels = image.pixels(reduction)
+        fraction = reduction if kind in ("JPEG", "MPO") else 1
+        assert pixels.shape[1::-1] == tuple(-(-side // fraction) for side in upright.size)
+    for side in (64, 32):
+        result = opened(downsized(encoded, side, 95))
+        assert ImageOps.exif_transpose(result).size == tuple(pixels * side // 64 for pixels in upright.size)
+        expected = np.asarray(upright.resize((16, 16))).astype(int)
+        found = np.asarray(ImageOps.exif_transpose(result).convert("RGB").resize((16, 16)))
+        assert np.abs(found - expected).mean() < 6
+
+
+def test_a_turned_tiff_whose_short_side_is_that_of_the_result_is_not_shrunk() -> None:
+    encoded = save(picture((102, 64)), "TIFF", exif=turned_by(6))
+    assert downsized(encoded, 64, 90) is encoded
+    assert opened(downsized(encoded, 32, 90)).size == (32, 51)
 
 
 def test_transparent_becomes_white_and_grey_becomes_rgb() -> None:

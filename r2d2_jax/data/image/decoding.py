@@ -1,4 +1,8 @@
-"""From encoded bytes to upright RGB pixels; an image that is incomplete or too large raises UnusableRecord."""
+"""From encoded bytes to upright RGB pixels; an image that is incomplete or too large raises UnusableRecord.
+
+What is wrong with metadata makes no image unusable: a profile or text of any size, a broken EXIF. It costs no memory
+beyond the file's own, either. AVIF is an exception: its library refuses a file with a broken EXIF.
+"""
 
 import contextlib
 import functools
@@ -8,14 +12,20 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.image import upright
+from r2d2_jax.data.image.jpeg import with_less_metadata
+from r2d2_jax.data.image.png import without_metadata
+from r2d2_jax.data.image.upright import BROKEN_METADATA, orientation
+from r2d2_jax.errors import first_line
 
 MAX_PIXELS = 2**26  # our decision: 8192 x 8192, up to 1 GiB while it is decoded; a file of a few kB can claim far more
 # The formats of cameras and the web. The others are no photographs; Pillow hands an EPS to another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-_ORIENTATION = ExifTags.Base.Orientation
+# What photographs also come in; four bytes of length stand before the first two.
+_UNREAD_FORMATS = {b"ftyphe": "HEIC", b"JXL ": "JPEG XL", b"\xff\x0a": "JPEG XL"}
 _PREFIX_BYTES = 16  # as many as Pillow shows to a format to find out whether the file is of it
 
 
@@ -27,7 +37,7 @@ def opened(encoded: bytes) -> Iterator[Image.Image]:
         UnusableRecord: the bytes are no image, or an incomplete one, or the header claims more than `MAX_PIXELS`
             pixels; the last is checked before anything is decoded.
     """
-    with decoder_errors(), _header(encoded) as image:
+    with decoder_errors(), _header(without_metadata(encoded)) as image:
         _check_pixels(*image.size)
         yield image
 
@@ -42,17 +52,35 @@ def decoder_errors() -> Iterator[None]:
     except Image.DecompressionBombError as error:  # some formats check Pillow's limit, a higher one, while they open
         raise UnusableRecord(f"the image has more pixels than the limit of {MAX_PIXELS:,}") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
-        raise UnusableRecord(f"the image cannot be decoded: {error}") from error
+        raise UnusableRecord(f"the image cannot be decoded: {first_line(error)}") from error
 
 
 def _header(encoded: bytes) -> Image.Image:
+    unreadable = (UnusableRecord, *BROKEN_METADATA)
+    try:
+        return _pillows_header(encoded)
+    except unreadable:
+        for bare in with_less_metadata(encoded):
+            with contextlib.suppress(*unreadable):
+                return _pillows_header(bare)
+        raise
+
+
+def _pillows_header(encoded: bytes) -> Image.Image:
     """What `Image.open` returns, without its limit: a global, which warns, or refuses without naming the size."""
-    prefix = encoded[:_PREFIX_BYTES]
+    prefix, reason = encoded[:_PREFIX_BYTES], None
     for read_header, accepts in _known_formats():
         accepted = accepts is None or accepts(prefix)
         if accepted and not isinstance(accepted, str):  # a text says why this Pillow cannot read the format
-            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format, says Pillow
+            try:
                 return read_header(io.BytesIO(encoded), "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # another format, says Pillow
+                reason = error
+    if reason:
+        raise UnusableRecord(f"the image cannot be decoded: {first_line(reason)}") from reason
+    for start, name in _UNREAD_FORMATS.items():
+        if encoded.startswith(start) or encoded[4:].startswith(start):
+            raise UnusableRecord(f"the image is {name}, which is not read here; convert it to JPEG or PNG")
     raise UnusableRecord(f"not an image: {len(encoded)} bytes in no known format")
 
 
@@ -63,32 +91,24 @@ def _known_formats() -> list[tuple[Callable[..., Image.Image], Callable[[bytes],
     return [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF tag, 1 to 8, that says how to turn or mirror the image; 1, not at all, where there is no tag."""
-    return image.getexif().get(_ORIENTATION, 1)
-
-
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels once the image is turned as its EXIF tag says."""
-    on_its_side = orientation(image) in (5, 6, 7, 8)
-    return (image.height, image.width) if on_its_side else (image.width, image.height)
+    """Width and height in pixels, once it is turned as its EXIF tag says, of an image whose pixels are not yet read."""
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose `size` is turned already, in some versions of Pillow
+        width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns the image as its EXIF tag says and makes it RGB; the image itself stays as it is.
+    """`upright.upright_rgb`, for records.
 
-    Transparent pixels become white (our decision).
+    Raises:
+        UnusableRecord: pixels of more than 8 bits lie within no known range.
     """
-    image.load()  # a TIFF turns itself then
-    if orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel: a plain conversion would cut them off instead of scaling them
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    try:
+        return upright.upright_rgb(image)
+    except upright.UnknownRange as error:
+        raise UnusableRecord(str(error)) from error
 
 
 class EncodedImage:

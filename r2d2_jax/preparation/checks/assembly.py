@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.checks.figures import FIRST_NAMES
 from r2d2_jax.preparation.checks.images import ASPECT_RATIOS, COLOURS
-from r2d2_jax.preparation.checks.parts import SIGHTINGS, CheckJob, SplitFigures
+from r2d2_jax.preparation.checks.parts import DAMAGED, SIGHTINGS, CheckJob, SplitFigures
 from r2d2_jax.preparation.checks.repeats import Repeats, Sighting, find_repeats, hash_of
 from r2d2_jax.preparation.checks.report import (
     CaptionReport,
@@ -86,6 +86,8 @@ class Assembly:
             modes=most_common(images.modes),
             colours={colour: images.colours[colour] for colour in COLOURS},
             rotated=images.rotated,
+            damaged=figures.damaged.counts[DAMAGED],
+            first_damaged=figures.damaged.first.names.get(DAMAGED, []),
             repeated=repeats.repeated[split],
             first_repeated=self._most_frequent(repeats, split),
             duplicated=records.repeated[split],

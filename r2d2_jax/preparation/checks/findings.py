@@ -97,6 +97,12 @@ def _image_warnings(name: str, split: SplitReport, image_size: int) -> Iterator[
             f"{name}: {_of(images.smaller, split.usable, 'images')} have a short side below "
             f"--image_size={image_size} pixels and will be enlarged"
         )
+    if images.damaged:
+        yield (
+            f"{name}: {_of(images.damaged, split.usable, 'images')} are damaged, although they can be decoded; "
+            "prepare_data.py leaves such images out with --refuse_damaged. The first: "
+            f"{'; '.join(images.first_damaged)}"
+        )
     if images.repeated:
         yield (
             f"{name}: {_of(images.repeated, split.usable, 'images')} have the same bytes as an image of another "

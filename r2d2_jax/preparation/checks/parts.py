@@ -16,12 +16,14 @@ from r2d2_jax.preparation.checks.figures import Figures, Named, Spread
 from r2d2_jax.preparation.checks.images import ImageFigures, damage_kind
 from r2d2_jax.preparation.checks.repeats import Sightings, hash_of
 from r2d2_jax.preparation.checks.sources import DamagedShard, Part, Source
+from r2d2_jax.preparation.damage import damage
 from r2d2_jax.preparation.examples import Entry, Example, MissingImage
 from r2d2_jax.preparation.progress import Progress, Reporter
 
 MISSING, TRUNCATED, UNDECODABLE = "missing", "truncated", "undecodable"
 EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD = "empty_caption", "no_image_id", "unreadable", "damaged_shard"
 UNUSABLE_KINDS = (MISSING, TRUNCATED, UNDECODABLE, EMPTY_CAPTION, NO_IMAGE_ID, UNREADABLE, DAMAGED_SHARD)
+DAMAGED = "damaged"
 # What is compared, and the key that makes two images different:
 #   captions by image_id; bytes of images by image_id; image_ids by the image's bytes;
 #   records (an image's bytes with its image_id), each of which is different from all others.
@@ -36,12 +38,14 @@ class SplitFigures(Figures):
 
     entries: usable and unusable ones. unusable: counts of each of UNUSABLE_KINDS, with the first places and reasons.
     damaged_shards: records lost in each. The others are figures of usable entries: captioned: how many have a caption.
+    damaged: images that can be decoded although part of them is damaged, with the first places and reasons.
     captions_of_image: number of captions of each. labels: number of each class.
     """
 
     entries: int = 0
     unusable: Named = field(default_factory=Named)
     damaged_shards: Counter[str] = field(default_factory=Counter)
+    damaged: Named = field(default_factory=Named)
     captioned: int = 0
     captions_of_image: Spread = field(default_factory=Spread)
     labels: Counter[int] = field(default_factory=Counter)
@@ -124,12 +128,14 @@ class _PartCheck:
         self.figures.entries += 1
         if isinstance(entry.outcome, Example):
             kind, reason = self._take_example(number, entry.outcome)
+            if not kind and (found := damage(entry.outcome.image)):
+                self.figures.damaged.add(DAMAGED, _line(entry.place, f"image {entry.outcome.image_id}: {found}"))
         else:
             kind, reason = _kind(entry.outcome), str(entry.outcome)
             if isinstance(entry.outcome, DamagedShard):
                 self.figures.damaged_shards[entry.outcome.shard] += 1
         if kind:
-            self.figures.unusable.add(kind, f"{entry.place}: {reason}".replace("\n", " "))
+            self.figures.unusable.add(kind, _line(entry.place, reason))
 
     def measure_captions(self) -> None:
         self._meter.measure(self._captions, self.figures.captions)
@@ -164,6 +170,10 @@ class _PartCheck:
         self.sightings["records"].add(record, self._part << 32 | number, number)
         for caption in example.captions:
             self.sightings["captions"].add(hash_of(caption.encode()), identity, number)
+
+
+def _line(place: str, reason: str) -> str:
+    return f"{place}: {reason}".replace("\n", " ")
 
 
 def _kind(reason: UnusableRecord) -> str:

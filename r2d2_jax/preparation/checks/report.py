@@ -63,6 +63,7 @@ class Limits:
 class ImageReport:
     """Figures of usable images; see `ImageFigures` and `Repeats`.
 
+    damaged: images that can be decoded although part of them is damaged. first_damaged: places and reasons of a few.
     different: number of different images by their bytes. smaller: images whose short side is less than image_size.
     repeated: images with the same bytes as one of another image_id. duplicated: images with the same bytes and the same
         image_id as one of another record. first_repeated, first_duplicated: places of the first few, "PLACE = PLACE".
@@ -78,6 +79,8 @@ class ImageReport:
     modes: dict[str, int]
     colours: dict[str, int]
     rotated: int
+    damaged: int
+    first_damaged: list[str]
     repeated: int
     first_repeated: list[str]
     duplicated: int

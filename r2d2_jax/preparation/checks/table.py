@@ -36,6 +36,7 @@ ROWS = (
     ("  bytes, min/median/max", "images.bytes", "range"),
     ("  short side too small", "images.smaller", "number"),
     ("  turned by EXIF", "images.rotated", "number"),
+    ("  damaged, yet decoded", "images.damaged", "number"),
     ("captions", "captions.count", "number"),
     ("  per image, min/median/max", "captions.per_image", "range"),
     ("  different", "captions.different", "number"),
@@ -63,6 +64,7 @@ BLOCKS = (
 )
 # Places of images: a list for each split that has any.
 PLACES = (
+    ("damaged images that can be decoded", "first_damaged"),
     ("the same image under several image_ids", "first_repeated"),
     ("the same image under the same image_id in several records", "first_duplicated"),
 )

@@ -7,6 +7,7 @@ from r2d2_jax.preparation.corpora.coco_cn import CocoCn
 from r2d2_jax.preparation.corpora.corpus import Corpus
 from r2d2_jax.preparation.corpora.flickr30k_cn import Flickr30kCn
 from r2d2_jax.preparation.corpora.flickr30k_cna import Flickr30kCna
+from r2d2_jax.preparation.corpora.huggingface import HuggingFace
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.corpora.webdataset import WebDataset
 from r2d2_jax.preparation.corpora.zero import Zero
@@ -18,6 +19,7 @@ CORPORA: dict[str, type[Corpus]] = {
     for corpus in (
         JsonLines,
         WebDataset,
+        HuggingFace,
         ChineseClip,
         Zero,
         ZeroFolder,

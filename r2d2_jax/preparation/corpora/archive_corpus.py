@@ -39,7 +39,8 @@ class ArchiveCorpus(Corpus):
         """Checks that the folder exists."""
         super().check()
         if not self.images.is_dir():
-            raise UserError(f"folder {self.images} does not exist; set --images to the folder with the archives")
+            problem = "is a file" if self.images.exists() else "does not exist"
+            raise UserError(f"folder {self.images} {problem}; set --images to the folder with the archives")
 
     def weight(self, archive: Path) -> int:
         """The size of an archive in bytes."""

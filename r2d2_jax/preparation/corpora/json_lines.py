@@ -12,11 +12,13 @@ the image's path then.
 from pathlib import Path
 
 from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.annotation_corpus import LineCorpus
 from r2d2_jax.preparation.corpora.formats.fields import json_object, text_of, texts_of
-from r2d2_jax.preparation.corpora.formats.lines import refuse_array
+from r2d2_jax.preparation.corpora.formats.lines import begins_with, refuse_array
 from r2d2_jax.preparation.examples import Annotation
 
+_PARQUET = b"PAR1"
 EXPECTED = '{"image": "a.jpg", "captions": ["..."], "split": "train"}'
 
 
@@ -31,6 +33,11 @@ class JsonLines(LineCorpus):
         super().check()
         for path in self.inputs():
             refuse_array(path, EXPECTED)
+            if begins_with(path, _PARQUET):
+                raise UserError(
+                    f"{path} is a Parquet file; expected one object a line, like {EXPECTED}. For Parquet files of "
+                    "images with texts use --corpus=huggingface with --images=FOLDER"
+                )
 
     def files(self) -> list[tuple[str, Path]]:
         """The one file; each line names its split."""

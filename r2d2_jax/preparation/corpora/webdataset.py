@@ -24,6 +24,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus
 from r2d2_jax.preparation.corpora.corpus import SPLIT_ALIASES, split_problem
 from r2d2_jax.preparation.corpora.formats.fields import as_text
+from r2d2_jax.preparation.corpora.formats.parquet import parquet_files
 from r2d2_jax.preparation.corpora.formats.samples import Found
 from r2d2_jax.preparation.corpora.formats.tars import TAR_SUFFIXES, tar_samples
 
@@ -43,9 +44,10 @@ class WebDataset(ArchiveCorpus):
             if problem := split_problem(split):
                 raise UserError(f"folder {self.images}/{split} holds tars, but {problem}")
         if not archives:
+            hint = ". For its Parquet files use --corpus=huggingface" if parquet_files(self.images) else ""
             raise UserError(
                 f"{self.images} holds no tar ({', '.join(TAR_SUFFIXES)}), nor does a folder in it; "
-                "expected FOLDER/00000.tar for the training split and FOLDER/SPLIT/00000.tar for others"
+                f"expected FOLDER/00000.tar for the training split and FOLDER/SPLIT/00000.tar for others{hint}"
             )
 
     def archives(self) -> dict[str, list[Path]]:

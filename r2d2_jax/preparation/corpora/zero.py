@@ -35,13 +35,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.formats import img2dataset
 from r2d2_jax.preparation.corpora.formats.fields import as_text
-from r2d2_jax.preparation.corpora.formats.parquet import parquet_samples
-from r2d2_jax.preparation.corpora.formats.samples import Found, folder_samples
+from r2d2_jax.preparation.corpora.formats.parquet import Layout, parquet_samples
+from r2d2_jax.preparation.corpora.formats.samples import Found, Sample, folder_samples
 from r2d2_jax.preparation.corpora.formats.tars import tar_samples
 
 TEXT_FIELDS = ("Title", "ImageQuery", "Content")
@@ -106,7 +108,7 @@ class Zero(ArchiveCorpus):
         if archive.suffix == ".tar":
             return tar_samples(archive)
         if archive.suffix == ".parquet":
-            return parquet_samples(archive, _IMAGE_COLUMNS)
+            return parquet_samples(archive, _Columns())
         return folder_samples(archive, self.weight(archive))
 
     def image_id(self, archive: Path, key: str, fields: dict[str, Any]) -> str:
@@ -118,6 +120,25 @@ class Zero(ArchiveCorpus):
 
     def _shards(self) -> list[img2dataset.Shard]:
         return img2dataset.finished_shards(self.images)
+
+
+class _Columns(Layout):
+    """The columns of img2dataset's Parquet files; rows without an image are dead links."""
+
+    def columns(self, schema: pyarrow.Schema) -> None:
+        """All of them, if there is one with images."""
+        if not set(_IMAGE_COLUMNS) & set(schema.names):
+            raise UnusableRecord(f"no column {', '.join(_IMAGE_COLUMNS)}; there is {', '.join(schema.names)}")
+
+    def sample(self, number: int, row: dict[str, Any]) -> tuple[str, Sample | UnusableRecord] | None:
+        """Image, texts and addresses of a row."""
+        image = row.pop(next(name for name in _IMAGE_COLUMNS if name in row))
+        if image is None:
+            return None
+        key = str(row.get("key", number))
+        if not isinstance(image, bytes):
+            return key, UnusableRecord("the image is not a column of bytes")
+        return key, Sample(image, row)
 
 
 def _downloads(archive: Path) -> img2dataset.Downloads:

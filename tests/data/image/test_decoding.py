@@ -4,7 +4,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -12,37 +11,16 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFile
 from small_data import encode
+from small_images import RAMP, USES, save, shown, train, turned_by
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.image import decoding
 from r2d2_jax.data.image.decoding import MAX_PIXELS, EncodedImage
-from r2d2_jax.data.image.transforms import evaluation_image, train_image, verify_image
-from r2d2_jax.preparation.downsizing import downsized
-
-RAMP = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
-
-
-def save(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **settings)
-    return file.getvalue()
+from r2d2_jax.data.image.transforms import evaluation_image, verify_image
 
 
 def rgb(*channels: np.ndarray) -> np.ndarray:
     return np.stack(channels * (3 // len(channels)), -1).astype(np.uint8)
-
-
-def train(encoded: bytes) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    return train_image(encoded, generator, image_size=8, crop_scale=(1.0, 1.0), flip=False)
-
-
-USES: list[Callable[[bytes], object]] = [
-    verify_image,
-    train,
-    lambda image: evaluation_image(image, 8),
-    lambda image: downsized(image, 4, 90),
-]
 
 
 def alpha_on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -116,26 +94,14 @@ def test_inverted_cmyk_of_adobe(ink: tuple[int, int, int, int]) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation: int) -> None:
-    """The tag says on which sides row 0 and column 0 of the stored image are shown (EXIF 2.3)."""
     blocks = np.random.default_rng(0).integers(0, 256, (3, 4, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
-    shown = {
-        1: blocks,
-        2: blocks[:, ::-1],
-        3: blocks[::-1, ::-1],
-        4: blocks[::-1],
-        5: blocks.swapaxes(0, 1),
-        6: blocks[::-1].swapaxes(0, 1),
-        7: blocks[::-1, ::-1].swapaxes(0, 1),
-        8: blocks[:, ::-1].swapaxes(0, 1),
-    }
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    encoded = save(Image.fromarray(blocks), "JPEG", exif=exif, quality=98, subsampling="4:4:4")
+    encoded = save(Image.fromarray(blocks), "JPEG", exif=turned_by(orientation), quality=98, subsampling="4:4:4")
+    upright = shown(blocks, orientation)
     image = EncodedImage(encoded)
-    assert image.size == shown[orientation].shape[1::-1]
+    assert image.size == upright.shape[1::-1]
     pixels = image.pixels()[..., :3]
-    assert np.abs(pixels.astype(int) - shown[orientation].astype(int)).mean() < 3
-    expected = np.asarray(Image.fromarray(shown[orientation]).resize((8, 8), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(pixels.astype(int) - upright.astype(int)).mean() < 3
+    expected = np.asarray(Image.fromarray(upright).resize((8, 8), Image.Resampling.BICUBIC)).astype(int)
     for square in (evaluation_image(encoded, 8), train(encoded)):
         assert np.abs(square.astype(int) - expected).mean() < 3
 
@@ -159,9 +125,7 @@ def test_jpegs_are_decoded_as_pillow_does(mode: str, settings: dict[str, object]
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
 def test_reduced_size(reduction: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    for kind, settings in (("JPEG", {}), ("JPEG", {"exif": exif}), ("PNG", {})):
+    for kind, settings in (("JPEG", {}), ("JPEG", {"exif": turned_by(3)}), ("PNG", {})):
         encoded = save(Image.open(io.BytesIO(encode((123, 77)))), kind, **settings)
         pixels = EncodedImage(encoded).pixels(reduction)
         fraction = reduction if kind == "JPEG" else 1
@@ -181,6 +145,22 @@ def test_other_formats_are_not_opened(kind: str) -> None:
     for use in USES:
         with pytest.raises(UnusableRecord, match=f"^not an image: {len(encoded)} bytes in no known format$"):
             use(encoded)
+
+
+@pytest.mark.parametrize(
+    "start, name",
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypheix", "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\xff\x0a", "JPEG XL"),
+    ],
+)
+def test_photographs_in_formats_that_are_not_read_are_named(start: bytes, name: str) -> None:
+    message = f"^the image is {name}, which is not read here; convert it to JPEG or PNG$"
+    for use in USES:
+        with pytest.raises(UnusableRecord, match=message):
+            use(start + bytes(100))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])

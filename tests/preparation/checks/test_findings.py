@@ -33,7 +33,7 @@ def split(
     """A split of 1,000 sound images and 2,000 captions in eight shards, with changes."""
     some_tokens = TokenReport(None, 0, 0.0, 0, 0.0, {})
     some_captions = CaptionReport(2000, None, None, 2000, 0, 0, 0.0, {}, replace(some_tokens, **tokens or {}))
-    some_images = ImageReport(1000, None, None, 0, None, {}, {}, {}, {}, 0, 0, [], 0, [])
+    some_images = ImageReport(1000, None, None, 0, None, {}, {}, {}, {}, 0, 0, [], 0, [], 0, [])
     sound = SplitReport(
         1000,
         0,
@@ -153,6 +153,12 @@ def test_no_train_split() -> None:
 @pytest.mark.parametrize(
     ("train", "sound", "warning"),
     [
+        (
+            split(images={"damaged": 2, "first_damaged": ["a.jsonl:1: image 1: x", "a.jsonl:9: image 9: y"]}),
+            split(),
+            "train: 2 of the 1,000 images (0.20%) are damaged, although they can be decoded; prepare_data.py leaves "
+            "such images out with --refuse_damaged. The first: a.jsonl:1: image 1: x; a.jsonl:9: image 9: y",
+        ),
         (
             split(usable=990, unusable={"empty_caption": 10}),
             split(),

@@ -57,7 +57,8 @@ def finished_shards(root: Path) -> list[Shard]:
         raise UserError(
             f"{len(unfinished)} of the shards in {root} have no NAME{STATS}, so img2dataset has not "
             "finished them; let it finish (--incremental_mode=incremental), or move them away. If the tars "
-            f"were not made by img2dataset, use --corpus=webdataset. The first:\n"
+            "were not made by img2dataset, use --corpus=webdataset; for Parquet files of a Hugging Face dataset, "
+            f"--corpus=huggingface. The first:\n"
             f"{bulleted(unfinished[:FIRST_NAMES])}"
         )
     if not shards:

@@ -1,0 +1,94 @@
+"""Makes upright RGB of a picture of any kind. Part of r2d2_jax, Apache-2.0.
+
+This file depends on Pillow and NumPy alone. Every exported folder holds its code, within the image processor, so that
+pictures are read there as they are in training.
+"""
+
+import struct
+
+import numpy as np
+from PIL import ExifTags, Image
+
+_TURNS = {  # the EXIF tag, as EXIF 2.3 defines it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BROKEN_METADATA = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, OSError, struct.error)
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")  # Pillow may have their 16 bits a pixel as 32-bit integers
+_DARK = 16  # our decision: floats that reach beyond 1, but not as far as this, are of neither range
+
+
+class UnknownRange(ValueError):
+    """Pixels of more than 8 bits that nothing says how to scale."""
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF tag, 1 to 8, that says how to turn or mirror the image; 1, not at all, where no valid tag is."""
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation)
+    except BROKEN_METADATA:
+        return 1
+    return next((known for known in _TURNS if known == tag), 1)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turns the image as its EXIF tag says and makes it RGB; the image itself stays as it is.
+
+    Our decisions: transparent pixels become white. 16 bits a pixel are scaled to 8. So are floats that lie within 0 to
+    1; floats and 32-bit integers within 0 to 255 stay as they are, and such integers up to 65,535 count as 16 bits.
+
+    Raises:
+        UnknownRange: floats or 32-bit integers lie within no such range.
+    """
+    image.load()  # a TIFF turns itself then
+    turn = _TURNS.get(orientation(image))
+    if image.mode[0] in "IF":
+        image = Image.fromarray(_eight_bits(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """uint8 [height width] of a greyscale image of more bits, which a plain conversion would cut off."""
+    scaled = _scaled(image)
+    # Zero is white in some TIFFs, which Pillow inverts only if they have 8 bits.
+    inverted = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
+    return 255 - scaled if inverted else scaled
+
+
+def _scaled(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if image.mode == "F":
+        return _floats_as_bytes(values)
+    if image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS:
+        low, high = int(values.min()), int(values.max())
+        if not 0 <= low <= high <= 65535:
+            raise UnknownRange(
+                f"its pixels are integers from {low:,} to {high:,}; expected a range within 0 to 255 or 0 to 65,535"
+            )
+        if high <= 255:
+            return values.astype(np.uint8)
+    return (values.clip(0, 65535) // 257).astype(np.uint8)
+
+
+def _floats_as_bytes(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    rounding = 1 / 255  # how far a resized image may lie outside of its range
+    if -rounding <= low <= high <= 1 + rounding:
+        values = values * 255
+    elif not (low >= -1 and _DARK <= high <= 256):
+        raise UnknownRange(
+            f"its pixels are floats from {low:g} to {high:g}; expected a range within 0 to 1, or within 0 to 255 and "
+            f"not below {_DARK} throughout"
+        )
+    return np.rint(values).clip(0, 255).astype(np.uint8)
