@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,6 +21,10 @@ from r2d2_jax.data.image.jpeg import with_less_metadata
 from r2d2_jax.data.image.png import without_metadata
 from r2d2_jax.data.image.upright import BROKEN_METADATA, orientation
 from r2d2_jax.errors import first_line
+
+# Here, because every process that decodes imports this: Pillow warns of metadata that is broken or that a conversion
+# drops, without saying which file it was, between the lines of a program.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 MAX_PIXELS = 2**26  # our decision: 8192 x 8192, up to 1 GiB while it is decoded; a file of a few kB can claim far more
 # The formats of cameras and the web. The others are no photographs; Pillow hands an EPS to another program.

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -208,3 +210,19 @@ def test_a_broken_critical_chunk_is_named(name: bytes) -> None:
     for use in USES:
         with pytest.raises(UnusableRecord, match="^the image cannot be decoded: "):
             use(encoded)
+
+
+def test_pillows_warnings_do_not_come_between_the_lines_of_a_program() -> None:
+    """In a process of its own, because pytest has its own way with warnings."""
+    program = """
+import io, sys
+from PIL import Image
+from r2d2_jax.data.image.transforms import evaluation_image
+exif = Image.Exif()
+exif[0x9286] = b"comment"
+image, file = Image.new("RGB", (8, 8)), io.BytesIO()
+image.save(file, "TIFF", exif=exif.tobytes()[:-4])
+evaluation_image(file.getvalue(), 8)
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
