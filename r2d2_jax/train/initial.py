@@ -1,7 +1,7 @@
 """Initial weights: where a run's parameters come from before its first step."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -64,20 +64,18 @@ def initial_params(config: Config, vocabulary: Vocabulary, *, masked_lm: bool) -
         params |= weights.params
         notes += [f"image tower from {initial.image}", *weights.notes]
     if initial.text:
+        unknown = same_tokens(vocabulary_in(located(initial.text).parent), vocabulary, initial.text, initial)
         weights = text_tower(initial.text, config.model, masked_lm=masked_lm, fewer_tokens=initial.longer_vocabulary)
         params |= weights.params
-        notes += [f"text tower from {initial.text}", *weights.notes]
-        notes += same_tokens(vocabulary_in(located(initial.text).parent), vocabulary, initial.text, initial)
+        notes += [f"text tower from {initial.text}", *unknown, *weights.notes]
     if initial.longer_vocabulary:
         params, added = with_new_tokens(params, config.model.text.vocabulary_size, config.train.seed)
         notes += added
     return params, notes
 
 
-def same_tokens(
-    there: Vocabulary | None, here: Vocabulary, source: str, initial: InitialWeightsConfig
-) -> Iterator[str]:
-    """Checks that every word embedding is read for the token that it was trained for; yields notes for the log.
+def same_tokens(there: Vocabulary | None, here: Vocabulary, source: str, initial: InitialWeightsConfig) -> list[str]:
+    """Checks that every word embedding becomes that of the token that it was trained for.
 
     Args:
         there: the vocabulary beside the weights; None if there is none.
@@ -85,23 +83,23 @@ def same_tokens(
         source: where the weights are.
         initial: whether `here` may be `there` and more.
 
+    Returns:
+        A note for the log if this cannot be told.
+
     Raises:
         UserError: the vocabularies differ; names the first lines that do.
     """
-    longer = there is not None and here[: len(there)] == there
     if there is None:
-        yield f"{source} came without a vocabulary: its tokens are taken to be those of {here.name}"
-    elif there != here and not (longer and initial.longer_vocabulary):
-        allow = (
-            "set initial.longer_vocabulary = True to start the embeddings of the new tokens at random, or "
-            if longer
-            else ""
-        )
-        raise UserError(
-            f"{source} was trained with another vocabulary, {there.name}, than {here.name}: its word embeddings would "
-            f"be those of other tokens; {allow}set data.vocabulary to {there.name}. What differs first:\n"
-            f"{differences(there, here)}"
-        )
+        return [f"{source} came without a vocabulary: its tokens are taken to be those of {here.name}"]
+    longer = here[: len(there)] == there
+    if there == here or (longer and initial.longer_vocabulary):
+        return []
+    allow = "initial.longer_vocabulary = True to start the new tokens at random, or set " if longer else ""
+    raise UserError(
+        f"{source} was trained with another vocabulary, {there.name}, than {here.name}: its word embeddings would be "
+        f"those of other tokens; set {allow}data.vocabulary to {there.name}. What differs first:\n"
+        f"{differences(there, here)}"
+    )
 
 
 def with_new_tokens(params: Params, size: int, seed: int) -> tuple[Params, list[str]]:
