@@ -145,12 +145,12 @@ def write_rest(workdir: Path, path: Path) -> None:
 
 
 def check_vocabulary(model: Model) -> None:
-    """Raises UserError unless the vocabulary has as many tokens as there are word embeddings."""
+    """Raises UserError if the vocabulary has more tokens than there are word embeddings."""
     tokens, rows = model.vocabulary, model.config.text.vocabulary_size
     if tokens is not None and len(tokens) > rows:
         raise UserError(
             f"the vocabulary has {len(tokens)} tokens and the model {rows} word embeddings; name the vocab.txt "
-            "that the model was trained with"
+            f"that the model was trained with in place of {tokens.name}"
         )
 
 
