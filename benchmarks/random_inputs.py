@@ -39,6 +39,7 @@ from r2d2_jax.launch import check_data, prepare_data
 from r2d2_jax.models.store import Model
 from r2d2_jax.preparation.downsizing import downsized
 from r2d2_jax.trees import nested
+from r2d2_jax.vocabulary import Vocabulary
 
 CASES = flags.DEFINE_integer("cases", 500, "Variations of each kind.", lower_bound=1)
 FIRST = flags.DEFINE_integer("first", 0, "Number of the first variation.", lower_bound=0)
@@ -113,13 +114,15 @@ def vocabularies(folder: Path) -> Attempt:
 
     def attempt(rng: Rng, folder: Path) -> str:
         path = folder / "vocab.txt"
-        path.write_bytes(odd_inputs.vocabulary_file(rng))
+        content = odd_inputs.vocabulary_file(rng)
+        path.write_bytes(content)
         tokenizer = load_tokenizer(str(path), 8)
         text = odd_inputs.text(rng).encode(errors="replace").decode()  # records and models refuse half a character
         ids, mask = tokenizer([*TEXTS, text])
         assert ids.shape == mask.shape == (4, 8)
         assert ids.min() >= 0
         assert ids.max() < len(tokenizer.vocabulary)
+        assert tokenizer.vocabulary.content == content
         return "read"
 
     return attempt
@@ -199,7 +202,7 @@ def random_model() -> Ranker:
     rng = np.random.default_rng(0)
     leaves = {path: (0.1 * rng.normal(size=shape)).astype(np.float32) for path, shape in our_shapes(SIZES).items()}
     tokens = (*odd_inputs.SPECIAL_TOKENS, *dict.fromkeys(odd_inputs.CHARACTERS), "a", "##a", "[", "]", "##d")
-    return Ranker(Model(SIZES, nested(leaves), vocabulary=tokens[: SIZES.text.vocabulary_size]))
+    return Ranker(Model(SIZES, nested(leaves), vocabulary=Vocabulary(tokens[: SIZES.text.vocabulary_size])))
 
 
 def called(program: Callable[[list[str]], int], *arguments: str) -> int:

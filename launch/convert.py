@@ -42,7 +42,10 @@ REST = flags.DEFINE_string(
     "rest", None, "Also write a run's teacher, queue, optimizer and MLM head: a .safetensors.", flag_values=FLAGS
 )
 VOCABULARY = flags.DEFINE_string(
-    "vocabulary", None, "The WordPiece vocab.txt of the model, to be kept with it.", flag_values=FLAGS
+    "vocabulary",
+    None,
+    "The WordPiece vocab.txt of the model, or a folder or hub name with one, to be kept with it.",
+    flag_values=FLAGS,
 )
 MAP_PUNCTUATION = flags.DEFINE_bool(
     "map_punctuation",

@@ -26,7 +26,10 @@ from r2d2_jax.preparation.prepare import Preparation, Runner, Settings, prepare
 FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to hold the dataset.", flag_values=FLAGS)
 _VOCABULARY = flags.DEFINE_string(
-    "vocabulary", "", "A WordPiece vocab.txt to copy beside the dataset.", flag_values=FLAGS
+    "vocabulary",
+    "",
+    "A WordPiece vocab.txt, or a folder or hub name with one, to copy beside the dataset.",
+    flag_values=FLAGS,
 )
 _SHARDS = flags.DEFINE_integer(
     "shards", 0, "Number of files a split; 0 chooses a fitting number, at least 8.", flag_values=FLAGS

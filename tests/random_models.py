@@ -6,6 +6,7 @@ from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelCon
 from r2d2_jax.convert.naming import our_shapes
 from r2d2_jax.models.store import Model
 from r2d2_jax.trees import nested
+from r2d2_jax.vocabulary import Vocabulary
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL_TOKENS, *"红蓝圆方大小")
@@ -25,4 +26,4 @@ def random_model(layers: int = 3, cross_layers: int = 2, seed: int = 0, tokens: 
     rng = np.random.default_rng(seed)
     shapes = our_shapes(config)
     leaves = {path: (0.1 * rng.normal(size=shape)).astype(np.float32) for path, shape in shapes.items()}
-    return Model(config, nested(leaves), vocabulary=tokens)
+    return Model(config, nested(leaves), vocabulary=Vocabulary(tokens) if tokens else None)

@@ -92,12 +92,14 @@ class InitialWeightsConfig:
     image: CLIP's image tower: a file, a folder of transformers, or a hub name. text: BERT or RoBERTa, likewise.
     model: a whole model instead: a published checkpoint, a converted folder, or another run's workdir.
     resize_positions: interpolate the image tower's position embeddings if they are for another image size.
+    longer_vocabulary: the run's vocabulary may be that of the weights and more tokens at its end, which start random.
     """
 
     image: str = ""
     text: str = ""
     model: str = ""
     resize_positions: bool = False
+    longer_vocabulary: bool = False
 
 
 def initial_contradictions(initial: InitialWeightsConfig) -> Iterator[str]:

@@ -14,9 +14,10 @@ from r2d2_jax.convert.torch_r2d2 import from_published, to_published
 from r2d2_jax.convert.transformers_folder import is_transformers, load_transformers, save_transformers
 from r2d2_jax.errors import UserError
 from r2d2_jax.extras import ONNX, require
-from r2d2_jax.models.store import VOCABULARY, Model, is_model, load_model, read_vocabulary, save_model
+from r2d2_jax.models.store import Model, is_model, load_model, save_model
 from r2d2_jax.runs import load_state
 from r2d2_jax.trees import flat
+from r2d2_jax.vocabulary import Vocabulary, differences, find_vocabulary, read_vocabulary, vocabulary_in
 
 STUDENT, TEACHER = "student", "teacher"
 
@@ -46,12 +47,14 @@ def open_model(
             run.
         weights: which parameters of a run: STUDENT, or TEACHER, the momentum teacher where it has its own.
         image_heads, text_heads: heads in a published checkpoint, see `from_published`.
-        vocabulary: the model's WordPiece vocabulary; None keeps the one that lies beside the model.
+        vocabulary: the model's WordPiece vocabulary, a file, a folder that holds one, or a hub name; None keeps the one
+            that lies beside the model.
         map_punctuation: whether the model was trained on mapped punctuation, which a published file does not record;
             None keeps what the model records.
 
     Raises:
-        UserError: there is no such model, it is damaged, or the vocabulary does not fit the word embeddings.
+        UserError: there is no such model, it is damaged, or the vocabulary is not the one beside the model or does not
+            fit the word embeddings.
     """
     if is_published(path):
         model = from_published(read_tensors(path), str(path), image_heads=image_heads, text_heads=text_heads)
@@ -69,9 +72,9 @@ def open_model(
     if weights != STUDENT and not _is_run(path):
         raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
     if vocabulary is not None:
-        if not vocabulary.is_file():
-            raise UserError(f"vocabulary {vocabulary} does not exist; expected a WordPiece vocab.txt")
-        model = dataclasses.replace(model, vocabulary=read_vocabulary(vocabulary))
+        given = read_vocabulary(find_vocabulary(str(vocabulary)))
+        _check_the_same(model.vocabulary, given)
+        model = dataclasses.replace(model, vocabulary=given)
     if map_punctuation is not None:
         model = dataclasses.replace(model, maps_punctuation=map_punctuation)
     check_vocabulary(model)
@@ -142,12 +145,20 @@ def write_rest(workdir: Path, path: Path) -> None:
 
 
 def check_vocabulary(model: Model) -> None:
-    """Raises UserError unless the vocabulary has as many tokens as there are word embeddings."""
+    """Raises UserError if the vocabulary has more tokens than there are word embeddings."""
     tokens, rows = model.vocabulary, model.config.text.vocabulary_size
     if tokens is not None and len(tokens) > rows:
         raise UserError(
             f"the vocabulary has {len(tokens)} tokens and the model {rows} word embeddings; name the vocab.txt "
-            "that the model was trained with"
+            f"that the model was trained with in place of {tokens.name}"
+        )
+
+
+def _check_the_same(kept: Vocabulary | None, given: Vocabulary) -> None:
+    if kept is not None and kept != given:
+        raise UserError(
+            f"the model was trained with {kept.name}, and {given.name} is another vocabulary; leave it out or, if it "
+            f"is the right one, put it in the place of {kept.name}. What differs first:\n{differences(kept, given)}"
         )
 
 
@@ -163,7 +174,7 @@ def _of_run(workdir: Path, weights: str) -> Model:
         params |= teacher
     sizes = dataclasses.replace(model_config(config["model"], f"the run in {workdir}"), dtype="float32")
     maps = config["data"]["map_punctuation"]
-    return Model(sizes, jax.tree.map(np.asarray, params), {}, read_vocabulary(workdir / VOCABULARY), maps)
+    return Model(sizes, jax.tree.map(np.asarray, params), {}, vocabulary_in(workdir), maps)
 
 
 def _as_dicts(tree: Any) -> Any:

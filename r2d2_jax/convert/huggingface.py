@@ -4,6 +4,7 @@ Image towers: transformers' `CLIPVisionModel` and `CLIPModel`, OpenAI's CLIP and
 OpenAI's. Text towers: `BertModel` and `BertForMaskedLM`, under which RoBERTa-wwm-ext is published.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,13 +89,14 @@ def image_tower(name: str, config: ModelConfig, *, resize_positions: bool = Fals
     return Weights(params, (*notes, *unused))
 
 
-def text_tower(name: str, config: ModelConfig, *, masked_lm: bool) -> Weights:
+def text_tower(name: str, config: ModelConfig, *, masked_lm: bool, fewer_tokens: bool = False) -> Weights:
     """Reads a text tower, and with `masked_lm` the masked-language-model head where the checkpoint has one.
 
     Args:
         name: a file, a folder with one of WEIGHT_FILES, or a name on the Hugging Face hub.
         config: the sizes that the tower must have.
         masked_lm: the model has a masked-language-model head.
+        fewer_tokens: take a tower with fewer word embeddings than `config` has tokens, as it is.
 
     Raises:
         UserError: there are no such weights, or they are of another size; lists every name that differs.
@@ -103,6 +105,8 @@ def text_tower(name: str, config: ModelConfig, *, masked_lm: bool) -> Weights:
     tensors = {_modern(key): tensor for key, tensor in read_tensors(path).items()}
     has_head = "cls.predictions.bias" in tensors
     places = bert(config.text.layers)
+    if fewer_tokens:
+        config = _with_tokens_of(tensors, config)
     leftover = dict(BERT_LEFTOVER)
     if masked_lm and has_head:
         places |= MASKED_LM_HEAD
@@ -164,6 +168,13 @@ def _explained(
         if names:
             notes.append(f"left out {len(names)} tensor(s), {names[0]} first: {reason}")
     return params, tuple(notes)
+
+
+def _with_tokens_of(tensors: Tensors, config: ModelConfig) -> ModelConfig:
+    """The sizes with as many tokens as there are word embeddings, if these are fewer."""
+    rows, tokens = tensors.get("embeddings.word_embeddings.weight", ()), config.text.vocabulary_size
+    text = dataclasses.replace(config.text, vocabulary_size=min(len(rows) or tokens, tokens))
+    return dataclasses.replace(config, text=text)
 
 
 def _modern(name: str) -> str:

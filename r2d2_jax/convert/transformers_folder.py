@@ -19,10 +19,11 @@ from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.naming import assembled
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
-from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS, tokenizer_of
+from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
-from r2d2_jax.models.store import VOCABULARY, Model, read_vocabulary, write_vocabulary
+from r2d2_jax.models.store import Model
+from r2d2_jax.vocabulary import SPECIAL_TOKENS, VOCABULARY, Vocabulary, vocabulary_in, write_plain_vocabulary
 
 CONFIG, WEIGHTS, CODE, CARD = "config.json", "model.safetensors", "modeling_r2d2.py", "README.md"
 MODEL_TYPE = "r2d2"
@@ -63,7 +64,7 @@ def load_transformers(folder: Path) -> Model:
         raise UserError(f"{folder / CONFIG} describes a model of type {kind!r}; expected {MODEL_TYPE!r}")
     sizes = {name: described[name] for name in SIZES if name in described}
     config = model_config(sizes | {"dtype": "float32"}, f"the model in {folder}")
-    weights, vocabulary = folder / WEIGHTS, read_vocabulary(folder / VOCABULARY)
+    weights, vocabulary = folder / WEIGHTS, vocabulary_in(folder)
     params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
     return Model(config, params, {}, vocabulary, bool(described.get("maps_punctuation", False)))
 
@@ -162,7 +163,7 @@ The weights are under the licence of what they were made from; the code in this 
 """
 
 
-def _write_tokenizer(model: Model, vocabulary: tuple[str, ...], folder: Path) -> None:
+def _write_tokenizer(model: Model, vocabulary: Vocabulary, folder: Path) -> None:
     length = model.config.text.text_length
     tokenizer = tokenizer_of(vocabulary, length, map_punctuation=model.maps_punctuation)
     backend = tokenizer.backend()
@@ -177,7 +178,7 @@ def _write_tokenizer(model: Model, vocabulary: tuple[str, ...], folder: Path) ->
     }
     reading = {"model_max_length": length, "model_input_names": ["input_ids", "attention_mask"]}
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **reading, **special})
-    write_vocabulary(vocabulary, folder / VOCABULARY)
+    write_plain_vocabulary(vocabulary, folder / VOCABULARY)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

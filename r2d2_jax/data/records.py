@@ -15,6 +15,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.text.blank import is_blank
 from r2d2_jax.errors import UserError, first_line
 
 # For all datasets together; our decision: systems commonly allow a process 256 or 1,024 open files. An open shard takes
@@ -47,7 +48,7 @@ class Record:
         Raises:
             UnusableRecord: a caption is empty, or there is no image_id.
         """
-        if not all(caption.strip() for caption in self.captions):
+        if any(map(is_blank, self.captions)):
             raise UnusableRecord("it has an empty caption")
         if not self.image_id:
             raise UnusableRecord("it has no image_id")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from r2d2_jax.config.reading import model_config
 from r2d2_jax.errors import UserError, bulleted, first_line
 from r2d2_jax.models.r2d2 import R2D2, abstract_params
 from r2d2_jax.trees import flat, nested, shape_differences
+from r2d2_jax.vocabulary import VOCABULARY, Vocabulary, vocabulary_in, write_vocabulary
 
-CONFIG, PARAMS, UNUSED, VOCABULARY = "model.json", "params.safetensors", "unused.safetensors", "vocab.txt"
+CONFIG, PARAMS, UNUSED = "model.json", "params.safetensors", "unused.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Model:
     config: ModelConfig
     params: Params
     unused: dict[str, np.ndarray] = field(default_factory=dict)
-    vocabulary: tuple[str, ...] | None = None
+    vocabulary: Vocabulary | None = None
     maps_punctuation: bool = True
 
     @property
@@ -104,28 +104,8 @@ def load_model(folder: Path) -> Model:
     if not isinstance(described, dict):
         raise UserError(f"{folder / CONFIG} holds no JSON object with the sizes of the model; convert it again")
     config = model_config(described.get("model"), f"the model in {folder}")
-    vocabulary = read_vocabulary(folder / VOCABULARY)
+    vocabulary = vocabulary_in(folder)
     model = Model(config, params, unused, vocabulary, described.get("maps_punctuation") is True)
     if differences := shape_differences(params, abstract_params(model.module)):
         raise UserError(f"{folder / PARAMS} does not fit {CONFIG}; convert it again:\n{bulleted(differences)}")
     return model
-
-
-def read_vocabulary(path: Path) -> tuple[str, ...] | None:
-    """The tokens of a WordPiece vocabulary file, one a line; None if there is no file.
-
-    Raises:
-        UserError: it is no UTF-8.
-    """
-    if not path.exists():
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"vocabulary {path} is no UTF-8 ({error}); expected one token a line") from error
-    return tuple(lines[:-1] if lines[-1] == "" else lines)
-
-
-def write_vocabulary(tokens: Iterable[str], path: Path) -> None:
-    """Writes what `read_vocabulary` reads."""
-    path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")

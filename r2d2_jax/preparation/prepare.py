@@ -6,7 +6,6 @@ number of processes.
 """
 
 import itertools
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.data.text.tokenizer import load_tokenizer
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus
@@ -32,6 +30,7 @@ from r2d2_jax.preparation.shard_task import (
 )
 from r2d2_jax.preparation.work_folder import unfinished_work
 from r2d2_jax.preparation.writer import SplitSummary, dataset_path, publish_dataset
+from r2d2_jax.vocabulary import VOCABULARY, Vocabulary, find_vocabulary, read_vocabulary, write_vocabulary
 
 SKIPPED_FILE = "skipped.txt"
 
@@ -117,7 +116,7 @@ def prepare(
         corpus: what to read.
         output: folder to hold the dataset.
         settings: shards, sizes, tolerance.
-        vocabulary: a vocab.txt to copy beside the dataset; "" copies none.
+        vocabulary: a vocab.txt, a folder that holds one, or a hub name, to copy beside the dataset; "" copies none.
         run: writes the shards; by default in this process.
 
     Raises:
@@ -125,7 +124,7 @@ def prepare(
     """
     settings = settings or Settings()
     root = Path(output).expanduser().absolute()
-    _check_vocabulary(vocabulary)
+    tokens = read_vocabulary(find_vocabulary(vocabulary)) if vocabulary else None  # before the images are read
     folder = root / f"{corpus.name}.unfinished"
     identity = corpus.identity() | {
         "shards": settings.shards,
@@ -140,21 +139,14 @@ def prepare(
         job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality, settings.refuse_damaged)
         tasks = _tasks(corpus, catalog, settings.shards)
         _write_missing(job, tasks, _watch(corpus, catalog, tasks, settings), run or in_processes(1))
-        _copy_vocabulary(vocabulary, root)
+        if tokens:
+            _copy_vocabulary(tokens, root)
         return _publish(root, job, tasks, catalog)
 
 
-def _check_vocabulary(vocabulary: str) -> None:
-    if vocabulary:
-        load_tokenizer(vocabulary, text_length=3)  # reports a bad one before the images are read
-        if not Path(vocabulary).expanduser().is_file():
-            raise UserError(f"--vocabulary={vocabulary} is not a file; expected a vocab.txt to copy beside the dataset")
-
-
-def _copy_vocabulary(vocabulary: str, root: Path) -> None:
-    if vocabulary:
-        with written_whole(root / "vocab.txt") as unfinished:
-            shutil.copyfile(Path(vocabulary).expanduser(), unfinished)
+def _copy_vocabulary(vocabulary: Vocabulary, root: Path) -> None:
+    with written_whole(root / VOCABULARY) as unfinished:
+        write_vocabulary(vocabulary, unfinished)
 
 
 def build_catalog(corpus: Corpus, path: Path) -> Catalog:

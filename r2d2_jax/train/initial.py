@@ -11,29 +11,34 @@ from r2d2_jax.arrays import Params
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import InitialWeightsConfig
 from r2d2_jax.convert.conversion import open_model
-from r2d2_jax.convert.huggingface import image_tower, text_tower
+from r2d2_jax.convert.huggingface import image_tower, located, text_tower
 from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.models.layers import EMBEDDING_INIT
 from r2d2_jax.tasks.task import Task
 from r2d2_jax.train.state import TrainState
 from r2d2_jax.trees import shape_differences
+from r2d2_jax.vocabulary import Vocabulary, differences, vocabulary_in
 
 
-def with_initial_weights(state: TrainState, task: Task, config: Config) -> tuple[TrainState, list[str]]:
+def with_initial_weights(
+    state: TrainState, task: Task, config: Config, vocabulary: Vocabulary
+) -> tuple[TrainState, list[str]]:
     """Puts the configured weights into a fresh state; what the task carries is made anew from them.
 
     Args:
         state: a fresh state.
         task: what is learned.
         config: `initial` says what is read.
+        vocabulary: the run's.
 
     Returns:
         The state, every leaf placed as before, and notes for the log, one line each.
 
     Raises:
-        UserError: weights are absent, damaged or of another size; lists every name that differs.
+        UserError: weights are absent, damaged, of another size or another vocabulary; lists what differs.
     """
-    loaded, notes = initial_params(config, masked_lm=task.model.masked_lm)
+    loaded, notes = initial_params(config, vocabulary, masked_lm=task.model.masked_lm)
     if left_out := [part for part in loaded if part not in state.params]:
         notes.append(f"left out, since {config.task} does not train it: {', '.join(left_out)}")
     scratch = [part for part in state.params if part not in loaded]
@@ -47,26 +52,87 @@ def with_initial_weights(state: TrainState, task: Task, config: Config) -> tuple
     return dataclasses.replace(state, params=params, memory=memory), notes
 
 
-def initial_params(config: Config, *, masked_lm: bool) -> tuple[Params, list[str]]:
+def initial_params(config: Config, vocabulary: Vocabulary, *, masked_lm: bool) -> tuple[Params, list[str]]:
     """The parameters that the configuration names, in host memory, by parts of the model, and notes for the log."""
     initial = config.initial
     params: Params = {}
     notes: list[str] = []
     if initial.model:
-        params, notes = _whole_model(initial, config)
+        params, notes = _whole_model(initial, config, vocabulary)
     if initial.image:
         weights = image_tower(initial.image, config.model, resize_positions=initial.resize_positions)
         params |= weights.params
         notes += [f"image tower from {initial.image}", *weights.notes]
     if initial.text:
-        weights = text_tower(initial.text, config.model, masked_lm=masked_lm)
+        unknown = same_tokens(vocabulary_in(located(initial.text).parent), vocabulary, initial.text, initial)
+        weights = text_tower(initial.text, config.model, masked_lm=masked_lm, fewer_tokens=initial.longer_vocabulary)
         params |= weights.params
-        notes += [f"text tower from {initial.text}", *weights.notes]
+        notes += [f"text tower from {initial.text}", *unknown, *weights.notes]
+    if initial.longer_vocabulary:
+        params, added = with_new_tokens(params, config.model.text.vocabulary_size, config.train.seed)
+        notes += added
     return params, notes
 
 
-def _whole_model(initial: InitialWeightsConfig, config: Config) -> tuple[Params, list[str]]:
+def same_tokens(there: Vocabulary | None, here: Vocabulary, source: str, initial: InitialWeightsConfig) -> list[str]:
+    """Checks that every word embedding becomes that of the token that it was trained for.
+
+    Args:
+        there: the vocabulary beside the weights; None if there is none.
+        here: the run's vocabulary.
+        source: where the weights are.
+        initial: whether `here` may be `there` and more.
+
+    Returns:
+        A note for the log if this cannot be told.
+
+    Raises:
+        UserError: the vocabularies differ; names the first lines that do.
+    """
+    if there is None:
+        return [f"{source} came without a vocabulary: its tokens are taken to be those of {here.name}"]
+    longer = here[: len(there)] == there
+    if there == here or (longer and initial.longer_vocabulary):
+        return []
+    allow = "initial.longer_vocabulary = True to start the new tokens at random, or set " if longer else ""
+    raise UserError(
+        f"{source} was trained with another vocabulary, {there.name}, than {here.name}: its word embeddings would be "
+        f"those of other tokens; set {allow}data.vocabulary to {there.name}. What differs first:\n"
+        f"{differences(there, here)}"
+    )
+
+
+def with_new_tokens(params: Params, size: int, seed: int) -> tuple[Params, list[str]]:
+    """Adds rows for new tokens to the word embeddings and the bias of the masked-language-model head.
+
+    Rows are drawn, and biases zero, as in a text tower that starts at random; our decision.
+
+    Args:
+        params: by parts of the model; their arrays have at most `size` rows.
+        size: `v`, of the run.
+        seed: of the rows.
+
+    Returns:
+        The parameters, and a note for the log if there are new rows.
+    """
+    if "text_encoder" not in params:
+        return params, []
+    text, head = params["text_encoder"], params.get("masked_lm_head")
+    table = text["word_embedding"]["embedding"]
+    count = size - len(table)
+    if count <= 0:
+        return params, []
+    rows = EMBEDDING_INIT(jax.random.key(seed), (count, table.shape[1]), table.dtype)
+    text = text | {"word_embedding": {"embedding": np.concatenate([table, np.asarray(rows)])}}
+    params = params | {"text_encoder": text}
+    if head is not None:
+        params |= {"masked_lm_head": head | {"bias": np.pad(head["bias"], (0, count))}}
+    return params, [f"word embeddings of {count} new tokens start random"]
+
+
+def _whole_model(initial: InitialWeightsConfig, config: Config, vocabulary: Vocabulary) -> tuple[Params, list[str]]:
     model, notes = open_model(Path(initial.model).expanduser()), [f"whole model from {initial.model}"]
+    notes += same_tokens(model.vocabulary, vocabulary, initial.model, initial)
     params, patches = model.params, config.model.image.patches
     if model.maps_punctuation != config.data.map_punctuation:
         notes.append(_other_punctuation(config.data.map_punctuation))

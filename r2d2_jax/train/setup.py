@@ -23,7 +23,6 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.models.r2d2 import abstract_params
-from r2d2_jax.models.store import VOCABULARY, read_vocabulary, write_vocabulary
 from r2d2_jax.processes import gather_json
 from r2d2_jax.sharding import check_batch_divides, make_mesh
 from r2d2_jax.tasks import build_task
@@ -33,6 +32,7 @@ from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.metrics import Window
 from r2d2_jax.train.optimizer import Optimizer, check_rates, make_optimizer
 from r2d2_jax.train.state import TrainState, abstract_state, sharded_init_state, trainable_of
+from r2d2_jax.vocabulary import VOCABULARY, differences, vocabulary_in, write_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def build_tokenizer(config: Config, *, number_words: bool = False) -> Tokenizer:
     Raises:
         UserError: there is no such vocabulary, or it has more tokens than the model.
     """
-    vocabulary = config.data.vocabulary or str(Path(config.data.directory) / "vocab.txt")
+    vocabulary = config.data.vocabulary or str(Path(config.data.directory) / VOCABULARY)
     tokenizer = load_tokenizer(
         vocabulary,
         config.model.text.text_length,
@@ -132,15 +132,16 @@ def keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, resuming: bool) -> N
     Raises:
         UserError: a run that resumes was started with another vocabulary.
     """
-    path = workdir / VOCABULARY
-    if resuming and read_vocabulary(path) not in (None, tokenizer.vocabulary):
+    here = tokenizer.vocabulary
+    kept = vocabulary_in(workdir) if resuming else None
+    if kept is not None and kept != here:
         raise UserError(
-            f"the run was started with the vocabulary {path} and data.vocabulary names another one; go back to it, or "
-            "use an empty --workdir"
+            f"the run was started with the vocabulary {kept.name} and data.vocabulary names another one, {here.name}; "
+            f"go back to it, or use an empty --workdir. What differs first:\n{differences(kept, here)}"
         )
     if jax.process_index() == 0:
-        with written_whole(path) as unfinished:
-            write_vocabulary(tokenizer.vocabulary, unfinished)
+        with written_whole(workdir / VOCABULARY) as unfinished:
+            write_vocabulary(here, unfinished)
 
 
 def build_mixture(config: Config) -> Mixture:
@@ -220,7 +221,7 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     built = (parts.task, parts.optimizer, parts.mesh)
     if checkpoints.latest_step() is None:
         state = sharded_init_state(*built, jax.random.key(config.train.seed))
-        state, notes = with_initial_weights(state, parts.task, config)
+        state, notes = with_initial_weights(state, parts.task, config, parts.tokenizer.vocabulary)
         for note in notes:
             logger.warning("initial weights: %s", note)
         logger.info("starting; %s", _sizes(parts, state))

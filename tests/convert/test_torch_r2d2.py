@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_models import random_model
+from random_models import SPECIAL_TOKENS, random_model
 from reference import ABSENT, FOLDER, reference, reference_model
 
 from r2d2_jax.convert.conversion import open_model, write_model
@@ -105,13 +105,14 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     write_model(random_model(), tmp_path / "ours")
-    (tmp_path / "vocab.txt").write_text("".join(f"{number}\n" for number in range(12)))
+    tokens = (*SPECIAL_TOKENS, *map(str, range(7)))
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
     with pytest.raises(UserError, match="the vocabulary has 12 tokens and the model 11 word embeddings"):
         open_model(tmp_path / "ours", vocabulary=tmp_path / "vocab.txt")
-    (tmp_path / "vocab.txt").write_text("".join(f"{number}\n" for number in range(11)))
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens[:11]))
     model = open_model(tmp_path / "ours", vocabulary=tmp_path / "vocab.txt")
     write_model(model, tmp_path / "again")
-    assert open_model(tmp_path / "again").vocabulary == tuple(map(str, range(11)))
+    assert open_model(tmp_path / "again").vocabulary == tokens[:11]
 
 
 def test_what_is_no_model_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
 from r2d2_jax.models.store import Model
 from r2d2_jax.trees import flat
+from r2d2_jax.vocabulary import Vocabulary
 
 # What somebody runs who has PyTorch and transformers alone.
 ELSEWHERE = """
@@ -102,7 +103,7 @@ def test_what_transformers_saves_again_comes_back(model: Model, folder: Path, tm
 @pytest.mark.parametrize("maps_punctuation", [True, False])
 def test_its_tokenizer_is_ours(tmp_path: Path, maps_punctuation: bool) -> None:
     tokens = (*SPECIAL_TOKENS, *"红蓝圆", '"', ".", "方")
-    model = Model(random_model().config, random_model().params, {}, tokens, maps_punctuation)
+    model = Model(random_model().config, random_model().params, {}, Vocabulary(tokens), maps_punctuation)
     write_model(model, tmp_path / "r2d2", Form.TRANSFORMERS)
     theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "r2d2")
     texts = ["“红圆”…", "红 蓝方A", "红蓝圆方红蓝圆方"]

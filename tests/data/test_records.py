@@ -85,6 +85,15 @@ def test_numbers_out_of_range(source: RecordSource) -> None:
             source[index]
 
 
+@pytest.mark.parametrize("caption", [" ", "\u200b", "\ufeff\u00ad\u3000", "\u3164"])
+def test_a_caption_of_which_nothing_can_be_seen(tmp_path: Path, caption: str) -> None:
+    write_dataset(tmp_path, {"train": [example(0, "狗", caption), example(1, "\u200b狗")]})
+    source = RecordSource(tmp_path, "train")
+    with pytest.raises(UnusableRecord, match="it has an empty caption"):
+        source[0].check_texts()
+    source[1].check_texts()
+
+
 def test_an_existing_dataset_is_refused_and_kept(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"train": [example(0)]})
     with pytest.raises(UserError, match=r"image_text/1.0.0 holds a dataset already; choose another output folder"):

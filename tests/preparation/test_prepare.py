@@ -304,9 +304,9 @@ def test_wrong_vocabulary_is_found_before_the_images_are_read(corpus: JsonLines,
     assert not (tmp_path / "out").exists()
 
 
-def test_vocabulary_must_be_a_file(corpus: JsonLines, tmp_path: Path, vocabulary: Path) -> None:
-    with pytest.raises(UserError, match="is not a file; expected a vocab.txt to copy beside the dataset"):
-        prepare(corpus, str(tmp_path / "out"), vocabulary=str(vocabulary.parent))
+def test_vocabulary_in_a_folder(corpus: JsonLines, tmp_path: Path, vocabulary: Path) -> None:
+    prepare(corpus, str(tmp_path / "out"), settings(), vocabulary=str(vocabulary.parent))
+    assert (tmp_path / "out" / "vocab.txt").read_bytes() == vocabulary.read_bytes()
 
 
 def test_progress_lines_outside_a_terminal(corpus: JsonLines, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

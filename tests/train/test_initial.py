@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_model import assert_bitwise_equal, named_leaves, small_config, small_plan
+from small_model import VOCABULARY, assert_bitwise_equal, named_leaves, small_config, small_plan
 from transformers_models import bert_config, clip_config
 
 from r2d2_jax.config.reading import Config
@@ -22,6 +22,9 @@ from r2d2_jax.models.store import Model
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.state import TrainState, abstract_state, sharded_init_state
+from r2d2_jax.vocabulary import Vocabulary
+
+TOKENS = Vocabulary(VOCABULARY)
 
 
 @functools.cache
@@ -33,7 +36,7 @@ def fresh_state(config: Config, seed: int) -> TrainState:
 def started(config: Config) -> tuple[TrainState, TrainState, list[str]]:
     """(fresh state, the same with initial weights, notes)."""
     fresh = fresh_state(config, 0)
-    return fresh, *with_initial_weights(fresh, small_plan(config).task, config)
+    return fresh, *with_initial_weights(fresh, small_plan(config).task, config, TOKENS)
 
 
 def with_initial(config: Config, **initial: str) -> Config:
@@ -81,7 +84,7 @@ def test_a_whole_model_goes_on_from_another(tmp_path: Path) -> None:
     config = small_config()
     fresh = fresh_state(config, 5)
     sizes = dataclasses.replace(config.model, dtype="float32")
-    write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params)), tmp_path / "model")
+    write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params), vocabulary=TOKENS), tmp_path / "model")
     _, state, notes = started(with_initial(config, model=str(tmp_path / "model")))
     assert_bitwise_equal(named_leaves(state.params), named_leaves(fresh.params))
     assert notes == [f"whole model from {tmp_path / 'model'}"]
@@ -98,7 +101,7 @@ def test_a_model_that_learned_other_punctuation_is_taken_and_said(tmp_path: Path
     config = small_config({"data": {"map_punctuation": not maps}})
     fresh = fresh_state(config, 5)
     sizes = dataclasses.replace(config.model, dtype="float32")
-    write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params), maps_punctuation=maps), tmp_path / "model")
+    write_model(Model(sizes, jax.tree.map(np.asarray, fresh.params), {}, TOKENS, maps), tmp_path / "model")
     _, state, notes = started(with_initial(config, model=str(tmp_path / "model")))
     assert_bitwise_equal(named_leaves(state.params), named_leaves(fresh.params))
     assert notes[1:] == [f"the model learned Chinese quotation marks, ellipsis and dash {note}"]

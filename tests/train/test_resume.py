@@ -209,14 +209,20 @@ def test_processes_that_see_different_checkpoints(
 
 
 def test_a_run_keeps_its_vocabulary_and_goes_on_with_no_other(prepared: Path, tmp_path: Path) -> None:
-    changes = (CHEAPEST, NO_EVALUATION, {"train": {"epochs": 0.5}})
-    run(prepared, tmp_path, *changes)
+    """With a token on two lines the last of which has no embedding to spare, and bytes that a reader may lose."""
     vocabulary = (prepared / "vocab.txt").read_text(encoding="utf-8")
-    assert (tmp_path / "vocab.txt").read_text(encoding="utf-8") == vocabulary
-    assert open_model(tmp_path).vocabulary == tuple(vocabulary.split())
-    *first, last, second_last = vocabulary.split()
+    *first, last, second_last = tokens = (*vocabulary.split(), "狗", "\u2028", "猫")
+    odd = ("\ufeff" + "\r\n".join(tokens) + "\r\n\r\n").encode()
+    (tmp_path / "odd.txt").write_bytes(odd)
+    changes = (CHEAPEST, NO_EVALUATION, {"train": {"epochs": 0.5}, "data": {"vocabulary": str(tmp_path / "odd.txt")}})
+    assert run(prepared, tmp_path, *changes).finished
+    assert (tmp_path / "vocab.txt").read_bytes() == odd
+    assert open_model(tmp_path).vocabulary == (*first, "", "猫")
     (tmp_path / "other.txt").write_text("\n".join([*first, second_last, last]) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="the run was started with the vocabulary .*vocab.txt .* names another one; go"):
+    message = (
+        r"the run was started with the vocabulary .*vocab.txt and data.vocabulary names another one, .*other.txt; go"
+    )
+    with pytest.raises(UserError, match=rf"{message}(.|\n)*line 31: '' there, '猫' here"):
         run(prepared, tmp_path, *changes, {"data": {"vocabulary": str(tmp_path / "other.txt")}})
 
 

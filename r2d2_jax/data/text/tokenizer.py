@@ -1,19 +1,14 @@
 """WordPiece tokens of Chinese text, from a vocabulary file."""
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from r2d2_jax.data.text.words import word_numbers
 from r2d2_jax.errors import UserError
-
-_HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+from r2d2_jax.vocabulary import SPECIAL_TOKENS, Vocabulary, find_vocabulary, read_vocabulary
 
 # The library's own result takes 8 kB a text of 64 tokens, our arrays 0.3; so it is made of a few at a time.
 TEXTS_AT_ONCE = 1024
@@ -36,62 +31,36 @@ def load_tokenizer(
     Raises:
         UserError: there is no such vocabulary, or it lacks a special token.
     """
-    path = Path(vocabulary).expanduser()
-    if path.is_dir():
-        path = path / "vocab.txt"
-    if path.is_file():
-        model = _from_file(path)
-    elif path.suffix == ".txt" or not re.fullmatch(_HUB_NAME, vocabulary):
-        raise UserError(
-            f"vocabulary {path} does not exist; expected a WordPiece vocab.txt with one token a line. Set "
-            "data.vocabulary to such a file, to a folder that holds one, or to a hub name"
-        )
-    else:
-        model = _from_hub(vocabulary)
-    return Tokenizer(model, text_length, vocabulary, map_punctuation, number_words)
+    tokens = read_vocabulary(find_vocabulary(vocabulary))
+    return Tokenizer(tokens, text_length, map_punctuation, number_words)
 
 
 def tokenizer_of(tokens: Sequence[str], text_length: int, *, map_punctuation: bool = True) -> "Tokenizer":
     """`load_tokenizer` for a vocabulary in memory: the tokens in the order of their numbers."""
-    # Without blanks at the end, as in a file's lines: a token of RoBERTa-wwm's vocabulary is a line separator.
-    numbers = {token.rstrip(): number for number, token in enumerate(tokens)}
-    return Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"), text_length, "in memory", map_punctuation, False)
+    vocabulary = tokens if isinstance(tokens, Vocabulary) else Vocabulary(tokens)
+    return Tokenizer(vocabulary, text_length, map_punctuation, number_words=False)
 
 
 class Tokenizer:
     """Turns texts into padded token arrays; it can be pickled, and several threads may call it.
 
     Attributes:
+        vocabulary: the tokens in the order of their numbers.
         text_length: `l`.
-        vocab_size: `v`, number of tokens in the vocabulary.
         numbers_words: whether `columns` says which tokens are one word.
         pad_id, unk_id, cls_id, sep_id, mask_id: the special tokens' numbers.
     """
 
-    def __init__(
-        self,
-        model: models.WordPiece,
-        text_length: int,
-        vocabulary: str,
-        map_punctuation: bool,
-        number_words: bool,
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, text_length: int, map_punctuation: bool, number_words: bool) -> None:
         if text_length < 3:
             raise UserError(f"text_length is {text_length}; expected at least 3: CLS, one token, SEP")
-        self._backend = tokenizers.Tokenizer(model)
-        tokens = self._backend.get_vocab()
-        absent = [token for token in SPECIAL_TOKENS if token not in tokens]
-        if absent:
-            raise UserError(
-                f"vocabulary {vocabulary} has no {', '.join(absent)}; expected a WordPiece vocabulary with "
-                f"{', '.join(SPECIAL_TOKENS)}. Use the vocab.txt that belongs to the text tower"
-            )
-        self.text_length, self.numbers_words = text_length, number_words
-        self.vocab_size = len(tokens)
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokens[token] for token in SPECIAL_TOKENS)
+        ids = vocabulary.ids
+        self._backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+        self.vocabulary, self.text_length, self.numbers_words = vocabulary, text_length, number_words
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
         self._make_bert()
         if map_punctuation:
-            replaced = [normalizers.Replace(*pair) for pair in _PUNCTUATION.items() if pair[0] not in tokens]
+            replaced = [normalizers.Replace(*pair) for pair in _PUNCTUATION.items() if pair[0] not in ids]
             self._backend.normalizer = normalizers.Sequence([*replaced, normalizers.BertNormalizer()])
         self._backend.enable_truncation(text_length)
         self._backend.enable_padding(length=text_length, pad_id=self.pad_id, pad_token="[PAD]")
@@ -113,9 +82,9 @@ class Tokenizer:
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """The tokens in the order of their numbers."""
-        return tuple(self.tokens(range(self.vocab_size)))
+    def vocab_size(self) -> int:
+        """`v`, the largest number of a token and one more: the rows that the table of embeddings needs."""
+        return len(self.vocabulary)
 
     def backend(self) -> tokenizers.Tokenizer:
         """A copy that neither pads nor cuts; it maps punctuation as this tokenizer does."""
@@ -159,24 +128,4 @@ class Tokenizer:
 
     def tokens(self, input_ids: Sequence[int]) -> list[str]:
         """The tokens with these numbers; "" for a number that is not in the vocabulary."""
-        return [self._backend.id_to_token(int(token)) or "" for token in input_ids]
-
-
-def _from_file(path: Path) -> models.WordPiece:
-    try:
-        return models.WordPiece.from_file(str(path), unk_token="[UNK]")
-    except Exception as error:
-        raise UserError(
-            f"vocabulary {path} cannot be read ({error}); expected a WordPiece vocab.txt in UTF-8 with one token a line"
-        ) from error
-
-
-def _from_hub(name: str) -> models.WordPiece:
-    try:
-        path = huggingface_hub.hf_hub_download(name, "vocab.txt")
-    except Exception as error:
-        raise UserError(
-            f"vocabulary {name!r} is neither a file or folder here nor a model whose vocab.txt the Hugging "
-            f"Face hub gave ({error}). Correct data.vocabulary, or download vocab.txt and name its path"
-        ) from error
-    return _from_file(Path(path))
+        return [self.vocabulary[token] if 0 <= token < self.vocab_size else "" for token in map(int, input_ids)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.text.blank import is_blank
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.preparation.checks.captions import CaptionFigures, CaptionMeter
@@ -143,7 +144,7 @@ class _PartCheck:
 
     def _take_example(self, number: int, example: Example) -> tuple[str, str]:
         """Counts a usable example; returns the kind and the reason of an unusable one, "" and "" otherwise."""
-        if not all(caption.strip() for caption in example.captions):
+        if any(map(is_blank, example.captions)):
             return EMPTY_CAPTION, "it has an empty caption"
         if not example.image_id:
             return NO_IMAGE_ID, "it has no image_id"

@@ -25,11 +25,12 @@ from r2d2_jax.preparation.writer import write_dataset
 
 
 def test_records_that_training_would_leave_out(tmp_path: Path) -> None:
-    write_dataset(tmp_path, {"train": [example(0), example(1, " "), example(2, image_id=""), example(3)]})
+    examples = [example(0), example(1, " "), example(2, image_id=""), example(3), example(4, "\u200b\ufeff\u00ad")]
+    write_dataset(tmp_path, {"train": examples})
     train = checked(tmp_path).splits["train"]
-    assert (train.entries, train.usable, train.captions.count) == (4, 2, 4)
+    assert (train.entries, train.usable, train.captions.count) == (5, 2, 4)
     assert train.first_unusable == {
-        "empty_caption": ["train-00000-of-00001#1: it has an empty caption"],
+        "empty_caption": [f"train-00000-of-00001#{number}: it has an empty caption" for number in (1, 4)],
         "no_image_id": ["train-00000-of-00001#2: it has no image_id"],
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.text.blank import is_blank
 
 _NO_TEXT = re.compile("[\\ud800-\\udfff\\0]")
 
@@ -64,7 +65,7 @@ def chosen_texts(entry: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, float):
                 numbers.append(key)
-            elif text is not None and text != "" and not (isinstance(text, str) and text.isspace()):
+            elif text is not None and not (isinstance(text, str) and is_blank(text)):
                 texts[as_text(text, f'"{key}"')] = None
     if not texts and numbers:
         raise UnusableRecord(f'"{numbers[0]}" is not a text')
@@ -84,7 +85,7 @@ def as_text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise UnusableRecord(f"{what} is not a text")
     text = value.strip()
-    if not text:
+    if is_blank(text):
         raise UnusableRecord(f"{what} is empty")
     if _NO_TEXT.search(text):  # JSON can say \u0000, and \ud83d without its other half
         raise UnusableRecord(f"{what} has half a surrogate pair or a NUL in it")

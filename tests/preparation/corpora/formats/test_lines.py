@@ -108,6 +108,7 @@ def test_chosen_texts() -> None:
 
 def test_a_number_where_a_text_may_be(tmp_path: Path) -> None:
     assert chosen_texts({"a": float("nan"), "b": "一", "c": [1.5, "二"]}, ["a", "b", "c"]) == ("一", "二")
+    assert chosen_texts({"a": "\u200b", "b": ["\ufeff", "一"]}, ["a", "b"]) == ("一",)
     with pytest.raises(UnusableRecord, match='^"a" is not a text$'):
         chosen_texts({"a": float("nan"), "b": ""}, ["a", "b"])
 
@@ -123,7 +124,10 @@ def test_texts(value: Any, expected: str) -> None:
     assert as_text(value, "a caption") == expected
 
 
-@pytest.mark.parametrize(("value", "reason"), [("　 ", "is empty"), (None, "is not a text"), (True, "is not a text")])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("　 ", "is empty"), ("\u200b\ufeff\u00ad", "is empty"), (None, "is not a text"), (True, "is not a text")],
+)
 def test_no_texts(value: Any, reason: str) -> None:
     with pytest.raises(UnusableRecord, match=f"a caption {reason}"):
         as_text(value, "a caption")
