@@ -67,7 +67,6 @@ def main(_: list[str]) -> None:
     for kind in KINDS.value:
         with tempfile.TemporaryDirectory() as folder:
             failures += run_kind(kind, ATTEMPTS[kind](Path(folder)), Path(folder))
-    faulthandler.cancel_dump_traceback_later()
     sys.exit(1 if failures else 0)
 
 
@@ -76,10 +75,11 @@ def run_kind(kind: str, attempt: Attempt, folder: Path) -> int:
     outcomes: Counter[str] = Counter()
     slowest, before = 0.0, peak_mebibytes()
     for number in range(FIRST.value, FIRST.value + CASES.value):
-        faulthandler.dump_traceback_later(SECONDS.value, exit=True)
+        faulthandler.dump_traceback_later(SECONDS.value, exit=True, file=2)
         start = time.perf_counter()
         outcomes[one_case(kind, number, attempt, folder)] += 1
         slowest = max(slowest, time.perf_counter() - start)
+    faulthandler.cancel_dump_traceback_later()
     growth = peak_mebibytes() - before
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     print(f"{kind}: {counts}; slowest {slowest:.2f} s, peak memory grew by {growth:.0f} MiB", flush=True)
