@@ -16,6 +16,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import built_in_names, read_configuration
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
+from r2d2_jax.paths import user_path
 from r2d2_jax.processes import join, leave
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def _workdir() -> Path:
     workdir = str(WORKDIR.value)
     if "://" in workdir:
         raise UserError(f"--workdir={workdir} is an address; expected a local or mounted folder: mount it first")
-    return Path(workdir).expanduser()
+    return user_path(workdir)
 
 
 def command() -> None:

@@ -14,17 +14,18 @@ import orbax.checkpoint as ocp
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.errors import UserError, first_line
-from r2d2_jax.literal_path import literal_path
+from r2d2_jax.paths import literal_path
 
 LISTING = "files.json"  # in a checkpoint: size and CRC-32 of each of its files
 SET_ASIDE = "damaged"  # ends the name of a folder that is no longer looked at
 # Orbax writes some of these after the listing and reads none of them again.
 _UNLISTED = (LISTING, "_CHECKPOINT_METADATA", "commit_success.txt")
-# What a checkpoint without a listing must have at least; metrics only if it was evaluated.
+# What every checkpoint has, and is JSON; metrics only if it was evaluated.
 _JSON_FILES, _METRICS = ("config/metadata", "progress/metadata", "state/_METADATA"), "metrics/metrics"
 _PIECE = 1 << 24  # bytes that are read at once
-# TensorStore raises ValueError for everything; its status comes first.
-_STATUS = re.compile(r"(DATA_LOSS|NOT_FOUND|FAILED_PRECONDITION|OUT_OF_RANGE|INVALID_ARGUMENT|UNIMPLEMENTED): ")
+# What TensorStore's messages begin with where a file is absent, too short, or cannot be decoded.
+_STATUS = re.compile(r"(DATA_LOSS|NOT_FOUND|FAILED_PRECONDITION|OUT_OF_RANGE|INVALID_ARGUMENT): ")
+_DETAILS = re.compile(r" \[(?:tensorstore_spec|source locations)|\n")  # hundreds of characters
 _QUOTED_PATH = re.compile(r'local file "([^"]+)"')
 
 
@@ -84,7 +85,8 @@ def read_metadata(checkpoint: Path) -> Any:
     Raises:
         DamagedError: a file of it cannot be read.
     """
-    _check_json(checkpoint, *_JSON_FILES, _METRICS)
+    per_process = (path.relative_to(checkpoint) for path in (checkpoint / "state").glob("array_metadatas/*"))
+    _check_json(checkpoint, *_JSON_FILES, _METRICS, "state/_sharding", *map(str, per_process))
     with reading(checkpoint):
         return ocp.StandardCheckpointHandler().metadata(literal_path(checkpoint, "the checkpoint") / "state").tree
 
@@ -96,11 +98,12 @@ def reading(checkpoint: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"a file of {checkpoint} is absent or cut short: {first_line(error)}") from error
-    except ValueError as error:
-        if not _STATUS.match(str(error)):
+    except Exception as error:  # Orbax wraps TensorStore's errors in plain Exceptions
+        status = next((said for said in map(str, (error, error.__cause__)) if _STATUS.match(said)), None)
+        if status is None:
             raise
-        named = _QUOTED_PATH.search(str(error))
-        raise DamagedError(f"{named.group(1) if named else checkpoint}: {first_line(error)[:300]}") from error
+        named = _QUOTED_PATH.search(status)
+        raise DamagedError(f"{named.group(1) if named else checkpoint}: {_DETAILS.split(status)[0]}") from error
 
 
 @contextlib.contextmanager
@@ -114,7 +117,7 @@ def damage_refused(checkpoints: Path, step: int) -> Iterator[None]:
         with reading(checkpoints / str(step)):
             yield
     except DamagedError as damage:
-        raise refusal(checkpoints, *find_damage(checkpoints, {step: damage})) from damage
+        raise refusal(checkpoints, *find_damage(checkpoints, {step: damage}), by_hand=True) from damage
 
 
 def steps_of(checkpoints: Path) -> list[int]:
@@ -124,15 +127,21 @@ def steps_of(checkpoints: Path) -> list[int]:
     return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
-def refusal(checkpoints: Path, damaged: dict[int, DamagedError], whole: int | None) -> UserError:
-    """The one message about damaged checkpoints: what is damaged, what is whole, and how to go on."""
+def refusal(
+    checkpoints: Path, damaged: dict[int, DamagedError], whole: int | None, *, by_hand: bool = False
+) -> UserError:
+    """The one message about damaged checkpoints: what is damaged, what is whole, and how to go on.
+
+    `by_hand` leaves out the flag, which sees only damage that shows before the values are read.
+    """
     said = "; ".join(f"the checkpoint of step {step} is damaged: {damage}" for step, damage in damaged.items())
     if whole is None:
         return UserError(f"{said}; there is no whole one. Copy the file back, or start anew in an empty --workdir")
     folders = " and ".join(f"{checkpoints / str(step)} to {step}.{SET_ASIDE}" for step in damaged)
+    flag = "" if by_hand else "; launch/main.py does so with --skip_damaged"
     return UserError(
         f"{said}; the newest whole checkpoint is that of step {whole}. Copy the file back, or rename {folders} to go "
-        f"on from step {whole}; launch/main.py --skip_damaged renames what has other bytes than were written"
+        f"on from step {whole}{flag}"
     )
 
 
@@ -144,6 +153,15 @@ def set_aside(checkpoint: Path) -> Path:
     return aside
 
 
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DamagedError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+@_readable()
 def _check_listed(checkpoint: Path) -> None:
     try:
         text, own = (checkpoint / LISTING).read_text(encoding="utf-8").splitlines()
@@ -165,12 +183,13 @@ def _check_listed(checkpoint: Path) -> None:
                 raise DamagedError(f"{checkpoint / name} has other bytes than were written")
 
 
+@_readable()
 def _check_json(checkpoint: Path, *names: str) -> None:
     for name in names:
         try:
             sound = isinstance(json.loads((checkpoint / name).read_text(encoding="utf-8")), dict)
         except FileNotFoundError as error:
-            if name == _METRICS:  # a checkpoint without an evaluation has none
+            if name not in _JSON_FILES:
                 continue
             raise DamagedError(f"{checkpoint / name} is absent") from error
         except ValueError:

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 from r2d2_jax.damage import damage_refused, find_damage, refusal
 from r2d2_jax.errors import UserError
-from r2d2_jax.literal_path import literal_path
+from r2d2_jax.paths import literal_path
 from r2d2_jax.trees import flat
 
 # Keys that may change when a run resumes: they do not change what is learned.

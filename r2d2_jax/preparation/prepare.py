@@ -16,6 +16,7 @@ from typing import Any
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.text.tokenizer import load_tokenizer
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
+from r2d2_jax.paths import check_utf8, user_path
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus
 from r2d2_jax.preparation.downsizing import libraries
@@ -124,7 +125,8 @@ def prepare(
         UserError: something is wrong with the input or the disk; then the output holds no dataset.
     """
     settings = settings or Settings()
-    root = Path(output).expanduser().absolute()
+    root = user_path(output).absolute()
+    check_utf8(root, "--output")
     _check_vocabulary(vocabulary)
     folder = root / f"{corpus.name}.unfinished"
     identity = corpus.identity() | {

@@ -16,9 +16,18 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from r2d2_jax.atomic import is_disk_error
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import TrainConfig
-from r2d2_jax.damage import DamagedError, damage_refused, find_damage, list_files, read_metadata, refusal, set_aside
+from r2d2_jax.damage import (
+    DamagedError,
+    damage_refused,
+    find_damage,
+    list_files,
+    read_metadata,
+    refusal,
+    set_aside,
+    steps_of,
+)
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted, first_line
-from r2d2_jax.literal_path import literal_path
+from r2d2_jax.paths import literal_path
 from r2d2_jax.runs import check_layout, config_differences, item_handlers
 from r2d2_jax.sharding import path_name
 from r2d2_jax.train.state import TrainState
@@ -71,8 +80,13 @@ class Checkpoints:
 
     def last_good(self) -> str:
         """For messages: the step from which a run can resume."""
-        step = self.latest_step()
-        return f"the last good checkpoint is step {step} in {self.directory}" if step else "there is no checkpoint yet"
+        # Of the disk: a save that fails has made Orbax forget those that it was to replace, and removed none.
+        steps = steps_of(self.directory)
+        return (
+            f"the last good checkpoint is step {steps[-1]} in {self.directory}"
+            if steps
+            else "there is no checkpoint yet"
+        )
 
     def save(
         self, state: TrainState, config: Config, progress: dict[str, Any], mean_recalls: dict[str, float] | None = None

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.huggingface import image_tower, text_tower
 from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.paths import user_path
 from r2d2_jax.tasks.task import Task
 from r2d2_jax.train.state import TrainState
 from r2d2_jax.trees import shape_differences
@@ -66,7 +66,7 @@ def initial_params(config: Config, *, masked_lm: bool) -> tuple[Params, list[str
 
 
 def _whole_model(initial: InitialWeightsConfig, config: Config) -> tuple[Params, list[str]]:
-    model, notes = open_model(Path(initial.model).expanduser()), [f"whole model from {initial.model}"]
+    model, notes = open_model(user_path(initial.model)), [f"whole model from {initial.model}"]
     params, patches = model.params, config.model.image.patches
     if model.maps_punctuation != config.data.map_punctuation:
         notes.append(_other_punctuation(config.data.map_punctuation))

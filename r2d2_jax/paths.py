@@ -1,4 +1,4 @@
-"""Paths that libraries in C++, and Orbax, take as they are."""
+"""Paths as users give them, and as Orbax and libraries in C++ must be given them."""
 
 import glob
 import os
@@ -26,6 +26,11 @@ class LiteralPath(PosixGPath):
     def glob(self, pattern: str) -> Iterator["LiteralPath"]:
         """What matches the pattern below this path."""
         return (type(self)(found) for found in glob.glob(f"{glob.escape(str(self))}/{pattern}"))
+
+
+def user_path(given: str | os.PathLike[str]) -> Path:
+    """A path in which ~ is the user's home, which no shell puts into --FLAG=~/FOLDER; an unknown ~NAME is a folder."""
+    return Path(os.path.expanduser(given))  # unlike Path.expanduser, raises nothing
 
 
 def literal_path(path: Path, name: str) -> LiteralPath:
