@@ -16,6 +16,7 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport
+from r2d2_jax.paths import literal_path
 from r2d2_jax.processes import by_first_process, check_shared
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
@@ -71,6 +72,7 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
     with ExitStack() as ends:
         # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
         stop = ends.enter_context(StopRequest())
+        literal_path(workdir, "--workdir")  # refuses here, before anything is made, what Orbax cannot use
         parts = build_parts(config)
         check_shared(workdir)
         ends.enter_context(only_run_in(workdir))
