@@ -55,7 +55,8 @@ def find_damage(
         Orbax reads those of all. And the step of the newest whole checkpoint, None if there is none.
     """
     damaged, whole = dict(known), None
-    for step in reversed([step for step in steps_of(checkpoints) if step not in known]):
+    steps = steps_of(checkpoints)
+    for step in reversed([step for step in steps if step not in known]):
         try:
             if whole is None:
                 check_whole(checkpoints / str(step))
@@ -64,6 +65,8 @@ def find_damage(
                 _check_json(checkpoints / str(step), _METRICS)
         except DamagedError as damage:
             damaged[step] = damage
+    if damaged and steps_of(checkpoints)[-1:] != steps[-1:]:  # a run at work there has saved, and may have removed some
+        return find_damage(checkpoints)
     return damaged, whole
 
 
@@ -111,12 +114,17 @@ def damage_refused(checkpoints: Path, step: int) -> Iterator[None]:
     """Turns damage that shows only when the values of a checkpoint are read into the one message.
 
     Raises:
-        UserError: there is such damage, which only a checkpoint without a listing can have.
+        UserError: there is such damage, which only a checkpoint without a listing can have; or a run at work there has
+            removed the checkpoint meanwhile.
     """
     try:
         with reading(checkpoints / str(step)):
             yield
     except DamagedError as damage:
+        if (newest := steps_of(checkpoints)[-1]) > step:
+            raise UserError(
+                f"the run in {checkpoints.parent} has saved step {newest} while step {step} was read; start again"
+            ) from damage
         raise refusal(checkpoints, *find_damage(checkpoints, {step: damage}), by_hand=True) from damage
 
 

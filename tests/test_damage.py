@@ -13,7 +13,16 @@ from small_states import CONFIG, abstract, saved, state_of, with_memory
 
 from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.convert.conversion import open_model
-from r2d2_jax.damage import LISTING, DamagedError, check_whole, find_damage, reading, set_aside, steps_of
+from r2d2_jax.damage import (
+    LISTING,
+    DamagedError,
+    check_whole,
+    damage_refused,
+    find_damage,
+    reading,
+    set_aside,
+    steps_of,
+)
 from r2d2_jax.errors import UserError
 from r2d2_jax.runs import load_state
 from r2d2_jax.train.checkpoint import Checkpoints, _leaves, settle_damage
@@ -191,6 +200,34 @@ def test_metrics_of_an_older_checkpoint(copy: Path, tmp_path: Path) -> None:
         settle_damage(copy, skip=False)
     settle_damage(copy, skip=True)
     assert restored(copy)["progress"] == 9
+
+
+def test_a_run_that_saves_while_others_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it removes is not called damaged: the reader takes the newer one, or says what happened."""
+    folder = copy / "checkpoints"
+    shutil.copytree(folder / "7", copy / "next")
+
+    def save_and_remove() -> None:
+        (copy / "next").rename(folder / "9")
+        shutil.rmtree(folder / "7")
+
+    def removed(checkpoint: Path) -> None:
+        if checkpoint.name == "7":
+            save_and_remove()
+        check_whole(checkpoint)
+
+    def save_and_read() -> None:
+        with damage_refused(folder, 7):
+            save_and_remove()
+            (folder / "7" / "config" / "metadata").read_text()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("r2d2_jax.damage.check_whole", removed)
+        assert find_damage(folder) == ({}, 9)
+    shutil.copytree(folder / "9", copy / "next")
+    (folder / "9").rename(folder / "7")
+    with pytest.raises(UserError, match=f"the run in {copy} has saved step 9 while step 7 was read; start again"):
+        save_and_read()
 
 
 def test_a_file_that_the_disk_does_not_give(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
