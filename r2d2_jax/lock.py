@@ -52,7 +52,7 @@ def _take(file: IO[bytes], refusal: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
-        holder = file.readline().decode(errors="replace").strip()
+        holder = file.readline().decode(errors="replace").strip("\0\n")  # a machine that lost power leaves zeros
         if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
             raise
         if error.errno in _NO_LOCKS and (not holder or _is_gone(holder)):
