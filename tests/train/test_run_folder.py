@@ -15,6 +15,7 @@ from small_runs import NO_EVALUATION, before_batch, kept, run
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch import convert, main
+from r2d2_jax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT: tuple[dict[str, Any], ...] = (
@@ -85,6 +86,31 @@ def test_a_damaged_checkpoint_stops_the_run_until_it_is_told_to_go_on(prepared: 
     assert (newest.with_name("4.damaged") / "progress" / "metadata").exists()
     assert log_lines(workdir) == log_lines(undisturbed)
     assert_bitwise_equal(saved_state(workdir), expected)
+
+
+def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that loses what it was given: the run says so at once, and keeps the checkpoint before."""
+    original = Checkpoints._read_back
+
+    def emptied(self: Checkpoints) -> None:
+        for path in self.directory.glob("2.*/state/_METADATA"):
+            path.write_bytes(b"")
+        original(self)
+
+    monkeypatch.setattr(Checkpoints, "_read_back", emptied)
+    done = program(prepared, tmp_path, f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("error: ") == 1
+    assert "error: a checkpoint was written and cannot be read back: " in done.stderr
+    assert "/state/_METADATA is cut short or has other bytes than were written; it is not kept, and the " in done.stderr
+    assert f"the last good checkpoint is step 1 in {tmp_path / 'run'}/checkpoints; check the disk" in done.stderr
+    assert "Traceback" not in done.stderr
+    monkeypatch.undo()
+    again = program(prepared, tmp_path, f"--workdir={tmp_path / 'run'}")
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step 1" in again.stderr
 
 
 def test_the_same_command_twice_at_once(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
