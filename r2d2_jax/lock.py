@@ -1,7 +1,6 @@
 """One process at a time in a folder: a lock file that says who holds it."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -13,8 +12,6 @@ from typing import IO
 from r2d2_jax.errors import UserError
 
 LOCK = "lock"
-# What file systems say that know no locks, such as some of Lustre.
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -22,8 +19,8 @@ def held(folder: Path, work: str, flag: str) -> Iterator[None]:
     """Holds the folder for this process.
 
     The operating system holds the lock, on NFS the server: it ends with the process, however that ends, and with its
-    machine. Where the file system knows no locks, the file itself is the lock; it is taken over if it names a process
-    of this machine that is gone.
+    machine. Where the file system knows no locks, such as some of Lustre, the file itself is the lock; it is taken over
+    if it names a process of this machine that is gone. What ends in good order removes the file.
 
     Args:
         folder: made if absent.
@@ -33,18 +30,31 @@ def held(folder: Path, work: str, flag: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it, and which; or the folder cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("ab+", buffering=0)  # closing what is unbuffered never fails
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; check {flag} and its permissions") from error
-    with file:
-        _take(file, f"{work} is at work in {folder}; let it end, or choose another {flag}")
+    path = folder / LOCK
+    with contextlib.ExitStack() as closed:
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = closed.enter_context(path.open("ab+", buffering=0))  # closing what is unbuffered never fails
+            except OSError as error:
+                raise UserError(f"cannot write {folder}: {error.strerror}; check {flag} and its permissions") from error
+            _take(file, f"{work} is at work in {folder}; let it end, or choose another {flag}")
+            if _is_file_of(file, path):  # and not one that its holder removed before it let go
+                break
         _write(file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
         try:
             yield
+            if _is_file_of(file, path):
+                path.unlink(missing_ok=True)
         finally:
             _write(file, "")
+
+
+def _is_file_of(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _take(file: IO[bytes], refusal: str) -> None:
@@ -53,10 +63,8 @@ def _take(file: IO[bytes], refusal: str) -> None:
     except OSError as error:
         file.seek(0)
         holder = file.readline().decode(errors="replace").strip("\0\n")  # a machine that lost power leaves zeros
-        if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
-            raise
-        if error.errno in _NO_LOCKS and (not holder or _is_gone(holder)):
-            return
+        if not isinstance(error, BlockingIOError) and (not holder or _is_gone(holder)):
+            return  # there are no locks here
         raise UserError(
             f"{refusal}. It is {holder or 'just starting'}; if that has ended, remove {file.name}"
         ) from error

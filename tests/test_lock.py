@@ -3,11 +3,13 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -29,7 +31,42 @@ def test_the_second_hears_who_is_at_work(tmp_path: Path) -> None:
         assert str(refused.value).endswith(f"; if that has ended, remove {folder}/lock")
     with held(folder, "another run", "--workdir"):
         pass
-    assert (folder / "lock").read_text() == ""
+    assert not (folder / "lock").exists()
+
+
+def test_what_fails_leaves_an_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), held(tmp_path, "another run", "--workdir"):
+        raise KeyError
+    assert (tmp_path / "lock").read_text() == ""
+
+
+def test_a_lock_that_its_holder_removes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened just before is nobody's file any more; the lock of a third process is another one."""
+    original, opened = fcntl.flock, []
+
+    def flock(file: IO[bytes], how: int) -> None:
+        if not opened:
+            (tmp_path / "lock").unlink()
+        opened.append(file)
+        original(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path, "another run", "--workdir"):
+        assert len(opened) == 2
+        assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
+
+
+def test_a_folder_that_is_removed_at_work(tmp_path: Path) -> None:
+    """As a preparation does with its own; a lock that another process has taken there since stays."""
+    with held(tmp_path / "a", "another preparation", "--output"):
+        shutil.rmtree(tmp_path / "a")
+    with held(tmp_path / "a", "another preparation", "--output"):
+        shutil.rmtree(tmp_path / "a")
+        other = held(tmp_path / "a", "another preparation", "--output")
+        other.__enter__()
+    assert (tmp_path / "a" / "lock").exists()
+    other.__exit__(None, None, None)
+    assert not (tmp_path / "a" / "lock").exists()
 
 
 def test_another_process_that_is_killed_lets_go(tmp_path: Path) -> None:
