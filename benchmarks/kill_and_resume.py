@@ -158,7 +158,7 @@ class Child:
 
     def resumed_from(self) -> int:
         """The step that it said it went on from; 0 for a fresh start."""
-        found = re.search(r"going on after step (\d+)", self.text())
+        found = re.search(r"resuming after step (\d+)", self.text())
         return int(found.group(1)) if found else 0
 
 

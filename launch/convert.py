@@ -10,7 +10,6 @@ Exit status: 1 if a stage differs by more than the limit, 2 on bad input.
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -19,6 +18,7 @@ from r2d2_jax.convert.conversion import STUDENT, TEACHER, Form, form_of, open_mo
 from r2d2_jax.convert.verification import LIMIT, ParityReport, verify
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.program import parse, run
+from r2d2_jax.paths import user_path
 
 FLAGS = flags.FlagValues()
 INPUT = flags.DEFINE_string(
@@ -79,7 +79,7 @@ def _work(arguments: Sequence[str]) -> int:
 
 def converted() -> ParityReport | None:
     """Reads, writes and verifies as the flags say; the report, if one was asked for."""
-    source, target = Path(str(INPUT.value)), Path(OUTPUT.value) if OUTPUT.value else None
+    source, target = user_path(str(INPUT.value)), user_path(OUTPUT.value) if OUTPUT.value else None
     if not (target or VERIFY.value or REST.value):
         raise UserError("there is nothing to do; expected --output, --verify or --rest")
     model = open_model(
@@ -87,14 +87,14 @@ def converted() -> ParityReport | None:
         weights=WEIGHTS.value,
         image_heads=IMAGE_HEADS.value,
         text_heads=TEXT_HEADS.value,
-        vocabulary=Path(VOCABULARY.value) if VOCABULARY.value else None,
+        vocabulary=user_path(VOCABULARY.value) if VOCABULARY.value else None,
         map_punctuation=MAP_PUNCTUATION.value,
     )
     form = (FORMAT.value or form_of(target)) if target else None
     if target:
         write_model(model, target, form)
     if REST.value:
-        write_rest(source, Path(REST.value))
+        write_rest(source, user_path(REST.value))
     print(f"{target or source}: {model.summary()}")
     return verify(model, source, target, form, VERIFY_LIMIT.value) if VERIFY.value else None
 

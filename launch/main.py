@@ -16,6 +16,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import built_in_names, read_configuration
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
+from r2d2_jax.paths import user_path
 from r2d2_jax.processes import join, leave
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,12 @@ CONFIG = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept. If it holds a checkpoint, the run goes on.", flag_values=FLAGS
+)
+SKIP_DAMAGED = flags.DEFINE_bool(
+    "skip_damaged",
+    False,
+    "Resume from the newest whole checkpoint: damaged ones are renamed to STEP.damaged.",
+    flag_values=FLAGS,
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a TPU pod or cluster.", flag_values=FLAGS
@@ -67,7 +74,7 @@ def _work(arguments: Sequence[str]) -> None:
     from r2d2_jax.train.loop import train
 
     _join()
-    outcome = train(Config.from_config_dict(config), _workdir())
+    outcome = train(Config.from_config_dict(config), _workdir(), skip_damaged=SKIP_DAMAGED.value)
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.unusable} unusable records. Checkpoints and logs: {WORKDIR.value}")
         if outcome.report.metrics():
@@ -89,7 +96,7 @@ def _workdir() -> Path:
     workdir = str(WORKDIR.value)
     if "://" in workdir:
         raise UserError(f"--workdir={workdir} is an address; expected a local or mounted folder: mount it first")
-    return Path(workdir)
+    return user_path(workdir)
 
 
 def command() -> None:

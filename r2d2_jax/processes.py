@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,24 @@ def gather_json(value: Any) -> list[Any]:
     room = -(-max(sizes) // _PAGE) * _PAGE
     rows = multihost_utils.process_allgather(np.pad(text, (0, room - text.size)))
     return [json.loads(np.asarray(row)[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def by_first_process(act: Callable[[], Any]) -> None:
+    """Does something on process 0 alone; all processes must call this at the same point of the program.
+
+    Raises:
+        UserError: on every process, if it is raised on process 0.
+    """
+    refused = ""
+    if jax.process_index() == 0:
+        try:
+            act()
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            refused = str(error)
+    if refused := gather_json(refused)[0]:
+        raise UserError(refused)
 
 
 def check_shared(folder: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from r2d2_jax.damage import damage_refused, find_damage, refusal
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import literal_path
 from r2d2_jax.trees import flat
 
 # Keys that may change when a run resumes: they do not change what is learned.
@@ -47,18 +49,26 @@ def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The train state, as nested dicts in host memory, and the configuration of a run's newest checkpoint.
 
     Raises:
-        UserError: there is no checkpoint, or it is of the former layout.
+        UserError: there is no checkpoint, the newest one is damaged, or it is of the former layout.
     """
     directory = (workdir / "checkpoints").absolute()
-    # Orbax warns about read_only every time; with these options it writes nothing either.
-    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
-    manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
-    step = manager.latest_step() if directory.is_dir() else None
+    damaged, step = find_damage(directory)
+    if damaged:
+        raise refusal(directory, damaged, step)
     if step is None:
         raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")
-    check_layout(manager.item_metadata(step)["state"], directory / str(step))
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
-    saved = manager.restore(step, args=items)
+    # Orbax warns about read_only every time; with these options it writes nothing either.
+    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
+    manager = ocp.CheckpointManager(
+        literal_path(directory, "the run's folder"), options=options, item_handlers=item_handlers()
+    )
+    checkpoint, items = (
+        directory / str(step),
+        ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore()),
+    )
+    with damage_refused(directory, step):
+        check_layout(manager.item_metadata(step)["state"], checkpoint)
+        saved = manager.restore(step, args=items)
     return saved["state"], saved["config"]
 
 

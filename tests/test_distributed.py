@@ -1,5 +1,6 @@
 """One device, eight devices and two processes compute the same loss, gradients and steps; two processes make a run."""
 
+import contextlib
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from small_model import CHEAPEST, NO_CROSS, config_values, log_lines, saved_state, small_config, write_small_dataset
 
+from r2d2_jax.lock import held
 from r2d2_jax.train.loop import train
 
 TESTS = Path(__file__).resolve().parent
@@ -214,3 +216,21 @@ def test_a_workdir_that_is_not_shared(tmp_path: Path) -> None:
         assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
         assert "error: process 1 does not see what process 0 writes to" in errors
     assert not list((tmp_path / "0" / "run").iterdir())
+
+
+@pytest.mark.parametrize("why", ["held", "damaged"])
+def test_what_one_process_refuses_both_hear(why: str, tmp_path: Path) -> None:
+    """Process 0 alone takes the lock and looks for damage."""
+    data, workdir = write_small_dataset(tmp_path / "data"), tmp_path / "run"
+    (workdir / "checkpoints" / "9").mkdir(parents=True)
+    values = config_values(CHEAPEST, {"data": {"directory": str(data), "validation_split": ""}})
+    flags = (f"--config={json.dumps(values)}", f"--output={tmp_path}", "--devices=1")
+    with held(workdir, "another run", "--workdir") if why == "held" else contextlib.nullcontext():
+        ends = failed(together(2, "--mode=main", *flags))
+    message = {
+        "held": f"error: another run is at work in {workdir}; let it end, or choose another --workdir. It is process ",
+        "damaged": f"error: the checkpoint of step 9 is damaged: {workdir}/checkpoints/9/config/metadata is absent; ",
+    }
+    for status, errors in ends:
+        assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
+        assert message[why] in errors

@@ -27,6 +27,7 @@ from r2d2_jax.convert.naming import (
 from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.convert.tensor_files import read_tensors
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.paths import user_path
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -124,7 +125,7 @@ def located(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         for file in WEIGHT_FILES:
             if (path / file).is_file():

@@ -17,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.text.blank import is_blank
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.paths import check_utf8, user_path
 
 # For all datasets together; our decision: systems commonly allow a process 256 or 1,024 open files. An open shard takes
 # 8 bytes a record and about 10 kB. Opening it reads its index, about 40 microseconds for every 1,000 records, so a run
@@ -60,7 +61,8 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: the folder does not exist, or holds no dataset, or several.
     """
-    root = Path(directory).expanduser()
+    root = user_path(directory)
+    check_utf8(root.absolute(), "data folder")
     if (root / "dataset_info.json").is_file():
         return root
     found = sorted(path.parent for path in root.glob("*/*/dataset_info.json") if "incomplete" not in path.parent.name)

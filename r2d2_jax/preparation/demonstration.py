@@ -23,7 +23,6 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from PIL import Image, ImageDraw
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import user_path
 from r2d2_jax.preparation.examples import Example
 from r2d2_jax.preparation.writer import SplitSummary, write_dataset
 
@@ -301,7 +301,7 @@ def write_demonstration(
     splits = demonstration_splits(seed, train_images, validation_scenes, swapped_images, image_size)
     summaries = write_dataset(output, {name: map(_record, examples) for name, examples in splits.items()})
     tokens = training_vocabulary(seed, validation_scenes)
-    with written_whole(Path(output).expanduser() / "vocab.txt") as unfinished:
+    with written_whole(user_path(output) / "vocab.txt") as unfinished:
         unfinished.write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="\n")
     return summaries
 

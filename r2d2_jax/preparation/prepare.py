@@ -14,6 +14,7 @@ from typing import Any
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
+from r2d2_jax.paths import check_utf8, user_path
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.corpora.corpus import Corpus
 from r2d2_jax.preparation.downsizing import libraries
@@ -123,7 +124,8 @@ def prepare(
         UserError: something is wrong with the input or the disk; then the output holds no dataset.
     """
     settings = settings or Settings()
-    root = Path(output).expanduser().absolute()
+    root = user_path(output).absolute()
+    check_utf8(root, "--output")
     tokens = read_vocabulary(find_vocabulary(vocabulary)) if vocabulary else None  # before the images are read
     folder = root / f"{corpus.name}.unfinished"
     identity = corpus.identity() | {

@@ -1,22 +1,18 @@
 """The working folder of a preparation: lock, identity check, cleanup."""
 
 import contextlib
-import fcntl
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
+from r2d2_jax.lock import LOCK, held
 from r2d2_jax.preparation.writer import check_absent
 
-logger = logging.getLogger(__name__)
-
 _IDENTITY = "preparation.json"
-_LOCK = "lock"
 
 
 @contextlib.contextmanager
@@ -32,7 +28,7 @@ def unfinished_work(folder: Path, dataset: Path, identity: dict[str, Any]) -> It
         UserError: the dataset exists already, another preparation is running, the folder holds work of another
             identity, or it cannot be written to.
     """
-    with _held(folder):
+    with held(folder, "another preparation", "--output"):
         if dataset.exists():
             shutil.rmtree(folder, ignore_errors=True)  # left by a preparation that was killed after it made the dataset
         check_absent(dataset)
@@ -45,29 +41,6 @@ def unfinished_work(folder: Path, dataset: Path, identity: dict[str, Any]) -> It
 def remove_half_written(folder: Path, name: str = "*") -> None:
     """Removes what killed processes were writing with `written_whole`: files and folders of this name, or of any."""
     _remove(folder.glob(f"{name}.unfinished-*"))
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as closed:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = closed.enter_context((folder / _LOCK).open("w"))
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror}; check --output and its permissions") from error
-        _take(lock, folder)
-        yield
-
-
-def _take(lock: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock of a killed process
-    except BlockingIOError as error:
-        raise UserError(
-            f"another preparation is at work in {folder}; let it end, or choose another --output"
-        ) from error
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s); see that no other preparation writes there", folder, error.strerror)
 
 
 def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
@@ -110,5 +83,5 @@ def _remove(paths: Iterator[Path]) -> None:
     for path in list(paths):
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != _LOCK:
+        elif path.name != LOCK:
             path.unlink()

@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from r2d2_jax.atomic import naming, writing, written_whole
 from r2d2_jax.data.records import count_records
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import check_utf8, user_path
 from r2d2_jax.preparation.corpora.corpus import split_problem
 from r2d2_jax.preparation.examples import Example
 
@@ -186,7 +187,7 @@ def _take_shards(
 
 def dataset_path(directory: str | os.PathLike[str], name: str) -> Path:
     """The folder of the dataset of this name in `directory`."""
-    return Path(directory).expanduser() / name / VERSION
+    return user_path(directory) / name / VERSION
 
 
 def check_absent(dataset: Path) -> None:
@@ -235,7 +236,8 @@ def write_dataset(
         if problem := split_problem(split):
             raise UserError(problem)
     check_absent(dataset_path(directory, "image_text"))
-    root = Path(directory).expanduser()
+    root = user_path(directory)
+    check_utf8(root.absolute(), "--output")
     with contextlib.ExitStack() as work:
         work.enter_context(writing(root))
         root.mkdir(parents=True, exist_ok=True)

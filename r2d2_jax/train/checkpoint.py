@@ -1,6 +1,7 @@
 """Checkpoints: train state, progress and resolved configuration, written by Orbax, asynchronously and atomically."""
 
 import copy
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -15,10 +16,23 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from r2d2_jax.atomic import is_disk_error
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import TrainConfig
-from r2d2_jax.errors import UserError, bulleted, first_line
+from r2d2_jax.damage import (
+    DamagedError,
+    damage_refused,
+    find_damage,
+    list_files,
+    read_metadata,
+    refusal,
+    set_aside,
+    steps_of,
+)
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted, first_line
+from r2d2_jax.paths import literal_path
 from r2d2_jax.runs import check_layout, config_differences, item_handlers
 from r2d2_jax.sharding import path_name
 from r2d2_jax.train.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -32,6 +46,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, train: TrainConfig, compared_by: str = "dual") -> None:
         self.directory = (workdir / "checkpoints").absolute()
+        self._saving: tuple[int, dict[str, str]] | None = None  # the step that is being written, and its leaves
 
         def recall(mean_recalls: dict[str, float]) -> float:
             # A run may have gone on with other evaluation settings: what was not measured is never the best.
@@ -46,9 +61,12 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             save_root_metadata=False,
+            # Called before the folder gets its final name, and so before older checkpoints are removed.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._read_back),
         )
+        directory = literal_path(self.directory, "--workdir")
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=item_handlers())
+            self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
         except OSError as error:
             raise UserError(f"cannot use {self.directory}: {first_line(error)}; choose another --workdir") from error
 
@@ -62,8 +80,13 @@ class Checkpoints:
 
     def last_good(self) -> str:
         """For messages: the step from which a run can resume."""
-        step = self.latest_step()
-        return f"the last good checkpoint is step {step} in {self.directory}" if step else "there is no checkpoint yet"
+        # Of the disk: a save that fails has made Orbax forget those that it was to replace, and removed none.
+        steps = steps_of(self.directory)
+        return (
+            f"the last good checkpoint is step {steps[-1]} in {self.directory}"
+            if steps
+            else "there is no checkpoint yet"
+        )
 
     def save(
         self, state: TrainState, config: Config, progress: dict[str, Any], mean_recalls: dict[str, float] | None = None
@@ -86,6 +109,8 @@ class Checkpoints:
             progress=ocp.args.JsonSave(copy.deepcopy(progress)),
         )
         with self._writing():
+            self._manager.wait_until_finished()
+            self._saving = int(state.step), _leaves(state)
             self._manager.save(int(state.step), args=items, metrics=mean_recalls or None, force=True)
 
     def restore(self, abstract: TrainState, config: Config) -> tuple[TrainState, dict[str, Any]]:
@@ -95,9 +120,10 @@ class Checkpoints:
             UserError: the checkpoint is of another model or configuration, with what differs, or of the former layout.
         """
         step = self._manager.latest_step()
-        metadata = self._manager.item_metadata(step)["state"]
-        check_layout(metadata, self.directory / str(step))
-        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        with damage_refused(self.directory, step):
+            metadata = self._manager.item_metadata(step)["state"]
+            check_layout(metadata, self.directory / str(step))
+            saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         differences = [*config_differences(saved["config"], config.to_dict()), *_leaf_differences(metadata, abstract)]
         if differences:
             raise UserError(
@@ -106,7 +132,8 @@ class Checkpoints:
                 + bulleted(differences)
             )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+        with damage_refused(self.directory, step):
+            restored = self._manager.restore(step, args=items)
         return restored["state"], restored["progress"]
 
     def wait(self) -> None:
@@ -119,12 +146,30 @@ class Checkpoints:
         with self._writing():
             self._manager.close()
 
+    def _read_back(self) -> None:
+        """Reads the metadata of what was just written, compares it with what was saved, and lists the files.
+
+        Orbax calls this in its thread on process 0; what is raised here keeps the checkpoint from its final name.
+        """
+        assert self._saving is not None
+        step, expected = self._saving
+        unfinished = next(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"), self.directory / str(step))
+        found = _leaves(read_metadata(unfinished))
+        if differing := [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]:
+            raise DamagedError(f"{unfinished} lacks what was saved: {', '.join(sorted(differing)[:FIRST_NAMES])}")
+        list_files(unfinished)
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except jax.errors.JaxRuntimeError:  # of the devices or of other processes, not of the disk
             raise
+        except DamagedError as damage:
+            raise UserError(
+                f"a checkpoint was written and cannot be read back: {damage}; it is not kept, and {self.last_good()}; "
+                "check the disk, or choose another --workdir"
+            ) from damage
         except Exception as error:
             if not is_disk_error(error):
                 raise
@@ -132,6 +177,25 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self.directory}: {_reason(error)}; {self.last_good()}; make room or "
                 "mend the folder, then run the same command again to resume"
             ) from error
+
+
+def settle_damage(workdir: Path, *, skip: bool) -> None:
+    """Sees that the newest checkpoint of a run is whole.
+
+    Args:
+        workdir: the run's folder.
+        skip: whether to rename what is damaged, as long as a whole one is left.
+
+    Raises:
+        UserError: a checkpoint is damaged, and `skip` does not say to go on without it, or there is no other.
+    """
+    directory = (workdir / "checkpoints").absolute()
+    damaged, whole = find_damage(directory)
+    if damaged and (whole is None or not skip):
+        raise refusal(directory, damaged, whole)
+    for step, damage in damaged.items():
+        aside = set_aside(directory / str(step))
+        logger.warning("the checkpoint of step %d is damaged: %s; it is renamed to %s", step, damage, aside.name)
 
 
 def _reason(error: BaseException) -> str:

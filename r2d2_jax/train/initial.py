@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from r2d2_jax.convert.huggingface import image_tower, located, text_tower
 from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.models.layers import EMBEDDING_INIT
+from r2d2_jax.paths import user_path
 from r2d2_jax.tasks.task import Task
 from r2d2_jax.train.state import TrainState
 from r2d2_jax.trees import shape_differences
@@ -131,7 +131,7 @@ def with_new_tokens(params: Params, size: int, seed: int) -> tuple[Params, list[
 
 
 def _whole_model(initial: InitialWeightsConfig, config: Config, vocabulary: Vocabulary) -> tuple[Params, list[str]]:
-    model, notes = open_model(Path(initial.model).expanduser()), [f"whole model from {initial.model}"]
+    model, notes = open_model(user_path(initial.model)), [f"whole model from {initial.model}"]
     notes += same_tokens(model.vocabulary, vocabulary, initial.model, initial)
     params, patches = model.params, config.model.image.patches
     if model.maps_punctuation != config.data.map_punctuation:

@@ -16,9 +16,10 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import EvaluationReport
-from r2d2_jax.processes import check_shared
+from r2d2_jax.paths import literal_path
+from r2d2_jax.processes import by_first_process, check_shared
 from r2d2_jax.sharding import global_batch
-from r2d2_jax.train.checkpoint import Checkpoints
+from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
 from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
@@ -29,6 +30,7 @@ from r2d2_jax.train.setup import (
     build_parts,
     check_newest_is_agreed,
     keep_vocabulary,
+    only_run_in,
     start_or_go_on,
 )
 from r2d2_jax.train.signals import StopRequest
@@ -54,22 +56,27 @@ class RunOutcome:
     unusable: int
 
 
-def train(config: Config, workdir: Path) -> RunOutcome:
+def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOutcome:
     """Trains the configured task in `workdir`, or resumes the run that is there.
 
     Args:
         config: the resolved configuration.
         workdir: where checkpoints, `vocab.txt`, `metrics.jsonl`, TensorBoard files and `evaluation.json` go. If it
             holds a checkpoint of the same configuration, the run resumes from the newest one.
+        skip_damaged: whether damaged checkpoints are renamed, and the run resumes from the newest whole one.
 
     Raises:
-        UserError: bad configuration, data or checkpoint, numbers that are not finite, or a full disk.
+        UserError: bad configuration, data or checkpoint, another run in the same folder, numbers that are not finite,
+            or a full disk.
     """
     with ExitStack() as ends:
         # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
         stop = ends.enter_context(StopRequest())
+        literal_path(workdir, "--workdir")  # refuses here, before anything is made, what Orbax cannot use
         parts = build_parts(config)
         check_shared(workdir)
+        ends.enter_context(only_run_in(workdir))
+        by_first_process(lambda: settle_damage(workdir, skip=skip_damaged))
         checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, config.evaluation.compared_by)))
         check_newest_is_agreed(checkpoints)
         state, position = start_or_go_on(config, parts, checkpoints)

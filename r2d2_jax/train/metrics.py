@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from r2d2_jax.atomic import written_whole
 from r2d2_jax.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -65,12 +67,12 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, first_step: int, active: bool, evaluated: bool = True) -> None:
-        self._path = workdir / "metrics.jsonl"
+        self._path, self._active = workdir / "metrics.jsonl", active
         self._board: SummaryWriter | None = None
         if active:
             workdir.mkdir(parents=True, exist_ok=True)
             self._rewind(first_step, evaluated)
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+            self._board = _board(workdir / "tensorboard", first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line; values that are not finite become null, as JSON has no other form for them.
@@ -78,7 +80,7 @@ class MetricsLog:
         Raises:
             UserError: the file cannot be written.
         """
-        if self._board is None:
+        if not self._active:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
@@ -89,8 +91,9 @@ class MetricsLog:
                 f"cannot write {self._path}: {first_line(error)}; make room or mend the folder, then run "
                 "the same command again: it resumes from the newest checkpoint"
             ) from error
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes the TensorBoard files; a failure is only logged, since nothing reads them again."""
@@ -102,15 +105,45 @@ class MetricsLog:
             logger.warning("the TensorBoard files are not complete: %s", first_line(error))
 
     def _rewind(self, last_step: int, evaluated: bool) -> None:
-        if not self._path.exists():
+        """Drops the lines after `last_step`; what is damaged is dropped too, or set aside if nothing can be read."""
+        try:
+            lines = self._path.read_bytes().split(b"\n") if self._path.exists() else []
+        except OSError as error:  # a folder of that name, a broken disk
+            aside = self._path.with_name(f"{self._path.name}.damaged-{uuid.uuid4().hex}")
+            logger.warning("%s cannot be read: %s; it is renamed to %s", self._path, first_line(error), aside.name)
+            self._path.rename(aside)
             return
-
-        def kept(line: str) -> bool:
-            values = json.loads(line)
+        if not lines:
+            return
+        *whole, rest = lines  # a killed run may leave half a line behind the last line end
+        kept, damaged = [], int(bool(rest))
+        for line in whole:
+            values = _parsed(line)
+            if values is None:
+                damaged += 1
             # Training always has a loss, evaluations never have.
-            return values["step"] < last_step or (values["step"] == last_step and (evaluated or "loss" in values))
+            elif (values["step"], "loss" not in values and not evaluated) <= (last_step, False):
+                kept.append(line + b"\n")
+        if damaged:
+            logger.warning("%s: damaged lines that are dropped: %d", self._path, damaged)
+        with written_whole(self._path) as unfinished:
+            unfinished.write_bytes(b"".join(kept))
 
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        replacement = self._path.with_suffix(".rewound")
-        replacement.write_text("".join(line for line in lines if line.endswith("\n") and kept(line)), encoding="utf-8")
-        replacement.replace(self._path)
+
+def _board(folder: Path, first_step: int) -> SummaryWriter | None:
+    """A writer of a new file, whatever the files of earlier runs hold; None where there can be none."""
+    try:
+        # Absolute, because tensorboardX takes a name before a colon for a protocol.
+        return SummaryWriter(str(folder.absolute()), purge_step=first_step + 1)
+    except OSError as error:
+        logger.warning("there will be no TensorBoard files: %s", first_line(error))
+        return None
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The values of a line of the log, None if it is no whole one."""
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and type(values.get("step")) is int else None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.report import Evaluator
 from r2d2_jax.evaluation.scorer import Scorer
+from r2d2_jax.lock import held
 from r2d2_jax.models.r2d2 import abstract_params
-from r2d2_jax.processes import gather_json
+from r2d2_jax.processes import by_first_process, gather_json
 from r2d2_jax.sharding import check_batch_divides, make_mesh
 from r2d2_jax.tasks import build_task
 from r2d2_jax.tasks.task import SpecialTokens, Task
@@ -124,6 +126,17 @@ def build_tokenizer(config: Config, *, number_words: bool = False) -> Tokenizer:
             f"{config.model.text.vocabulary_size}; there is no embedding for the last tokens: raise it"
         )
     return tokenizer
+
+
+def only_run_in(workdir: Path) -> ExitStack:
+    """A context in which no other run may use the folder; the lock is process 0's.
+
+    Raises:
+        UserError: on every process, if another run is at work there, or the folder cannot be written to.
+    """
+    lock = ExitStack()
+    by_first_process(lambda: lock.enter_context(held(workdir, "another run", "--workdir")))
+    return lock
 
 
 def keep_vocabulary(tokenizer: Tokenizer, workdir: Path, *, resuming: bool) -> None:

@@ -68,6 +68,73 @@ def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    "damage, count",
+    [
+        (b"\0" * 40, 1),
+        (b"\0" * 40 + b"\n", 1),
+        (b"\xff\xfe{}\n", 1),
+        (b"\n\n", 2),
+        (b"[1, 2]\n", 1),
+        (b"{}\n", 1),
+        (b'{"step": "4"}\n', 1),
+        (b'{"step": 4, "loss"\n{"step": 5', 2),
+        (b"[" * 100_000 + b"\n", 1),
+    ],
+)
+def test_damaged_lines_are_dropped_and_counted(
+    damage: bytes, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine that loses power leaves zeros or half lines; a log never stops a run."""
+    write(tmp_path, 0, range(1, 4), 1.0)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(damage)
+    write(tmp_path, 3, range(4, 5), 2.0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert f"{tmp_path}/metrics.jsonl: damaged lines that are dropped: {count}" in caplog.text
+
+
+def test_a_log_in_good_order_is_not_remarked_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, 0, range(1, 4), 1.0)
+    write(tmp_path, 3, range(4, 5), 2.0)
+    (tmp_path / "metrics.jsonl").write_text("")
+    write(tmp_path, 4, range(5, 6), 2.0)
+    assert [line["step"] for line in lines(tmp_path)] == [5]
+    (tmp_path / "metrics.jsonl").unlink()
+    write(tmp_path, 5, range(6, 7), 2.0)
+    assert [line["step"] for line in lines(tmp_path)] == [6]
+    assert not caplog.text
+
+
+def test_a_log_that_cannot_be_read_is_renamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    write(tmp_path, 3, range(4, 6), 2.0)
+    assert [line["step"] for line in lines(tmp_path)] == [4, 5]
+    assert "metrics.jsonl cannot be read: [Errno 21] Is a directory" in caplog.text
+    assert len(list(tmp_path.glob("metrics.jsonl.damaged-*"))) == 1
+
+
+def test_a_log_that_nobody_may_write_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 4), 1.0)
+    (tmp_path / "metrics.jsonl").chmod(0o444)
+    write(tmp_path, 3, range(4, 5), 2.0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert (tmp_path / "metrics.jsonl").stat().st_mode & 0o200
+
+
+def test_damaged_tensorboard_files_stop_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "run", 0, range(1, 4), 1.0)
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    events.write_bytes(b"\0" * 100)
+    write(tmp_path / "run", 3, range(4, 5), 2.0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tensorboard").touch()
+    write(tmp_path / "other", 0, range(1, 3), 1.0)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines(tmp_path / "other")] == [1, 2]
+    assert "there will be no TensorBoard files: [Errno 20] Not a directory" in caplog.text
+
+
 def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0, active=True)
     log.write(1, {"loss": math.nan, "norm": math.inf, "fgr": 0.5})

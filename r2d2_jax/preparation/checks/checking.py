@@ -11,6 +11,7 @@ from pathlib import Path
 from r2d2_jax.atomic import naming
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import user_path
 from r2d2_jax.preparation.checks.assembly import Assembly
 from r2d2_jax.preparation.checks.findings import findings
 from r2d2_jax.preparation.checks.parts import CheckJob, check_part
@@ -58,7 +59,7 @@ def _tokenizer(settings: CheckSettings) -> Tokenizer | None:
 @contextlib.contextmanager
 def _temporary_folder(work: str) -> Iterator[Path]:
     """A folder for temporary files; messages name the lasting one in which it lies."""
-    parent = Path(work).expanduser() if work else None
+    parent = user_path(work) if work else None
     try:
         if parent is not None:
             parent.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import user_path
 from r2d2_jax.preparation.checks.report import Report
 
 NOT_MEASURED = "not measured"
@@ -87,7 +87,7 @@ def check_json_path(path: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     try:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -106,7 +106,7 @@ def write_json(report: Report, path: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with written_whole(Path(path).expanduser()) as unfinished:
+    with written_whole(user_path(path)) as unfinished:
         unfinished.write_text(json.dumps(as_json(report), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import user_path
 from r2d2_jax.preparation.corpora.catalog import Catalog
 from r2d2_jax.preparation.examples import Entry
 
@@ -71,7 +72,7 @@ class Corpus(abc.ABC):
             UserError: a path that the corpus needs is not given or does not exist, or it has no use for a given one.
         """
         given = {"images": images, "annotations": annotations}
-        self.places = {flag: Path(path).expanduser().absolute() for flag, path in given.items() if path}
+        self.places = {flag: user_path(path).absolute() for flag, path in given.items() if path}
         if text_fields and not self.default_text_fields:
             raise UserError(f"corpus {self.name} has no text fields to choose from; leave --text_fields out")
         self.text_fields = tuple(text_fields) or self.default_text_fields

@@ -1,0 +1,68 @@
+"""Paths as users give them, and as Orbax and libraries in C++ must be given them."""
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+from etils.epath.gpath import PosixGPath
+
+from r2d2_jax.errors import UserError
+
+# What etils takes for a bucket, although it is an absolute path.
+_BUCKETS = ("gs", "s3", "az", "hf")
+
+
+@epath.register_path_cls
+class LiteralPath(PosixGPath):
+    """A local path in which brackets, stars and question marks stand for themselves.
+
+    Orbax merges the arrays of all processes from `directory.glob("ocdbt.process_*")`, and etils reads the directory as
+    a part of the pattern. Under "bs[16]" that finds nothing, or the files of another run in "bs1", and the checkpoint
+    can never be read.
+    """
+
+    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+        """What matches the pattern below this path."""
+        return (type(self)(found) for found in glob.glob(f"{glob.escape(str(self))}/{pattern}"))
+
+
+def user_path(given: str | os.PathLike[str]) -> Path:
+    """A path in which ~ is the user's home, which no shell puts into --FLAG=~/FOLDER; an unknown ~NAME is a folder."""
+    return Path(os.path.expanduser(given))  # unlike Path.expanduser, raises nothing
+
+
+def literal_path(path: Path, name: str) -> LiteralPath:
+    """The absolute path as Orbax must be given it.
+
+    Args:
+        path: a local path.
+        name: what it is, for messages.
+
+    Raises:
+        UserError: Orbax or TensorStore would read or write another place.
+    """
+    absolute = path.absolute()
+    check_utf8(absolute, name)
+    if "\\" in str(absolute):
+        raise UserError(f"{name} {absolute} has a backslash, a slash to TensorStore; choose a path without it")
+    if absolute.parts[1:2] and absolute.parts[1] in _BUCKETS:
+        bucket = f"{absolute.parts[1]}://"
+        raise UserError(f"{name} {absolute} lies in the bucket {bucket} to Orbax; choose another folder")
+    return LiteralPath(absolute)
+
+
+def check_utf8(path: Path, name: str) -> None:
+    """Checks that libraries in C++, to which a path is UTF-8, open the file that Python opens.
+
+    Raises:
+        UserError: the path is no UTF-8, or the locale has another encoding and the path is not plain ASCII.
+    """
+    text = str(path)
+    if os.fsencode(text) != text.encode(errors="replace"):
+        odd = next(character for character in text if os.fsencode(character) != character.encode(errors="replace"))
+        raise UserError(
+            f"{name} {text!r} has {odd!r}, which is no UTF-8 on disk, and so TensorStore and ArrayRecord cannot open "
+            "it; choose a path of plain letters and digits, or a UTF-8 locale such as LC_ALL=C.UTF-8"
+        )
