@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from r2d2_jax.config.reading import model_config
-from r2d2_jax.convert.tensor_files import SUFFIXES, read_tensors, write_tensors
-from r2d2_jax.convert.torch_r2d2 import from_published, to_published
+from r2d2_jax.convert.naming import check_finite
+from r2d2_jax.convert.tensor_files import SUFFIXES, write_tensors
+from r2d2_jax.convert.torch_r2d2 import from_published, read_published, to_published
 from r2d2_jax.convert.transformers_folder import is_transformers, load_transformers, save_transformers
 from r2d2_jax.errors import UserError
 from r2d2_jax.extras import ONNX, require
@@ -51,16 +52,21 @@ def open_model(
             None keeps what the model records.
 
     Raises:
-        UserError: there is no such model, it is damaged, or the vocabulary does not fit the word embeddings.
+        UserError: there is no such model, it is damaged, its weights are not finite, or the vocabulary does not fit the
+            word embeddings.
     """
     if is_published(path):
-        model = from_published(read_tensors(path), str(path), image_heads=image_heads, text_heads=text_heads)
+        file = read_published(path)
+        model = from_published(file.tensors, str(path), image_heads=image_heads, text_heads=text_heads)
+        model = dataclasses.replace(model, notes=file.notes)
     elif is_model(path):
         model = load_model(path)
+        check_finite(dict(flat(model.params)), str(path))
     elif is_transformers(path):
         model = load_transformers(path)
     elif _is_run(path):
         model = _of_run(path, weights)
+        check_finite(dict(flat(model.params)), str(path))
     else:
         raise UserError(
             f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote "

@@ -17,7 +17,7 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.naming import assembled
-from r2d2_jax.convert.tensor_files import read_tensors
+from r2d2_jax.convert.tensor_files import INDEX, read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
 from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS, tokenizer_of
 from r2d2_jax.errors import UserError, first_line
@@ -32,7 +32,7 @@ BICUBIC = 3  # Pillow's number, which transformers' image processors use
 
 def is_transformers(folder: Path) -> bool:
     """Whether the folder holds what `save_transformers` writes."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    return (folder / CONFIG).is_file() and _weights(folder).is_file()
 
 
 def save_transformers(model: Model, folder: Path) -> None:
@@ -63,9 +63,15 @@ def load_transformers(folder: Path) -> Model:
         raise UserError(f"{folder / CONFIG} describes a model of type {kind!r}; expected {MODEL_TYPE!r}")
     sizes = {name: described[name] for name in SIZES if name in described}
     config = model_config(sizes | {"dtype": "float32"}, f"the model in {folder}")
-    weights, vocabulary = folder / WEIGHTS, read_vocabulary(folder / VOCABULARY)
+    weights, vocabulary = _weights(folder), read_vocabulary(folder / VOCABULARY)
     params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
     return Model(config, params, {}, vocabulary, bool(described.get("maps_punctuation", False)))
+
+
+def _weights(folder: Path) -> Path:
+    """The file of weights, or the index of several, as transformers saves a large model."""
+    index = folder / f"{WEIGHTS}{INDEX}"
+    return index if index.is_file() else folder / WEIGHTS
 
 
 def write_description(model: Model, folder: Path, use: str) -> None:

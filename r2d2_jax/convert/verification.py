@@ -12,7 +12,7 @@ from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.convert.conversion import Form, is_published
 from r2d2_jax.convert.tensor_files import read_tensors
-from r2d2_jax.convert.torch_r2d2 import published_parameters
+from r2d2_jax.convert.torch_r2d2 import published_parameters, read_published
 from r2d2_jax.convert.transformers_folder import is_transformers
 from r2d2_jax.encoder import Encoder, Keep, PairBatch
 from r2d2_jax.extras import ONNX, TORCH, require
@@ -105,7 +105,7 @@ def _foreign_model(model: Model, source: Path, target: Path | None, form: Form |
         return torch_model(model.config, read_tensors(target))
     if is_transformers(source):
         return R2D2Model.from_pretrained(source)
-    tensors = read_tensors(source) if is_published(source) else published_parameters(model)
+    tensors = read_published(source).tensors if is_published(source) else published_parameters(model)
     return torch_model(model.config, tensors)
 
 

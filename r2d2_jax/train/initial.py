@@ -67,6 +67,7 @@ def initial_params(config: Config, *, masked_lm: bool) -> tuple[Params, list[str
 
 def _whole_model(initial: InitialWeightsConfig, config: Config) -> tuple[Params, list[str]]:
     model, notes = open_model(Path(initial.model).expanduser()), [f"whole model from {initial.model}"]
+    notes += model.notes
     params, patches = model.params, config.model.image.patches
     if model.maps_punctuation != config.data.map_punctuation:
         notes.append(_other_punctuation(config.data.map_punctuation))
