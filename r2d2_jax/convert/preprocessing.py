@@ -1,4 +1,4 @@
-"""Compares a folder's tokenizer and image processor with ours, on texts and pictures that many programs read otherwise."""
+"""Compares a folder's tokenizer and image processor with ours, on texts and pictures that are often misread."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping

@@ -26,7 +26,7 @@ from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 from r2d2_jax.models.store import VOCABULARY, Model, read_vocabulary, write_vocabulary
 
 CONFIG, WEIGHTS, CODE, CARD = "config.json", "model.safetensors", "modeling_r2d2.py", "README.md"
-IMAGE_CONFIG, IMAGE_CODE, UPRIGHT = "preprocessor_config.json", "image_processing_r2d2.py", "upright.py"
+IMAGE_CONFIG, IMAGE_CODE = "preprocessor_config.json", "image_processing_r2d2.py"
 MODEL_TYPE = "r2d2"
 SIZES = ("image", "text", "cross", "embed_size")  # the part of ModelConfig that `config.json` keeps
 BICUBIC = 3  # Pillow's number, which transformers' image processors use
@@ -92,7 +92,7 @@ def write_description(model: Model, folder: Path, config: dict[str, Any], use: s
         raise UserError("the model came without a vocabulary, which its tokenizer needs: name its vocab.txt")
     _write_json(folder / CONFIG, config)
     _write_json(folder / IMAGE_CONFIG, image_processor(model.config))
-    _write_image_code(folder)
+    (folder / IMAGE_CODE).write_text(image_code(), encoding="utf-8")
     _write_tokenizer(model, model.vocabulary, folder)
     (folder / CARD).write_text(model_card(model, use), encoding="utf-8")
 
@@ -155,6 +155,13 @@ with torch.no_grad():
 tokenizer needs no code; without `False` transformers would ask whether the model's may run."""
 
 
+def image_code() -> str:
+    """The image processor as one file that needs nothing of ours: `upright.py` stands where it is imported."""
+    code = Path(__file__).with_name(IMAGE_CODE).read_text(encoding="utf-8")
+    _, _, upright_code = Path(upright.__file__).read_text(encoding="utf-8").split('"""', 2)  # after its docstring
+    return code.replace(f"from {upright.__name__} import upright_rgb\n", upright_code.lstrip())
+
+
 def model_card(model: Model, use: str) -> str:
     """The content of `README.md`."""
     ranking = (
@@ -210,13 +217,6 @@ def _write_tokenizer(model: Model, vocabulary: tuple[str, ...], folder: Path) ->
     }
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **reading, **special})
     write_vocabulary(vocabulary, folder / VOCABULARY)
-
-
-def _write_image_code(folder: Path) -> None:
-    """Copies the image processor and what it needs, which lies beside it there."""
-    code = Path(__file__).with_name(IMAGE_CODE).read_text(encoding="utf-8")
-    (folder / IMAGE_CODE).write_text(code.replace(f"from {upright.__name__} ", "from .upright "), encoding="utf-8")
-    shutil.copyfile(upright.__file__, folder / UPRIGHT)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
