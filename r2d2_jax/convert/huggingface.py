@@ -212,7 +212,7 @@ def _explained(
     for pattern, reason in leftover.items():
         names = [name for name in unused if re.fullmatch(pattern, name)]
         if names:
-            notes.append(f"left out {len(names)} tensor(s), {names[0]} first: {reason}")
+            notes.append(f"left out {len(names)} tensor(s), {listed(names)}: {reason}")
     return params, tuple(notes)
 
 

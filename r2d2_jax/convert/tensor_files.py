@@ -136,9 +136,12 @@ def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             f"{index.parent} lacks {len(absent)} of {len(shards)} shards: {listed(absent)}; fetch them again"
         )
     tensors: dict[str, np.ndarray] = {}
+    notes = {f"{len(shards)} shards": None}
     for name in shards:
-        tensors |= read_tensors(index.parent / name)
-    return tensors, [f"{len(shards)} shards"]
+        shard = read_tensor_file(index.parent / name)
+        tensors |= shard.tensors
+        notes |= dict.fromkeys(shard.notes)
+    return tensors, list(notes)
 
 
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -139,6 +139,18 @@ def test_shards_are_read_together_and_a_missing_one_is_named(tmp_path: Path, suf
         open_model(index)
 
 
+def test_wrapped_names_in_shards_are_noted_once(tmp_path: Path) -> None:
+    tensors = {f"module.{name}": tensor for name, tensor in to_published(random_model()).items()}
+    model = open_model(sharded(tmp_path, tensors, ".safetensors"))
+    assert model.notes == ("2 shards", "names without module. of DataParallel or DDP")
+
+
+def test_a_folder_with_a_checkpoint_in_it_is_told_apart(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "r2d2.pth", to_published(random_model()))
+    with pytest.raises(UserError, match=r"is no model; expected .*. It holds r2d2.pth: name the file itself"):
+        open_model(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}'])
 def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)

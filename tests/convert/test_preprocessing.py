@@ -110,6 +110,13 @@ def test_random_texts_have_the_same_ids(readers: tuple[Tokenizer, Any, Any]) -> 
     assert_same_ids(readers, list(random_texts(1000)))
 
 
+def test_a_lone_surrogate_is_refused_by_all(readers: tuple[Tokenizer, Any, Any]) -> None:
+    ours, theirs, alone = readers
+    for read in (lambda text: ours([text]), theirs, alone.encode):
+        with pytest.raises((TypeError, UnicodeEncodeError, ValueError)):
+            read("花\ud83d草")
+
+
 def test_special_tokens_are_known_as_such_all_the_same(readers: tuple[Tokenizer, Any, Any]) -> None:
     ours, theirs, _ = readers
     assert theirs.tokenize("[MASK]") == ["[", "ma", "##sk", "]"]
