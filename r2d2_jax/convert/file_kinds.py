@@ -77,11 +77,12 @@ def _other_kind(path: Path, head: bytes, tail: bytes) -> tuple[str, str] | None:
 
 
 def _other_zip(path: Path) -> tuple[str, str] | None:
-    """A zip archive that PyTorch did not write; a truncated one is left to PyTorch's reader."""
-    if not zipfile.is_zipfile(path):
+    """A zip archive that PyTorch did not write; a damaged one is left to PyTorch's reader."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return None
     return f"a zip archive that PyTorch did not write, with {', '.join(names[:3]) or 'nothing'} in it", _UNPACK

@@ -1,5 +1,6 @@
 """Files that are no checkpoint are named for what they are; shards are read together; what is not finite is refused."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -80,6 +81,27 @@ def test_what_shows_only_when_it_is_read(tmp_path: Path, name: str, content: byt
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("damage", ["name", "version"])
+def test_a_damaged_directory_of_a_zip_is_damage(tmp_path: Path, damage: str) -> None:
+    write_tensors(tmp_path / "in.pth", {"a": np.ones(2, np.float32)})
+    content = (tmp_path / "in.pth").read_bytes()
+    entry = content.index(b"PK\x01\x02")
+    at = entry + (46 if damage == "name" else 6)
+    (tmp_path / "in.pth").write_bytes(content[:at] + b"\xff\xff" + content[at + 2 :])
+    with pytest.raises(UserError, match="in.pth is no whole PyTorch file"):
+        read_tensors(tmp_path / "in.pth")
+
+
+def test_a_damaged_file_of_old_pytorch_is_damage(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "in.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "in.pth").read_bytes()
+    key = content.index(b"FloatStorage") + 20  # within the name of the storage
+    for at in range(key, len(content) - 8):
+        (tmp_path / "in.pth").write_bytes(content[:at] + bytes([content[at] ^ 0x15]) + content[at + 1 :])
+        with contextlib.suppress(UserError):
+            read_tensors(tmp_path / "in.pth")
 
 
 def test_a_wrong_suffix_is_named(tmp_path: Path) -> None:
