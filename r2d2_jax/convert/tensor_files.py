@@ -8,7 +8,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any, BinaryIO
 
 import ml_dtypes  # noqa: F401 - gives NumPy the bfloat16 that safetensors may hold
@@ -200,8 +200,16 @@ def _safely_loaded(torch: Any, path: Path) -> Any:
     arguments = {"map_location": "cpu", "weights_only": True}
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
-    with torch.serialization.safe_globals([argparse.Namespace]):  # a bag of arguments, which many keep beside the model
+    with torch.serialization.safe_globals(_plain_values()):
         return torch.load(path, mmap=zipped, **arguments)
+
+
+def _plain_values() -> list[Any]:
+    """What many keep beside a model and cannot run code: arguments, paths, NumPy's numbers and arrays of them."""
+    functions: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
+    older = [(each, f"numpy.core.multiarray.{each.__name__}") for each in functions]  # as NumPy 1 names them
+    kinds = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdU"}
+    return [argparse.Namespace, PosixPath, np.ndarray, np.dtype, *functions, *older, *kinds]
 
 
 def _float32(tensor: np.ndarray) -> np.ndarray:

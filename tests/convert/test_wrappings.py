@@ -11,6 +11,7 @@ from programs import called
 from random_models import random_model
 from safetensors.numpy import save_file
 
+import r2d2_jax
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.tensor_files import read_tensor_file
 from r2d2_jax.convert.torch_r2d2 import to_published
@@ -75,7 +76,15 @@ WRAPPINGS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "AveragedModel": (published("module.") | {"n_averaged": torch.tensor(3)}, ("module.",)),
     "a key of one's own": ({"my_r2d2": published(), "optimizer": OPTIMIZER, "step": 3}, ("'my_r2d2'", "optimizer")),
     "a key within a key": ({"model": {"state_dict": published()}, "step": 3}, ("'model'", "'state_dict'")),
-    "arguments and a step beside it": ({"model": published(), "args": argparse.Namespace(lr=1), "step": 3}, ("args",)),
+    "arguments and figures beside it": (
+        {
+            "model": published(),
+            "args": argparse.Namespace(output=Path("a"), lr=1),
+            "best": np.float64(3),
+            "random": np.random.default_rng(0).integers(0, 9, 5),
+        },
+        ("args, best, random",),
+    ),
     "a number among the tensors": (published() | {"epoch": 3}, ("left out what is no tensor: epoch",)),
 }
 
@@ -108,6 +117,13 @@ def test_the_program_says_it_in_one_line_and_verifies_the_same_weights(tmp_path:
         "names without _orig_mod. of torch.compile; names without model."
     )
     assert "R2D2, " in second
+
+
+def test_loading_for_inference_logs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"module": published()}, tmp_path / "in.pt")
+    with caplog.at_level("INFO", "r2d2_jax.inference"):
+        r2d2_jax.load(tmp_path / "in.pt")
+    assert f"{tmp_path / 'in.pt'}: state dict under 'module'" in caplog.text
 
 
 def test_safetensors_have_wrapped_names_too(tmp_path: Path) -> None:
