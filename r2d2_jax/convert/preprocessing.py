@@ -141,6 +141,7 @@ def sample_pictures() -> dict[str, bytes]:
         "grey": _encoded(grey, "PNG"),
         "16-bit grey": _encoded(deep, "PNG"),
         "16-bit grey TIFF": _encoded(deep, "TIFF"),
+        "16-bit TIFF with white at zero": _encoded(deep, "TIFF", tiffinfo={262: 0}),
         "float TIFF": _encoded(Image.fromarray(smooth[..., 0].astype(np.float32) / 255), "TIFF"),
         "grey with transparency": _encoded(Image.merge("LA", (grey, mask)), "PNG"),
         "palette": _encoded(rgb.quantize(16), "PNG"),
