@@ -95,6 +95,8 @@ def converted() -> ParityReport | None:
         write_model(model, target, form)
     if REST.value:
         write_rest(source, user_path(REST.value))
+    if model.notes:
+        print(f"{source}: {'; '.join(model.notes)}")
     print(f"{target or source}: {model.summary()}")
     return verify(model, source, target, form, VERIFY_LIMIT.value) if VERIFY.value else None
 

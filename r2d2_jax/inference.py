@@ -1,5 +1,6 @@
 """A model to ask: encode images, encode texts, and say how well they match."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.inputs import ImageList, Images, Texts, as_array, checked_ids, checked_tokens, described, listed_texts
 from r2d2_jax.models.store import Model
 from r2d2_jax.sharding import make_mesh
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -48,6 +51,8 @@ def load(
     model = open_model(
         _path(path, "the model"), weights=weights, image_heads=image_heads, text_heads=text_heads, vocabulary=chosen
     )
+    if model.notes:
+        logger.info("%s: %s", path, "; ".join(model.notes))
     return Ranker(model, batch_size=batch_size, map_punctuation=map_punctuation, devices=devices)
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from r2d2_jax.config.ranges import not_positive
 
+# Far above any real model (our decision): a damaged file may claim more, and would take forever to be refused.
+MAX_LAYERS, MAX_SIZE = 1_000, 2**24
+
 
 @dataclass(frozen=True)
 class ImageTowerConfig:
@@ -67,6 +70,10 @@ def model_contradictions(model: ModelConfig) -> Iterator[str]:
     """Yields one sentence per size that is out of range or contradicts another."""
     image, text, cross = model.image, model.text, model.cross
     yield from not_positive(_sizes(model))
+    for name, size in (*_sizes(model), ("model.cross.layers", cross.layers)):
+        limit = MAX_LAYERS if name.endswith(".layers") else MAX_SIZE
+        if size > limit:
+            yield f"{name} is {size}; expected {limit:,} at most"
     if image.patch_size > 0 and image.image_size % image.patch_size:
         yield (
             f"model.image.image_size {image.image_size} is not a multiple of model.image.patch_size {image.patch_size}"

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 
 from r2d2_jax.config.reading import model_config
-from r2d2_jax.convert.tensor_files import SUFFIXES, read_tensors, write_tensors
-from r2d2_jax.convert.torch_r2d2 import from_published, to_published
+from r2d2_jax.convert.naming import check_finite
+from r2d2_jax.convert.tensor_files import INDEX, SUFFIXES, write_tensors
+from r2d2_jax.convert.torch_r2d2 import from_published, read_published, to_published
 from r2d2_jax.convert.transformers_folder import is_transformers, load_transformers, save_transformers
+from r2d2_jax.convert.wrappings import listed
 from r2d2_jax.errors import UserError
 from r2d2_jax.extras import ONNX, require
 from r2d2_jax.models.store import Model, is_model, load_model, save_model
@@ -53,21 +55,25 @@ def open_model(
             None keeps what the model records.
 
     Raises:
-        UserError: there is no such model, it is damaged, or the vocabulary is not the one beside the model or does not
-            fit the word embeddings.
+        UserError: there is no such model, it is damaged, its weights are not finite, or the vocabulary is not the one
+            beside the model or does not fit the word embeddings.
     """
     if is_published(path):
-        model = from_published(read_tensors(path), str(path), image_heads=image_heads, text_heads=text_heads)
+        file = read_published(path)
+        model = from_published(file.tensors, str(path), image_heads=image_heads, text_heads=text_heads)
+        model = dataclasses.replace(model, notes=file.notes)
     elif is_model(path):
         model = load_model(path)
+        check_finite(dict(flat(model.params)), str(path))
     elif is_transformers(path):
         model = load_transformers(path)
     elif _is_run(path):
         model = _of_run(path, weights)
+        check_finite(dict(flat(model.params)), str(path))
     else:
         raise UserError(
             f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote "
-            "(ONNX excepted), or the --workdir of a run"
+            f"(ONNX excepted), or the --workdir of a run{_checkpoints_in(path)}"
         )
     if weights != STUDENT and not _is_run(path):
         raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
@@ -83,6 +89,12 @@ def open_model(
 
 def _is_run(path: Path) -> bool:
     return (path / "checkpoints").is_dir()
+
+
+def _checkpoints_in(folder: Path) -> str:
+    """A hint at the files in a folder that could have been meant."""
+    files = sorted(file.name for file in folder.glob("*") if file.suffix in SUFFIXES or file.name.endswith(INDEX))
+    return f". It holds {listed(files)}: name the file itself" if files else ""
 
 
 def is_published(path: Path) -> bool:

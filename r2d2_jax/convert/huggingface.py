@@ -1,10 +1,12 @@
 """Initial weights of the towers: CLIP's image tower and BERT's or RoBERTa's text tower, in their usual layouts.
 
 Image towers: transformers' `CLIPVisionModel` and `CLIPModel`, OpenAI's CLIP and Chinese-CLIP, whose visual tower is
-OpenAI's. Text towers: `BertModel` and `BertForMaskedLM`, under which RoBERTa-wwm-ext is published.
+OpenAI's. Text towers: `BertModel` and `BertForMaskedLM`, under which RoBERTa-wwm-ext is published. Either may lie
+within a larger model: the tower is found, and the rest is left out and named.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import huggingface_hub
 import numpy as np
 
 from r2d2_jax.arrays import Params
-from r2d2_jax.config.model import ImageTowerConfig, ModelConfig
+from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.convert.naming import (
     TensorPlace,
     Tensors,
@@ -25,19 +27,28 @@ from r2d2_jax.convert.naming import (
     norm,
 )
 from r2d2_jax.convert.resize import interpolated, resized_positions
-from r2d2_jax.convert.tensor_files import read_tensors
+from r2d2_jax.convert.tensor_files import INDEX, read_tensor_file
+from r2d2_jax.convert.wrappings import OneModel, listed, one_model
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.paths import user_path
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = tuple(f"{name}{INDEX}" for name in WEIGHT_FILES)  # of weights in several files
 
-# The tensors of a CLIP checkpoint that R2D2 does not read.
+# A tensor that every tower has, without what its names begin with: transformers' and OpenAI's image tower, and BERT.
+IMAGE_ANCHORS = ("embeddings.patch_embedding.weight", "conv1.weight")
+TEXT_ANCHORS = ("embeddings.word_embeddings.weight",)
+# What the names of a tower begin with where they have no prefix; all else is beside the tower.
+IMAGE_WORDS = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
+OPENAI_WORDS = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "ln_post", "transformer", "proj")
+TEXT_WORDS = ("embeddings", "encoder", "pooler")
+
+# The tensors of CLIP's image tower that R2D2 does not read.
 CLIP_LEFTOVER = {
-    r"(vision_model\.)?embeddings\.position_ids": "0, 1, 2, ...",
-    r"(vision_model\.)?post_layernorm\.(weight|bias)": "image tokens are taken before CLIP's last norm",
-    r"(text_model|text_projection|visual_projection|logit_scale).*": "CLIP's text tower and projections",
+    r"embeddings\.position_ids": "0, 1, 2, ...",
+    r"post_layernorm\.(weight|bias)": "image tokens are taken before CLIP's last norm",
 }
-# The tensors of a BERT checkpoint that are neither of the text tower nor of the masked-language-model head.
+# The tensors of a BERT that are neither of the text tower nor of the masked-language-model head.
 BERT_LEFTOVER = {
     r"embeddings\.position_ids": "0, 1, 2, ...",
     r"pooler\.dense\.(weight|bias)": "text features come from CLS itself",
@@ -49,6 +60,8 @@ MASKED_LM_HEAD = {
     **norm("cls.predictions.transform.LayerNorm", "masked_lm_head/transform_norm"),
     "cls.predictions.bias": TensorPlace("masked_lm_head/bias"),
 }
+
+OTHER_FRAMEWORKS = ("tf_model.h5", "flax_model.msgpack", "bert_model.ckpt.index", "model.ckpt.index")
 
 
 @dataclass(frozen=True)
@@ -76,17 +89,19 @@ def image_tower(name: str, config: ModelConfig, *, resize_positions: bool = Fals
         UserError: there are no such weights, or they are of another size; lists every name that differs.
     """
     path = located(name)
-    tensors = _openai_renamed(read_tensors(path), path, config.image)
-    prefixed = any(key.startswith("vision_model.") for key in tensors)
-    tensors = {key.removeprefix("vision_model."): tensor for key, tensor in tensors.items()}
-    notes = []
+    file = read_tensor_file(path)
+    found = one_model(file.tensors, IMAGE_ANCHORS, str(path))
+    openai = "conv1.weight" in found.inside
+    tensors, beside = _split(found, OPENAI_WORDS if openai else IMAGE_WORDS)
+    notes = [*file.notes, *_named(found, beside, "CLIP's text tower and projections, or other heads")]
+    if openai:
+        tensors = _openai_renamed(tensors)
     position = "embeddings.position_embedding.weight"
     patches = config.image.patches
     if resize_positions and position in tensors and len(tensors[position]) != patches + 1:
         notes.append(interpolated(len(tensors[position]) - 1, patches))
         tensors[position] = resized_positions(tensors[position], patches, str(path))
-    leftover = CLIP_LEFTOVER if prefixed else dict(list(CLIP_LEFTOVER.items())[:2])
-    params, unused = _explained(tensors, clip_vision(config.image.layers), leftover, config, str(path))
+    params, unused = _explained(tensors, clip_vision(config.image.layers), CLIP_LEFTOVER, config, str(path))
     return Weights(params, (*notes, *unused))
 
 
@@ -103,7 +118,13 @@ def text_tower(name: str, config: ModelConfig, *, masked_lm: bool, fewer_tokens:
         UserError: there are no such weights, or they are of another size; lists every name that differs.
     """
     path = located(name)
-    tensors = {_modern(key): tensor for key, tensor in read_tensors(path).items()}
+    file = read_tensor_file(path)
+    found = one_model(file.tensors, TEXT_ANCHORS, str(path))
+    tower, beside = _split(found, TEXT_WORDS)
+    above = found.prefix[: found.prefix.rstrip(".").rfind(".") + 1]  # heads lie beside bert., in what holds both
+    head = {key: key.removeprefix(above) for key in beside if key.startswith(f"{above}cls.")}
+    tensors = {_modern(key): tensor for key, tensor in tower.items()}
+    tensors |= {_modern(short): beside.pop(key) for key, short in head.items()}
     has_head = "cls.predictions.bias" in tensors
     places = bert(config.text.layers)
     if fewer_tokens:
@@ -114,9 +135,24 @@ def text_tower(name: str, config: ModelConfig, *, masked_lm: bool, fewer_tokens:
     else:
         leftover[r"cls\.predictions\..*"] = "the model has no masked-language-model head"
     params, notes = _explained(tensors, places, leftover, config, str(path), masked_lm=masked_lm and has_head)
+    notes = (*file.notes, *_named(found, beside, "no part of the text tower"), *notes)
     if masked_lm and not has_head:
         notes = (*notes, "masked-language-model head: not in the checkpoint, starts random")
     return Weights(params, notes)
+
+
+def _split(found: OneModel, words: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The tensors of the tower, by names without prefix, and those beside it; without a prefix by the first word."""
+    if found.prefix:
+        return dict(found.inside), dict(found.outside)
+    tower = {name: tensor for name, tensor in found.inside.items() if name.partition(".")[0] in words}
+    return tower, found.outside | {name: tensor for name, tensor in found.inside.items() if name not in tower}
+
+
+def _named(found: OneModel, beside: Tensors, reason: str) -> list[str]:
+    """Notes on the prefix of a tower and on what was left out beside it."""
+    notes = [f"names without {found.prefix}"] if found.prefix else []
+    return notes + ([f"left out {len(beside)} tensor(s), {listed(beside)}: {reason}"] if beside else [])
 
 
 def located(name: str) -> Path:
@@ -127,11 +163,17 @@ def located(name: str) -> Path:
     """
     path = user_path(name)
     if path.is_dir():
-        for file in WEIGHT_FILES:
+        for file in (*WEIGHT_FILES, *INDEX_FILES):
             if (path / file).is_file():
                 return path / file
+        others = [file for file in OTHER_FRAMEWORKS if (path / file).is_file()]
         raise UserError(
-            f"{path} holds none of {', '.join(WEIGHT_FILES)}; expected a transformers folder, or name a file"
+            f"{path} holds none of {', '.join((*WEIGHT_FILES, *INDEX_FILES))}; expected a transformers folder, or name "
+            + (
+                f"a file. {', '.join(others)} is of another framework: convert it to PyTorch first"
+                if others
+                else "a file"
+            )
         )
     if path.is_file():
         return path
@@ -142,15 +184,23 @@ def located(name: str) -> Path:
 
 def _from_hub(name: str) -> Path:
     errors = []
-    for file in WEIGHT_FILES:
+    for file in (*WEIGHT_FILES, *INDEX_FILES):
         try:
-            return Path(huggingface_hub.hf_hub_download(name, file))
+            return _with_shards(name, Path(huggingface_hub.hf_hub_download(name, file)))
         except Exception as error:
             errors.append(f"{file}: {first_line(error)}")
     raise UserError(
         f"initial weights {name!r} are neither a file or folder here nor weights that the Hugging Face hub gave "
         f"({'; '.join(errors)}). Correct the name, or download the folder and name its path"
     )
+
+
+def _with_shards(name: str, path: Path) -> Path:
+    """Downloads what an index names; the hub's cache puts the files of one revision beside each other."""
+    if path.name.endswith(INDEX):
+        for shard in set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()):
+            huggingface_hub.hf_hub_download(name, shard)
+    return path
 
 
 def _explained(
@@ -167,7 +217,7 @@ def _explained(
     for pattern, reason in leftover.items():
         names = [name for name in unused if re.fullmatch(pattern, name)]
         if names:
-            notes.append(f"left out {len(names)} tensor(s), {names[0]} first: {reason}")
+            notes.append(f"left out {len(names)} tensor(s), {listed(names)}: {reason}")
     return params, tuple(notes)
 
 
@@ -179,22 +229,18 @@ def _with_tokens_of(tensors: Tensors, config: ModelConfig) -> ModelConfig:
 
 
 def _modern(name: str) -> str:
-    """The current name of a BERT tensor in transformers: without the prefix `bert.`, norms with PyTorch's names."""
-    name = name.removeprefix("bert.")
+    """The current name of a BERT tensor in transformers: norms with PyTorch's names."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _openai_renamed(tensors: Tensors, path: Path, config: ImageTowerConfig) -> dict[str, np.ndarray]:
-    """OpenAI's and Chinese-CLIP's visual tower under transformers' names; other layouts are returned as they are."""
-    visual = {name.removeprefix("visual."): tensor for name, tensor in tensors.items() if name.startswith("visual.")}
-    if "conv1.weight" not in visual:
-        return dict(tensors)
+def _openai_renamed(visual: Tensors) -> dict[str, np.ndarray]:
+    """OpenAI's and Chinese-CLIP's visual tower under transformers' names."""
     renamed = {}
     for name, tensor in visual.items():
         if name == "proj":
             continue  # CLIP's own projection; R2D2 has one of its own width
         if match := re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", name):
-            prefix = f"vision_model.encoder.layers.{match[1]}.self_attn"
+            prefix = f"encoder.layers.{match[1]}.self_attn"
             for part, rows in zip("qkv", np.split(tensor, 3), strict=True):
                 renamed[f"{prefix}.{part}_proj.{match[2]}"] = rows
         else:
@@ -218,5 +264,5 @@ OPENAI_NAMES = {
 def _openai_name(name: str) -> str:
     for pattern, modern in OPENAI_NAMES.items():
         if re.fullmatch(pattern, name):
-            return "vision_model." + re.sub(pattern, modern, name)
+            return re.sub(pattern, modern, name)
     return f"visual.{name}"  # `check_tensors` refuses it under its name in the file

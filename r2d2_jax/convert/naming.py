@@ -15,7 +15,7 @@ import numpy as np
 
 from r2d2_jax.arrays import Params
 from r2d2_jax.config.model import ModelConfig
-from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
 from r2d2_jax.models.r2d2 import R2D2, abstract_params
 from r2d2_jax.trees import flat, nested
 
@@ -201,18 +201,19 @@ def assembled(
         masked_lm: the model has a masked-language-model head.
 
     Raises:
-        UserError: lists every name that is missing, unexpected or of another shape.
+        UserError: lists every name that is missing, unexpected, of another shape or type, or not finite.
     """
     shapes = our_shapes(config, masked_lm=masked_lm)
     expected = {name: their_shape(place, shapes[place.path]) for name, place in places.items()}
     unused = check_tensors(tensors, expected, leftover, source)
+    check_finite({name: tensors[name] for name in places}, source)
     return to_ours(tensors, places, shapes), unused
 
 
 def check_tensors(
     tensors: Tensors, expected: Mapping[str, tuple[int, ...]], leftover: Mapping[str, str], source: str
 ) -> list[str]:
-    """Refuses missing, unexpected and mis-shaped tensors.
+    """Refuses missing, unexpected and mis-shaped tensors, and whole numbers.
 
     Args:
         tensors: name -> tensor, as read.
@@ -224,7 +225,7 @@ def check_tensors(
         The names that are left over.
 
     Raises:
-        UserError: lists every name that is missing, unexpected or of another shape.
+        UserError: lists every name that is missing, unexpected, or of another shape or type.
     """
     problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
     unused = []
@@ -232,6 +233,8 @@ def check_tensors(
         if name in expected:
             if tensor.shape != expected[name]:
                 problems.append(f"shape: {name} is {list(tensor.shape)}, expected {list(expected[name])}")
+            elif not np.issubdtype(tensor.dtype, np.floating):
+                problems.append(f"type: {name} is {tensor.dtype}, expected floating-point numbers")
         elif any(re.fullmatch(pattern, name) for pattern in leftover):
             unused.append(name)
         else:
@@ -242,3 +245,17 @@ def check_tensors(
             f"{len(problems)} name(s) differ:\n{bulleted(problems)}"
         )
     return unused
+
+
+def check_finite(tensors: Tensors, source: str) -> None:
+    """Raises UserError, with the name of every tensor that holds NaN or infinity and how many of them."""
+    problems = []
+    for name, tensor in tensors.items():
+        if np.issubdtype(tensor.dtype, np.floating) and not np.isfinite(tensor).all():
+            nan, infinite = int(np.isnan(tensor).sum()), int(np.isinf(tensor).sum())
+            problems.append(f"{name} {list(tensor.shape)}: {nan} NaN, {infinite} infinite of {tensor.size}")
+    if problems:
+        raise UserError(
+            f"{source} holds weights that are not finite; take a checkpoint from before training failed, or fetch it "
+            f"again. {len(problems)} tensor(s), the first {FIRST_NAMES} at most:\n{bulleted(problems[:FIRST_NAMES])}"
+        )

@@ -17,12 +17,30 @@ from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.convert.modeling_r2d2 import R2D2Model
 from r2d2_jax.convert.torch_model import torch_model
 from r2d2_jax.convert.torch_r2d2 import published_parameters
-from r2d2_jax.convert.transformers_folder import write_description
+from r2d2_jax.convert.transformers_folder import config_json, write_description
 from r2d2_jax.models.store import Model
 
 EXAMPLE_ROWS = 2  # of the traced example; the exporter would take a size of 1 for a constant
 
-USE = """Each graph is run alone, with onnxruntime for example. `b` and `l` may be any number.
+USE = """Each graph is run alone, with onnxruntime for example. With `folder`, the path of this folder, `photo`, a PIL
+image or a path, and `text`, a string:
+
+```python
+import onnxruntime
+import transformers
+
+encode_image = onnxruntime.InferenceSession(f"{folder}/encode_image.onnx")
+encode_text = onnxruntime.InferenceSession(f"{folder}/encode_text.onnx")
+processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+pixel_values = processor(images=[photo], return_tensors="np")["pixel_values"]
+texts = tokenizer([text], padding="max_length", truncation=True, return_tensors="np")
+image_tokens, image_embed = encode_image.run(None, {"pixel_values": pixel_values})
+text_tokens, text_embed = encode_text.run(None, dict(texts))
+cosine = image_embed @ text_embed.T
+```
+
+`trust_remote_code=True` runs `image_processing_r2d2.py`, which lies beside this file. `b` and `l` may be any number:
 
 | graph | inputs | outputs |
 |---|---|---|
@@ -30,8 +48,8 @@ USE = """Each graph is run alone, with onnxruntime for example. `b` and `l` may 
 | `encode_text.onnx` | input_ids int64 [b l], attention_mask int64 [b l] | text_tokens [b l d], text_embed [b e] |
 | `match.onnx` | image_tokens, text_tokens, attention_mask, pair by pair | match_probability [b] |
 
-The weights lie beside each graph in a `.onnx.data` file. `tokenizer.json` and `preprocessor_config.json` are read by
-transformers."""
+The weights lie beside each graph in a `.onnx.data` file. `tokenizer.json` is read by transformers and, alone, by
+`tokenizers`: both give the same ids."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def save_onnx(model: Model, folder: Path) -> None:
     source = torch_model(model.config, published_parameters(model))
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
-        write_description(model, unfinished, USE)
+        write_description(model, unfinished, config_json(model), USE)
         for graph in graphs_of(model.config):
             _export(source, graph, unfinished / graph.file)
 

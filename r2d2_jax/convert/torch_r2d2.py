@@ -6,6 +6,7 @@ in its name.
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -16,14 +17,18 @@ from r2d2_jax.convert.naming import (
     assembled,
     below,
     bert,
+    check_finite,
     clip_vision,
     cross_encoder,
     linear,
     to_theirs,
 )
+from r2d2_jax.convert.tensor_files import TensorFile, read_tensor_file
+from r2d2_jax.convert.wrappings import one_model
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.store import Model
 
+ANCHOR = "visual_encoder.embeddings.patch_embedding.weight"  # finds the model in a file that holds more
 HEAD_WIDTH = 64  # published rule: a tower of width d has d // 64 heads
 TEXT_LENGTH = 64  # published code: texts are padded or cut to 64 tokens
 
@@ -38,6 +43,17 @@ LEFTOVER = {
 }
 
 
+def read_published(path: Path) -> TensorFile:
+    """The tensors of a published checkpoint under their published names, whatever was wrapped around it.
+
+    Raises:
+        UserError: see `read_tensor_file`; or it holds several such models.
+    """
+    file = read_tensor_file(path)
+    model = one_model(file.tensors, (ANCHOR,), str(path))
+    return TensorFile(model.inside, (*file.notes, *model.notes()))
+
+
 def from_published(
     tensors: Tensors, source: str, *, image_heads: int | None = None, text_heads: int | None = None
 ) -> Model:
@@ -50,10 +66,11 @@ def from_published(
             reveals; None means the published rule, one head per 64 channels.
 
     Raises:
-        UserError: lists every name that is missing, unexpected or of another shape.
+        UserError: lists every name that is missing, unexpected, of another shape or type, or not finite.
     """
     config = sizes_of(tensors, source, image_heads, text_heads)
     params, unused = assembled(tensors, published_places(config), LEFTOVER, config, source)
+    check_finite({name: tensors[name] for name in unused}, source)
     return Model(config, params, {name: np.array(tensors[name]) for name in unused}, maps_punctuation=False)
 
 
@@ -123,7 +140,7 @@ def sizes_of(
     tensors: Tensors, source: str, image_heads: int | None = None, text_heads: int | None = None
 ) -> ModelConfig:
     """The sizes of a model, from the shapes of its published tensors."""
-    patch = _shape(tensors, "visual_encoder.embeddings.patch_embedding.weight", 4, source)
+    patch = _shape(tensors, ANCHOR, 4, source)
     positions = _shape(tensors, "visual_encoder.embeddings.position_embedding.weight", 2, source)[0]
     words = _shape(tensors, "text_encoder.embeddings.word_embeddings.weight", 2, source)
     max_positions = _shape(tensors, "text_encoder.embeddings.position_embeddings.weight", 2, source)[0]

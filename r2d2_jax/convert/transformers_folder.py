@@ -17,15 +17,17 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.naming import assembled
-from r2d2_jax.convert.tensor_files import read_tensors
+from r2d2_jax.convert.tensor_files import INDEX, read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
+from r2d2_jax.data.image import upright
 from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 from r2d2_jax.models.store import Model
-from r2d2_jax.vocabulary import SPECIAL_TOKENS, VOCABULARY, Vocabulary, vocabulary_in, write_plain_vocabulary
+from r2d2_jax.vocabulary import VOCABULARY, Vocabulary, vocabulary_in, write_plain_vocabulary
 
 CONFIG, WEIGHTS, CODE, CARD = "config.json", "model.safetensors", "modeling_r2d2.py", "README.md"
+IMAGE_CONFIG, IMAGE_CODE = "preprocessor_config.json", "image_processing_r2d2.py"
 MODEL_TYPE = "r2d2"
 SIZES = ("image", "text", "cross", "embed_size")  # the part of ModelConfig that `config.json` keeps
 BICUBIC = 3  # Pillow's number, which transformers' image processors use
@@ -33,7 +35,7 @@ BICUBIC = 3  # Pillow's number, which transformers' image processors use
 
 def is_transformers(folder: Path) -> bool:
     """Whether the folder holds what `save_transformers` writes."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    return (folder / CONFIG).is_file() and _weights(folder).is_file()
 
 
 def save_transformers(model: Model, folder: Path) -> None:
@@ -44,7 +46,7 @@ def save_transformers(model: Model, folder: Path) -> None:
     """
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
-        write_description(model, unfinished, PYTORCH_USE)
+        write_description(model, unfinished, config_json(model) | AUTO_CLASSES, PYTORCH_USE)
         save_file(published_parameters(model), unfinished / WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(Path(__file__).with_name(CODE), unfinished / CODE)
 
@@ -64,43 +66,62 @@ def load_transformers(folder: Path) -> Model:
         raise UserError(f"{folder / CONFIG} describes a model of type {kind!r}; expected {MODEL_TYPE!r}")
     sizes = {name: described[name] for name in SIZES if name in described}
     config = model_config(sizes | {"dtype": "float32"}, f"the model in {folder}")
-    weights, vocabulary = folder / WEIGHTS, vocabulary_in(folder)
+    weights, vocabulary = _weights(folder), vocabulary_in(folder)
     params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
     return Model(config, params, {}, vocabulary, bool(described.get("maps_punctuation", False)))
 
 
-def write_description(model: Model, folder: Path, use: str) -> None:
+def _weights(folder: Path) -> Path:
+    """The file of weights, or the index of several, as transformers saves a large model."""
+    index = folder / f"{WEIGHTS}{INDEX}"
+    return index if index.is_file() else folder / WEIGHTS
+
+
+def write_description(model: Model, folder: Path, config: dict[str, Any], use: str) -> None:
     """Writes everything but weights: sizes, image processor, tokenizer, model card with how to use the folder.
+
+    Args:
+        model: the model.
+        folder: where to.
+        config: the content of `config.json`.
+        use: the part of the model card that differs.
 
     Raises:
         UserError: the model has no vocabulary.
     """
     if model.vocabulary is None:
         raise UserError("the model came without a vocabulary, which its tokenizer needs: name its vocab.txt")
-    _write_json(folder / CONFIG, config_json(model))
-    _write_json(folder / "preprocessor_config.json", image_processor(model.config))
+    _write_json(folder / CONFIG, config)
+    _write_json(folder / IMAGE_CONFIG, image_processor(model.config))
+    (folder / IMAGE_CODE).write_text(image_code(), encoding="utf-8")
     _write_tokenizer(model, model.vocabulary, folder)
     (folder / CARD).write_text(model_card(model, use), encoding="utf-8")
 
 
 def config_json(model: Model) -> dict[str, Any]:
-    """The content of `config.json`."""
+    """The sizes, and what the tokenizer does: the part of `config.json` that depends on the model."""
     sizes = dataclasses.asdict(model.config)
-    return {
-        "model_type": MODEL_TYPE,
-        "architectures": ["R2D2Model"],
-        "auto_map": {"AutoConfig": "modeling_r2d2.R2D2Config", "AutoModel": "modeling_r2d2.R2D2Model"},
-        **{name: sizes[name] for name in SIZES},
-        "maps_punctuation": model.maps_punctuation,
-        "dtype": "float32",
-    }
+    return {**{name: sizes[name] for name in SIZES}, "maps_punctuation": model.maps_punctuation}
+
+
+# The part of `config.json` that tells transformers' Auto classes which code to run.
+AUTO_CLASSES = {
+    "model_type": MODEL_TYPE,
+    "architectures": ["R2D2Model"],
+    "auto_map": {"AutoConfig": "modeling_r2d2.R2D2Config", "AutoModel": "modeling_r2d2.R2D2Model"},
+    "dtype": "float32",
+}
 
 
 def image_processor(config: ModelConfig) -> dict[str, Any]:
-    """The published preprocessing in transformers' keys: a bicubic square, CLIP's mean and deviation, no crop."""
+    """The published preprocessing in transformers' keys: a bicubic square, CLIP's mean and deviation, no crop.
+
+    Whoever does not trust the folder's code gets CLIP's own processor, without being asked.
+    """
     side = config.image.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",
+        "auto_map": {"AutoImageProcessor": "image_processing_r2d2.R2D2ImageProcessor"},
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": side, "width": side},
@@ -114,20 +135,32 @@ def image_processor(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-PYTORCH_USE = """```python
+PYTORCH_USE = """With `folder`, the path of this folder, `photo`, a PIL image or a path, and `text`, a string:
+
+```python
 import torch
 import transformers
 
-model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)  # modeling_r2d2.py, beside this file
-tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-processor = transformers.AutoImageProcessor.from_pretrained(folder)
+model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 pixel_values = processor(images=[photo], return_tensors="pt")["pixel_values"]
 texts = tokenizer([text], padding="max_length", truncation=True, return_tensors="pt")
 with torch.no_grad():
     image_tokens, image_embed = model.encode_image(pixel_values)
     text_tokens, text_embed = model.encode_text(**texts)
     cosine = image_embed @ text_embed.T
-```"""
+```
+
+`trust_remote_code=True` runs `modeling_r2d2.py` and `image_processing_r2d2.py`, which lie beside this file. The
+tokenizer needs no code; without `False` transformers would ask whether the model's may run."""
+
+
+def image_code() -> str:
+    """The image processor as one file that needs nothing of ours: `upright.py` stands where it is imported."""
+    code = Path(__file__).with_name(IMAGE_CODE).read_text(encoding="utf-8")
+    _, _, upright_code = Path(upright.__file__).read_text(encoding="utf-8").split('"""', 2)  # after its docstring
+    return code.replace(f"from {upright.__name__} import upright_rgb\n", upright_code.lstrip())
 
 
 def model_card(model: Model, use: str) -> str:
@@ -156,8 +189,11 @@ written by r2d2_jax. All weights are float32.
 
 {ranking}
 
-Images are resized to a square, without a crop, and normalised with CLIP's mean and deviation. Texts are cut at
-{model.config.text.text_length} tokens; Chinese quotation marks, ellipsis and dash are {mapped}.
+Images are turned as their EXIF tag says, made RGB (transparent pixels become white, 16 bits are scaled to 8), resized
+to a square without a crop, and normalised with CLIP's mean and deviation. Without `trust_remote_code=True` the image
+processor is CLIP's, which does the same for pictures that are upright, RGB and of 8 bits. Texts are cut at
+{model.config.text.text_length} tokens; Chinese quotation marks, ellipsis and dash are {mapped}. Names of special tokens
+in a text, such as [SEP], are text.
 
 The weights are under the licence of what they were made from; the code in this folder is under Apache-2.0.
 """
@@ -167,7 +203,6 @@ def _write_tokenizer(model: Model, vocabulary: Vocabulary, folder: Path) -> None
     length = model.config.text.text_length
     tokenizer = tokenizer_of(vocabulary, length, map_punctuation=model.maps_punctuation)
     backend = tokenizer.backend()
-    backend.add_special_tokens(list(SPECIAL_TOKENS))  # ours takes their names in a text for text
     backend.save(str(folder / "tokenizer.json"))
     special = {
         "pad_token": "[PAD]",
@@ -176,7 +211,11 @@ def _write_tokenizer(model: Model, vocabulary: Vocabulary, folder: Path) -> None
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    reading = {"model_max_length": length, "model_input_names": ["input_ids", "attention_mask"]}
+    reading = {
+        "model_max_length": length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "split_special_tokens": True,  # as in training, their names in a text are text
+    }
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **reading, **special})
     write_plain_vocabulary(vocabulary, folder / VOCABULARY)
 

@@ -11,8 +11,9 @@ import numpy as np
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.convert.conversion import Form, is_published
+from r2d2_jax.convert.preprocessing import preprocessing_differences
 from r2d2_jax.convert.tensor_files import read_tensors
-from r2d2_jax.convert.torch_r2d2 import published_parameters
+from r2d2_jax.convert.torch_r2d2 import published_parameters, read_published
 from r2d2_jax.convert.transformers_folder import is_transformers
 from r2d2_jax.encoder import Encoder, Keep, PairBatch
 from r2d2_jax.extras import ONNX, TORCH, require
@@ -50,10 +51,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The largest absolute difference of each stage that both sides have, in the order of STAGES."""
+    """The largest absolute difference of each stage that both sides have, in the order of computation.
+
+    details: lines that name the texts and pictures whose preprocessing differs.
+    """
 
     differences: Mapping[str, float]
     limit: float
+    details: tuple[str, ...] = ()
 
     @property
     def first_broken(self) -> str | None:
@@ -66,6 +71,7 @@ class ParityReport:
         for stage, value in self.differences.items():
             lines.append(f"{stage:<26}{value:>18.2e}{self.limit:>10.0e}{'' if value <= self.limit else '  above'}")
         broken = self.first_broken
+        lines += self.details
         return "\n".join([*lines, "all stages agree" if broken is None else f"the first stage that breaks: {broken}"])
 
 
@@ -74,7 +80,7 @@ def verify(model: Model, source: Path, target: Path | None, form: Form | None, l
 
     JAX computes with the model as read, or with the target read again if that has our form. The other runtime reads its
     own form from the disk: the target's, or else the source's. If neither has one, PyTorch computes with the parameters
-    under their published names.
+    under their published names. Of a folder of transformers or ONNX, tokenizer and image processor are compared too.
 
     Args:
         model: the model that was read from the source.
@@ -90,9 +96,18 @@ def verify(model: Model, source: Path, target: Path | None, form: Form | None, l
     ours = jax_stages(load_model(target) if target and form == Form.OURS else model, sample)
     if target and form == Form.ONNX:
         require(ONNX, "--verify of an ONNX export", "onnx")
-        return compared(ours, onnx_stages(target, model.config, sample), limit)
+        return _with_preprocessing(compared(ours, onnx_stages(target, model.config, sample), limit), model, target)
     require(TORCH, "--verify", "convert")
-    return compared(ours, torch_stages(_foreign_model(model, source, target, form), sample), limit)
+    report = compared(ours, torch_stages(_foreign_model(model, source, target, form), sample), limit)
+    if folder := target if form == Form.TRANSFORMERS else source if is_transformers(source) and not target else None:
+        return _with_preprocessing(report, model, folder)
+    return report
+
+
+def _with_preprocessing(report: ParityReport, model: Model, folder: Path) -> ParityReport:
+    """The report with what a folder's tokenizer and image processor do, before the stages that they feed."""
+    found = preprocessing_differences(model, folder, report.limit)
+    return ParityReport(found.largest | dict(report.differences), report.limit, found.lines)
 
 
 def _foreign_model(model: Model, source: Path, target: Path | None, form: Form | None) -> "R2D2Model":
@@ -105,7 +120,7 @@ def _foreign_model(model: Model, source: Path, target: Path | None, form: Form |
         return torch_model(model.config, read_tensors(target))
     if is_transformers(source):
         return R2D2Model.from_pretrained(source)
-    tensors = read_tensors(source) if is_published(source) else published_parameters(model)
+    tensors = read_published(source).tensors if is_published(source) else published_parameters(model)
     return torch_model(model.config, tensors)
 
 

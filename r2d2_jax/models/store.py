@@ -33,6 +33,7 @@ class Model:
         vocabulary: the WordPiece tokens by id; None if unknown.
         maps_punctuation: whether Chinese quotation marks, ellipsis and dash were mapped to ASCII in training. Our
             pre-training does so unless `data.map_punctuation` is off; the published code never does.
+        notes: what was unwrapped and left out when the model was read, a line each; not part of what is saved.
     """
 
     config: ModelConfig
@@ -40,6 +41,7 @@ class Model:
     unused: dict[str, np.ndarray] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     maps_punctuation: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def module(self) -> R2D2:

@@ -234,3 +234,95 @@ def test_absent_weights_are_refused(tmp_path: Path) -> None:
         located(str(tmp_path))
     with pytest.raises(UserError, match="do not exist; expected a file, a folder or a hub name"):
         located(str(tmp_path / "absent.safetensors"))
+
+
+def renamed(source: Path, target: Path, prefix: str, replacement: str) -> Path:
+    """The weights of a folder, with another prefix."""
+    target.mkdir()
+    tensors = load_file(source / "model.safetensors")
+    save_file({name.replace(prefix, replacement, 1): t for name, t in tensors.items()}, target / "model.safetensors")
+    return target
+
+
+def same_text_tower(folder: Path, other: Path) -> bool:
+    one, two = (text_tower(str(each), CONFIG, masked_lm=True).params["text_encoder"] for each in (folder, other))
+    return bool(jax.tree.all(jax.tree.map(np.array_equal, one, two)))
+
+
+def test_a_classifier_is_listed_and_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(bert_config(CONFIG.text)).save_pretrained(tmp_path / "classifier")
+    weights = text_tower(str(tmp_path / "classifier"), CONFIG, masked_lm=False)
+    notes = "; ".join(weights.notes)
+    assert "names without bert." in notes
+    assert "left out 2 tensor(s), classifier.bias, classifier.weight: no part of the text tower" in notes
+    assert "left out 2 tensor(s), pooler.dense." in notes
+    bare = renamed(tmp_path / "classifier", tmp_path / "bare", "bert.", "")
+    assert same_text_tower(tmp_path / "classifier", bare)
+    notes = "; ".join(text_tower(str(bare), CONFIG, masked_lm=False).notes)
+    assert "left out 2 tensor(s), classifier.bias, classifier.weight" in notes
+
+
+@pytest.mark.parametrize(
+    "prefix", ["roberta.", "text_model.", "model.bert.", "clip.text_model.", "module.bert.", "net."]
+)
+def test_a_text_tower_within_a_larger_model_is_found(tmp_path: Path, prefix: str) -> None:
+    torch.manual_seed(0)
+    transformers.BertForTokenClassification(bert_config(CONFIG.text)).save_pretrained(tmp_path / "bert")
+    assert same_text_tower(tmp_path / "bert", renamed(tmp_path / "bert", tmp_path / "other", "bert.", prefix))
+
+
+def test_both_heads_of_pre_training_are_understood_below_a_wrapper(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformers.BertForPreTraining(bert_config(CONFIG.text)).save_pretrained(tmp_path / "bert")
+    tensors = load_file(tmp_path / "bert" / "model.safetensors")
+    torch.save(
+        {"state_dict": {f"model.{name}": torch.from_numpy(tensor) for name, tensor in tensors.items()}},
+        tmp_path / "lightning.ckpt",
+    )
+    plain, wrapped = (text_tower(str(tmp_path / name), CONFIG, masked_lm=True) for name in ("bert", "lightning.ckpt"))
+    assert set(wrapped.params) == {"text_encoder", "masked_lm_head"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, plain.params, wrapped.params))
+    assert any("next-sentence prediction" in note for note in wrapped.notes)
+    assert "state dict under 'state_dict'" in wrapped.notes
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "vision_model.", "clip.vision_model.", "visual_encoder.", "module.vision_model."]
+)
+def test_an_image_tower_within_a_larger_model_is_found(
+    clip: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, prefix: str
+) -> None:
+    tensors = {
+        prefix + name.removeprefix("vision_model."): tensor
+        for name, tensor in load_file(clip[0] / "model.safetensors").items()
+    }
+    save_file(tensors | {"classifier.weight": np.ones((2, 24), np.float32)}, tmp_path / "in.safetensors")
+    found, want = image_tower(str(tmp_path / "in.safetensors"), CONFIG), image_tower(str(clip[0]), CONFIG)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found.params, want.params))
+    assert any(note.startswith("left out 1 tensor(s), classifier.weight: ") for note in found.notes)
+
+
+def test_shards_of_a_tower_are_read(tmp_path: Path) -> None:
+    model = masked_lm_model(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
+    assert not (tmp_path / "many" / "model.safetensors").exists()
+    assert same_text_tower(tmp_path / "one", tmp_path / "many")
+
+
+def test_towers_that_are_not_finite_are_refused(clip: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    tensors = load_file(clip[0] / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("class_embedding"))
+    save_file(tensors | {name: np.full(24, np.nan, np.float32)}, tmp_path / "in.safetensors")
+    with pytest.raises(
+        UserError, match=r"are not finite; .*\n  - embeddings.class_embedding \[24\]: 24 NaN, 0 infinite"
+    ):
+        image_tower(str(tmp_path / "in.safetensors"), CONFIG)
+
+
+def test_a_folder_of_another_framework_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tf_model.h5").touch()
+    with pytest.raises(
+        UserError, match="or name a file. tf_model.h5 is of another framework: convert it to PyTorch first"
+    ):
+        located(str(tmp_path))

@@ -1,5 +1,6 @@
 """Files of tensors: what goes in comes out, nothing in them runs, and nothing is left of what could not be written."""
 
+import argparse
 import errno
 import os
 import pickle
@@ -71,6 +72,17 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
 def test_files_older_than_pytorch_1_6_are_read(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
     assert read_tensors(tmp_path / "x.pth")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("place", ["array of objects", "arguments"])
+def test_a_payload_within_what_is_harmless_is_refused_and_does_not_run(tmp_path: Path, place: str) -> None:
+    proof = tmp_path / "ran"
+    payload = Payload(proof)
+    beside = np.array([payload]) if place == "array of objects" else argparse.Namespace(config=payload)
+    torch.save({"model": {"a": torch.ones(2)}, "beside": beside}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil.pth holds more than tensors .* could run code, so it was not opened"):
+        read_tensors(tmp_path / "evil.pth")
+    assert not proof.exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -16,6 +16,7 @@ from random_models import SPECIAL_TOKENS, VOCABULARY, random_model
 import r2d2_jax
 from r2d2_jax.convert.conversion import Form, open_model, write_model
 from r2d2_jax.convert.modeling_r2d2 import R2D2Model
+from r2d2_jax.convert.preprocessing import sample_pictures
 from r2d2_jax.convert.verification import compared, jax_stages, sample_inputs
 from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError
@@ -36,6 +37,10 @@ for folder in sys.argv[2:]:
     with torch.no_grad():
         out = model(torch.tensor(values["images"]), torch.tensor(values["input_ids"]), torch.tensor(values["mask"]))
     numpy.savez(folder + ".npz", **{name: tensor.numpy() for name, tensor in out.items()})
+    card = open(folder + "/README.md", encoding="utf-8").read()
+    names = {"folder": folder, "photo": "turned.jpg", "text": "花[SEP]草"}
+    exec(card.split("```python")[1].split("```")[0], names)
+    numpy.save(folder + ".npy", names["cosine"])
 """
 
 
@@ -65,10 +70,14 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
         input_ids=sample.input_ids.astype(int),
         mask=sample.attention_mask.astype(int),
     )
+    (path / "turned.jpg").write_bytes(sample_pictures()["JPEG with EXIF orientation 6"])
     environment = os.environ | {"HF_HOME": str(path / "cache"), "HF_HUB_OFFLINE": "1"}
     arguments = [sys.executable, "-c", ELSEWHERE, "in.npz", str(path / "2"), str(path / "0")]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=path)
+    done = subprocess.run(
+        arguments, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=path
+    )
     assert done.returncode == 0, done.stderr
+    assert "custom code" not in done.stdout, "transformers asked whether it may run code"
     return path
 
 
@@ -82,6 +91,13 @@ def test_transformers_loads_it_where_this_project_is_absent(elsewhere: Path, cro
     report = compared(jax_stages(model, sample_inputs(model.config)), there)
     assert len(report.differences) == (5 if cross_layers else 4)
     assert report.first_broken is None, report.table()
+
+
+@pytest.mark.parametrize("cross_layers", [2, 0])
+def test_the_cards_code_gives_our_cosine_there(elsewhere: Path, cross_layers: int) -> None:
+    ranker = Ranker(random_model(cross_layers=cross_layers, tokens=VOCABULARY))
+    image, text = ranker.encode_image(elsewhere / "turned.jpg").embed, ranker.encode_text("花[SEP]草").embed
+    np.testing.assert_allclose(np.load(elsewhere / f"{cross_layers}.npy"), image @ text.T, atol=1e-5)
 
 
 def test_it_comes_back_bit_by_bit(model: Model, folder: Path) -> None:
@@ -105,7 +121,7 @@ def test_its_tokenizer_is_ours(tmp_path: Path, maps_punctuation: bool) -> None:
     tokens = (*SPECIAL_TOKENS, *"红蓝圆", '"', ".", "方")
     model = Model(random_model().config, random_model().params, {}, Vocabulary(tokens), maps_punctuation)
     write_model(model, tmp_path / "r2d2", Form.TRANSFORMERS)
-    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "r2d2")
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "r2d2", trust_remote_code=False)
     texts = ["“红圆”…", "红 蓝方A", "红蓝圆方红蓝圆方"]
     batch = theirs(texts, padding="max_length", truncation=True, return_tensors="np")
     input_ids, mask = tokenizer_of(tokens, 7, map_punctuation=maps_punctuation)(texts)
