@@ -28,8 +28,9 @@ LIBRARY_LEVELS = {
     "jax": logging.WARNING,
     "torch.onnx._internal.exporter._registration": logging.ERROR,
 }
-# How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation.
-CHATTER = ("Requested `tracked_metric`; did not provide metrics.",)
+# How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation, and of one that
+# had to wait for another, for more than a second.
+CHATTER = ("Requested `tracked_metric`; did not provide metrics.", "Waiting for previous save to complete took ")
 
 
 def run(

@@ -128,6 +128,7 @@ def test_messages_are_plain_lines_and_other_libraries_quiet() -> None:
         logging.getLogger("r2d2_jax.anything").debug("detail")
         logging.getLogger("absl").info("I have looked at the dataset")
         logging.getLogger("absl").warning("Requested `tracked_metric`; did not provide metrics.")
+        logging.getLogger("absl").warning("Waiting for previous save to complete took 1.091035 seconds. If this")
         logging.getLogger("absl").warning("it is incomplete")
 
     assert called(lambda argv: run(work, argv)).stderr == "step 2\nit is incomplete\n"
