@@ -49,6 +49,7 @@ def main(_: list[str]) -> None:
     plan = planned(config, jax.devices()[:1], MeshConfig(1, 1))
     if WRITE.value:
         write_step(plan, Path(WRITE.value), BEFORE.value)
+        print(f"{WRITE.value}: one step of {Path(CONFIG.value).stem}; --compare={WRITE.value} on another device")
         return
     print(f"{Path(CONFIG.value).stem}, {BATCH.value} pairs, float32, {jax.devices()[0].device_kind}, JAX "
           f"{jax.__version__}: relative differences from {COMPARE.value}")  # fmt: skip

@@ -1,10 +1,12 @@
-"""Says what is in a corpus or a prepared dataset, and whether training on it should start.
+"""Says what is in a corpus or a prepared dataset, and whether training on it
+should start.
 
-    python launch/check_data.py --images=photos --annotations=captions.jsonl --vocabulary=vocab.txt
+    python launch/check_data.py --images=photos --annotations=captions.jsonl \\
+        --vocabulary=vocab.txt
     python launch/check_data.py --data=data/mine --processes=8 --json=check.json
 
-Exit status: 0 if training can start, 1 if an error should be mended first, 2 for bad input. docs/check_data.md says
-what is measured.
+Exit status: 0 if training can start, 1 if an error should be mended first, 2
+for bad input. docs/check_data.md says what is measured.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """A run's configuration by name: a file, or one that comes with the package."""
 
 import inspect
+import re
 import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,12 @@ def _get_config(name: str) -> Callable[..., ConfigDict]:
         raise UserError(
             f"there is no configuration {name}; expected a file, or one of the built-in {', '.join(built_in_names())}"
         )
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:  # a NUL byte is a ValueError
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        said = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(f"{path}{line}: {said}; expected Python that defines get_config()") from error
     defined = runpy.run_path(str(path))
     if "get_config" not in defined:
         raise UserError(f"{path} defines no get_config(); expected a function that returns a ConfigDict")
@@ -60,6 +67,7 @@ def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
             refuse_unknown(values(argv, known_only=True)[1:])
     except (AttributeError, KeyError) as error:
-        reason = str(error.args[0]).strip("'\"").replace("\\n", " ").replace("\n", " ")
+        unquoted = re.sub(r"^(['\"])(.*)\1$", r"\2", str(error.args[0]), flags=re.DOTALL)  # it may be a quoted text
+        reason = " ".join(unquoted.replace("\\n", " ").replace("\\'", "'").split())
         raise UserError(f"a --config.KEY=VALUE names a key that the configuration does not have: {reason}") from error
     return values.config

@@ -1,7 +1,10 @@
-"""Converts models between published PyTorch checkpoints, ours, transformers and ONNX, and proves that they agree.
+"""Converts models between published PyTorch checkpoints, ours, transformers and
+ONNX, and proves that they agree.
 
-    python launch/convert.py --input=r2d2_vitl.pth --output=models/r2d2_vitl --verify
-    python launch/convert.py --input=models/r2d2_vitl --output=exports/r2d2_vitl --format=onnx --verify
+    python launch/convert.py --input=r2d2_vitl.pth --output=models/r2d2_vitl \\
+        --vocabulary=vocab.txt --verify
+    python launch/convert.py --input=models/r2d2_vitl --output=exports/onnx \\
+        --format=onnx --verify
     python launch/convert.py --input=r2d2_vitl.pth --verify
 
 Exit status: 1 if a stage differs by more than the limit, 2 on bad input.
@@ -92,13 +95,22 @@ def converted() -> ParityReport | None:
     )
     form = (FORMAT.value or form_of(target)) if target else None
     if target:
+        if form == Form.ONNX:
+            _say("exporting the graphs: seconds for a small model, minutes for a large one")
         write_model(model, target, form)
     if REST.value:
         write_rest(source, user_path(REST.value))
     if model.notes:
         print(f"{source}: {'; '.join(model.notes)}")
     print(f"{target or source}: {model.summary()}")
-    return verify(model, source, target, form, VERIFY_LIMIT.value) if VERIFY.value else None
+    if not VERIFY.value:
+        return None
+    _say(f"comparing with {'ONNX Runtime' if form == Form.ONNX else 'PyTorch'}")
+    return verify(model, source, target, form, VERIFY_LIMIT.value)
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Trains R2D2: `python launch/main.py --config=demo --workdir=runs/demo`.
 
---config names a built-in configuration or a file; the same --workdir again goes on where the run was stopped.
+--config names a built-in configuration or a file; the same --workdir again
+goes on where the run was stopped.
 """
 
 import logging

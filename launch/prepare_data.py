@@ -1,12 +1,17 @@
-"""Prepares a dataset from a corpus in its published files, or from one's own, or makes the demonstration data.
+"""Prepares a dataset from a corpus in its published files, or from one's own,
+or makes the demonstration data.
 
-    python launch/prepare_data.py --images=photos --annotations=captions.jsonl --vocabulary=vocab.txt --output=data/mine
-    python launch/prepare_data.py --corpus=muge --annotations=MUGE --output=data/muge --processes=8
-    python launch/prepare_data.py --corpus=muge --annotations=/mnt/MUGE --output=/mnt/muge \\
-        --beam_options="--runner=FlinkRunner --flink_master=HOST:8081 --parallelism=64"
+    python launch/prepare_data.py --images=photos --annotations=captions.jsonl \\
+        --vocabulary=vocab.txt --output=data/mine
+    python launch/prepare_data.py --corpus=muge --annotations=MUGE \\
+        --output=data/muge --processes=8
+    python launch/prepare_data.py --corpus=muge --annotations=/mnt/MUGE \\
+        --output=/mnt/muge --beam_options="--runner=FlinkRunner \\
+        --flink_master=HOST:8081 --parallelism=64"
     python launch/prepare_data.py --demo --output=data/demo
 
-Without --corpus the annotations are JSON lines. The same command again goes on where it was stopped.
+Without --corpus the annotations are JSON lines. The same command again goes on
+where it was stopped.
 """
 
 import sys

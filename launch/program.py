@@ -28,8 +28,9 @@ LIBRARY_LEVELS = {
     "jax": logging.WARNING,
     "torch.onnx._internal.exporter._registration": logging.ERROR,
 }
-# How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation.
-CHATTER = ("Requested `tracked_metric`; did not provide metrics.",)
+# How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation, and of one that
+# had to wait for another, for more than a second.
+CHATTER = ("Requested `tracked_metric`; did not provide metrics.", "Waiting for previous save to complete took ")
 
 
 def run(
@@ -90,19 +91,33 @@ def parse_known(flag_values: flags.FlagValues, arguments: Sequence[str], descrip
     for name in flag_values:
         flag_values[name].unparse()
     flag_values.set_gnu_getopt()  # an argument that is no flag does not end the flags
-    with one_message():
+    with one_message(_unknown(flag_values, arguments)):
         return flag_values([sys.argv[0], *arguments], known_only=True)[1:]
 
 
+def _unknown(flag_values: flags.FlagValues, arguments: Sequence[str]) -> str:
+    """The first argument that looks like a flag and is none; "" without one. Overrides of a configuration are flags."""
+    for argument in arguments:
+        name = re.match(r"--?(?:no)?([a-z_]+)(?![\w.])", argument)
+        if name and not {name.group(1), f"no{name.group(1)}"} & set(flag_values):
+            return argument
+    return ""
+
+
 @contextlib.contextmanager
-def one_message() -> Iterator[None]:
-    """What absl finds wrong with flags is bad input, told in one line."""
+def one_message(unknown: str = "") -> Iterator[None]:
+    """What absl finds wrong with flags is bad input, told in one line.
+
+    Args:
+        unknown: an argument that no flag takes: a flag that is missing may be mistyped there.
+    """
     try:
         yield
     except flags.Error as error:
         said = " ".join(str(error).split())
         if missing := re.search(r"Flag (--\S+) must have a value other than None", said):
-            said = f"{missing.group(1)} is not given; --help lists the flags"
+            mistyped = f", and {unknown} is no flag" if unknown else ""
+            said = f"{missing.group(1)} is not given{mistyped}; --help lists the flags"
         raise UserError(said) from error
 
 

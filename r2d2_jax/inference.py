@@ -239,7 +239,9 @@ class Ranker:
         """
         if self._tokenizer is None:
             if self._model.vocabulary is None:
-                raise UserError("the model came without a vocabulary: give its vocab.txt, or encode input_ids")
+                raise UserError(
+                    "the model came without a vocabulary: give vocabulary its vocab.txt, or encode input_ids"
+                )
             length = self.config.text.text_length
             self._tokenizer = tokenizer_of(self._model.vocabulary, length, map_punctuation=self._map_punctuation)
         return self._tokenizer

@@ -111,9 +111,12 @@ def _with_preprocessing(report: ParityReport, model: Model, folder: Path) -> Par
 
 
 def _foreign_model(model: Model, source: Path, target: Path | None, form: Form | None) -> "R2D2Model":
+    from transformers.utils import logging as their_messages
+
     from r2d2_jax.convert.modeling_r2d2 import R2D2Model
     from r2d2_jax.convert.torch_model import torch_model
 
+    their_messages.disable_progress_bar()  # between the lines of the report it says nothing
     if target and form == Form.TRANSFORMERS:
         return R2D2Model.from_pretrained(target)
     if target and form == Form.PUBLISHED:

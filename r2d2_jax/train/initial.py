@@ -43,7 +43,8 @@ def with_initial_weights(
         notes.append(f"left out, since {config.task} does not train it: {', '.join(left_out)}")
     scratch = [part for part in state.params if part not in loaded]
     if scratch:
-        notes.append(f"start from scratch, with random weights: {', '.join(scratch)}")
+        named = ", ".join(scratch) if loaded else "all of the model"
+        notes.append(f"start from scratch, with random weights: {named}")
     if not loaded:
         return state, notes
     params = state.params | _placed(loaded, _parts(state.params, loaded))
@@ -131,7 +132,10 @@ def with_new_tokens(params: Params, size: int, seed: int) -> tuple[Params, list[
 
 
 def _whole_model(initial: InitialWeightsConfig, config: Config, vocabulary: Vocabulary) -> tuple[Params, list[str]]:
-    model, notes = open_model(user_path(initial.model)), [f"whole model from {initial.model}"]
+    try:
+        model, notes = open_model(user_path(initial.model)), [f"whole model from {initial.model}"]
+    except UserError as error:
+        raise UserError(f"initial.model: {error}") from error
     notes += same_tokens(model.vocabulary, vocabulary, initial.model, initial)
     notes += model.notes
     params, patches = model.params, config.model.image.patches

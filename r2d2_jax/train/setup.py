@@ -70,8 +70,8 @@ def build_parts(config: Config) -> RunParts:
     """
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.train.batch_size, mesh)
+    mixture = build_mixture(config)  # before the vocabulary, which may lie beside records that are not there
     tokenizer = build_tokenizer(config, number_words=build_task(config).reads_words)
-    mixture = build_mixture(config)
     epoch_steps, total_steps = run_length(config, len(mixture))
     tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     task = build_task(config, tokens=tokens, epoch_steps=epoch_steps)
@@ -233,6 +233,7 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     unusable = UnusableRecords(len(parts.mixture), config.data.max_broken_share, gather_json if several else None)
     built = (parts.task, parts.optimizer, parts.mesh)
     if checkpoints.latest_step() is None:
+        logger.info("making the initial weights")
         state = sharded_init_state(*built, jax.random.key(config.train.seed))
         state, notes = with_initial_weights(state, parts.task, config, parts.tokenizer.vocabulary)
         for note in notes:

@@ -1,5 +1,6 @@
 """What asks the loop to save and stop: SIGTERM or Ctrl-C, of which a second one exits at once, or a lost worker."""
 
+import contextlib
 import os
 import signal
 from types import FrameType, TracebackType
@@ -39,6 +40,10 @@ class StopRequest:
         if self.received is not None:
             os._exit(128 + number)
         self.received = signal.Signals(number)
+        # What runs now, such as compiling, may take a minute more. Neither print nor logging may be used in a handler.
+        said = f"\n{self.received.name}: saving and leaving as soon as this step is done; another leaves at once\n"
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            os.write(2, said.encode())
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after this step.

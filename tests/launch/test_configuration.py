@@ -56,14 +56,23 @@ def test_overrides(small: Path) -> None:
         ("demo:small", [], "^--config=demo:small: demo takes no argument$"),
         ("{small}", [], "^--config={small}: {small} needs an argument$"),
         ("vitb_2m:without_mlm", [], "^vitb_2m has no ablation 'without_mlm'; it has without_et, "),
-        ("{small}:3", ["--config.model.sise=4"], "names a key that the configuration does not have: .*sise"),
+        (
+            "{small}:3",
+            ["--config.model.sise=4"],
+            "that the configuration does not have: 'sise' Did you mean",
+        ),
         ("{small}:3", ["--config.model.size=four"], "flag --config.model.size=four: invalid literal for int"),
         ("{small}:3", ["--confg.model.size=4"], "^unknown flag --confg.model.size=4; --help lists the flags$"),
+        ("{prose}", [], r"README.md, line 1: .*; expected Python that defines get_config\(\)$"),
+        ("{image}", [], r"photo.jpg.*; expected Python that defines get_config\(\)$"),
         ("{empty}", [], r"empty.py defines no get_config\(\); expected a function that returns a ConfigDict$"),
     ],
 )
 def test_refused(small: Path, named: str, overrides: list[str], message: str) -> None:
-    empty = small.with_name("empty.py")
-    empty.touch()
-    with pytest.raises(UserError, match=message.format(small=small, empty=empty)):
-        read_configuration(named.format(small=small, empty=empty), overrides)
+    files = {"small": small, "empty": small.with_name("empty.py")}
+    files |= {"prose": small.with_name("README.md"), "image": small.with_name("photo.jpg")}
+    files["empty"].touch()
+    files["prose"].write_text("A model's notes", encoding="utf-8")
+    files["image"].write_bytes(b"\xff\xd8\x00\x10")
+    with pytest.raises(UserError, match=message.format(**files)):
+        read_configuration(named.format(**files), overrides)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from programs import called
-from small_model import CHEAPEST, config_values, write_small_dataset, write_vocabulary
+from small_model import CHEAPEST, config_values, write_small_dataset
 
 from r2d2_jax.launch.main import main
 
@@ -22,11 +22,11 @@ def get_config():
     config.train = {**config.train, "batch_size": "64"}
     return config
 """
-NO_DATA = """
+NO_VOCABULARY = """
 import runpy
 def get_config():
     config = runpy.run_path("configs/demo.py")["get_config"]()
-    config.data.directory, config.data.vocabulary = "{folder}/no", "{folder}"
+    config.data.directory, config.data.vocabulary = "{folder}", "{folder}/none/vocab.txt"
     return config
 """
 # case -> flags, what the message must say
@@ -51,12 +51,12 @@ REFUSED = {
         ["train.batch_size 12 is not a multiple of the mesh's 8 devices; the nearest that is: 16"],
     ),
     "no data": (
-        ["--config={folder}/no_data.py"],
+        ["--config=configs/demo.py", "--config.data.directory={folder}/no"],
         ["data folder {folder}/no does not exist; expected NAME/1.0.0/dataset_info.json in it. Make it with"],
     ),
     "no vocabulary": (
-        ["--config=configs/demo.py", "--config.data.directory={folder}/no"],
-        ["vocabulary {folder}/no/vocab.txt does not exist; expected a WordPiece vocab.txt with one token a line"],
+        ["--config={folder}/no_vocabulary.py"],
+        ["vocabulary {folder}/none/vocab.txt does not exist; expected a WordPiece vocab.txt with one token a line"],
     ),
     "a workdir that is an address": (
         ["--config=configs/demo.py", "--workdir=gs://bucket/run"],
@@ -155,6 +155,7 @@ def assert_says_what_it_does(done: subprocess.CompletedProcess[str]) -> None:
     """Before every silence a line; nothing of other libraries; no head of a table where nothing was evaluated."""
     said = (
         "loading libraries",
+        "making the initial weights",
         "initial weights: ",
         "starting; ",
         "compiling the train step: seconds",
@@ -169,11 +170,11 @@ def assert_says_what_it_does(done: subprocess.CompletedProcess[str]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Configurations that are wrong, and a vocabulary."""
+    """Configurations that are wrong, and a dataset with a vocabulary."""
     folder = tmp_path_factory.mktemp("refused")
-    write_vocabulary(folder)
     (folder / "wrong.py").write_text(WRONG_CONFIG, encoding="utf-8")
-    (folder / "no_data.py").write_text(NO_DATA.format(folder=folder), encoding="utf-8")
+    (folder / "no_vocabulary.py").write_text(NO_VOCABULARY.format(folder=folder), encoding="utf-8")
+    write_small_dataset(folder)
     return folder
 
 

@@ -38,6 +38,7 @@ def test_help_lists_the_flags_of_the_program(name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert all(f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout for flag in PROGRAMS[name])
     assert not any(flag in done.stdout for flag in RUNNER_FLAGS)
+    assert max(map(len, done.stdout.splitlines())) <= 80  # columns of a terminal
 
 
 def test_as_a_program_from_anywhere(tmp_path: Path) -> None:
@@ -69,6 +70,7 @@ def test_flags_of_an_earlier_call_are_forgotten() -> None:
     [
         (["--name=a", "--number=many"], "flag --number=many: invalid literal for int"),
         (["--number=5"], "^--name is not given; --help lists the flags$"),
+        (["--nmae=b"], "^--name is not given, and --nmae=b is no flag; --help lists the flags$"),
         (["--name=a", "--nmae=b"], "^unknown flag --nmae=b; --help lists the flags$"),
         (["--name=a", "b"], "^unknown argument 'b'; every setting is a flag, like --NAME=VALUE$"),
     ],
@@ -126,6 +128,7 @@ def test_messages_are_plain_lines_and_other_libraries_quiet() -> None:
         logging.getLogger("r2d2_jax.anything").debug("detail")
         logging.getLogger("absl").info("I have looked at the dataset")
         logging.getLogger("absl").warning("Requested `tracked_metric`; did not provide metrics.")
+        logging.getLogger("absl").warning("Waiting for previous save to complete took 1.091035 seconds. If this")
         logging.getLogger("absl").warning("it is incomplete")
 
     assert called(lambda argv: run(work, argv)).stderr == "step 2\nit is incomplete\n"

@@ -14,13 +14,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
+def test_first_signal_is_noted_and_handlers_come_back(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopRequest() as stop:
         assert (stop.received, stop.agreed(1)) == (None, False)
         signal.raise_signal(number)
         assert (stop.received, stop.agreed(1)) == (number, True)
     assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert f"{number.name}: saving and leaving as soon as this step is done" in capfd.readouterr().err
 
 
 def test_handlers_come_back_after_an_error() -> None:

@@ -47,10 +47,10 @@ class AnnotatedCorpus(Corpus):
         self.image_store()
         absent = [str(path) for path in self.inputs() if not path.is_file()]
         if absent:
-            does = "does" if len(absent) == 1 else "and others do"
+            does, others = ("and others do", f":\n{bulleted(absent)}") if absent[1:] else ("does", "")
             raise UserError(
-                f"annotation file {absent[0]} {does} not exist; set --annotations to where the published "
-                f"files lie, under their published names (docs/corpora.md):\n{bulleted(absent)}"
+                f"annotation file {absent[0]} {does} not exist; set --annotations to where it lies; published "
+                f"files keep their published names (docs/corpora.md){others}"
             )
 
     def index(self, catalog: Catalog) -> None:

@@ -66,7 +66,9 @@ class ImageFolder(ImageStore):
             except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
                 reason = getattr(error, "strerror", None) or error
                 raise MissingImage(f"image {path} cannot be read: {reason}") from error
-        raise MissingImage(f"image {' or '.join(map(str, tried))} cannot be read: No such file or directory")
+        ending = f", nor with an ending such as {self._endings[1]}" if self._endings[1:] else ""
+        named = " or ".join(map(str, tried[:: len(self._endings)]))
+        raise MissingImage(f"image {named} cannot be read: No such file or directory{ending}")
 
     def _places(self, name: str) -> list[Path]:
         paths = [self._root / name]
