@@ -197,8 +197,11 @@ def test_a_model_is_not_read_with_another_vocabulary(tmp_path: Path) -> None:
         open_model(tmp_path / "model", vocabulary=other)
 
 
-def test_a_vocabulary_that_was_cut_short_is_noted(tmp_path: Path) -> None:
+def test_a_vocabulary_that_was_cut_short_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r2d2_jax.convert.conversion.FILLED_UP", 4)
     write_model(random_model(layers=1, cross_layers=0, tokens=(*SPECIAL_TOKENS, *"花草树木红蓝")), tmp_path / "model")
+    assert open_model(tmp_path / "model").notes == ()
+    written(tmp_path / "model", lines("花", "草", "树"))
     assert open_model(tmp_path / "model").notes == ()
     written(tmp_path / "model", lines("花", "草"))
     (note,) = open_model(tmp_path / "model").notes

@@ -22,6 +22,7 @@ from r2d2_jax.trees import flat
 from r2d2_jax.vocabulary import Vocabulary, differences, find_vocabulary, read_vocabulary, vocabulary_in
 
 STUDENT, TEACHER = "student", "teacher"
+FILLED_UP = 128  # many fill word embeddings up to a multiple of this or less; fewer tokens than that are worth a note
 
 
 class Form(enum.StrEnum):
@@ -169,9 +170,9 @@ def check_vocabulary(model: Model) -> None:
 
 
 def _fewer_tokens(model: Model) -> list[str]:
-    """A note on a vocabulary that may have been cut short; word embeddings are often filled up to a round number."""
+    """A note on a vocabulary that may have been cut short."""
     tokens, rows = model.vocabulary, model.config.text.vocabulary_size
-    if tokens is None or len(tokens) == rows:
+    if tokens is None or rows - len(tokens) < FILLED_UP:
         return []
     return [f"{tokens.name} has {len(tokens)} tokens for {rows} word embeddings: a token that it lacks becomes [UNK]"]
 
