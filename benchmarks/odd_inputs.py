@@ -126,6 +126,7 @@ def _annotation_line(rng: Rng, images: list[str]) -> bytes:
 # format -> modes that Pillow writes in it
 FORMATS = {
     "JPEG": ("L", "RGB", "CMYK"),
+    "MPO": ("L", "RGB"),
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
     "WEBP": ("RGB", "RGBA"),
     "GIF": ("L", "P", "RGB"),
@@ -155,7 +156,13 @@ def _picture(rng: Rng, mode: str) -> Image.Image:
 
 
 def image_file(rng: Rng) -> bytes:
-    """An image file of one of the usual formats, with metadata of any size, and often damaged."""
+    """A `whole_image_file`, often damaged."""
+    content = whole_image_file(rng)
+    return damaged(rng, content) if rng.random() < 0.6 else content
+
+
+def whole_image_file(rng: Rng) -> bytes:
+    """An image file of one of the usual formats, with metadata of any size."""
     form = choose(rng, sorted(FORMATS))
     picture, options = _picture(rng, choose(rng, FORMATS[form])), _options(rng, form)
     written = io.BytesIO()
@@ -164,8 +171,7 @@ def image_file(rng: Rng) -> bytes:
     except (ValueError, OSError, RuntimeError, SystemError):  # Pillow does not write such metadata to such a format
         written = io.BytesIO()
         picture.save(written, form)
-    content = written.getvalue()
-    return damaged(rng, content) if rng.random() < 0.6 else content
+    return written.getvalue()
 
 
 def _options(rng: Rng, form: str) -> dict[str, Any]:
@@ -186,7 +192,7 @@ def _options(rng: Rng, form: str) -> dict[str, Any]:
             options["comment"] = rng.bytes(int(2 ** rng.uniform(0, 15)))
     if form == "TIFF":
         options["compression"] = choose(rng, (None, "tiff_lzw", "tiff_deflate", "packbits"))
-    if form in ("GIF", "WEBP", "TIFF", "PNG") and rng.random() < 0.2:
+    if form == "MPO" or (form in ("GIF", "WEBP", "TIFF", "PNG") and rng.random() < 0.2):
         options |= {"save_all": True, "append_images": [_picture(rng, "RGB") for _ in range(int(rng.integers(1, 4)))]}
     return options
 

@@ -35,6 +35,7 @@ from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import load_tokenizer
 from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
+from r2d2_jax.inputs import ImageList
 from r2d2_jax.launch import check_data, prepare_data
 from r2d2_jax.models.store import Model
 from r2d2_jax.preparation.downsizing import downsized
@@ -156,10 +157,11 @@ def annotations(folder: Path) -> Attempt:
 
 
 def images(folder: Path) -> Attempt:
-    """Decodes image files in every way; once one has been verified, the others must do."""
+    """Decodes image files in every way; once one has been verified, the others must do, and Pillow's picture agrees."""
 
     def attempt(rng: Rng, folder: Path) -> str:
-        encoded = odd_inputs.image_file(rng)
+        intact = odd_inputs.whole_image_file(rng)
+        encoded = odd_inputs.damaged(rng, intact) if rng.random() < 0.6 else intact
         try:
             verify_image(encoded)
         except UnusableRecord:
@@ -171,9 +173,27 @@ def images(folder: Path) -> Attempt:
         small = evaluation_image(downsized(encoded, 32, 90), 24)
         for pixels in (whole, crop, small):
             assert (pixels.shape, pixels.dtype) == ((24, 24, 3), np.uint8)
+        if encoded is intact:
+            pillows = opened_by_pillow(encoded, folder)
+            assert pillows is None or np.array_equal(pillows, whole)
         return "decoded"
 
     return attempt
+
+
+def opened_by_pillow(encoded: bytes, folder: Path) -> np.ndarray | None:
+    """What a caller sees who opens a file with Pillow and gives that to a model; None if Pillow's limits forbid it."""
+    (folder / "picture").write_bytes(encoded)
+    try:
+        picture = Image.open(folder / "picture")
+    except (OSError, ValueError, SyntaxError):
+        return None
+    with picture:
+        try:
+            return ImageList.of(picture, 24).rows(slice(None))[0]
+        except UserError:
+            assert picture.format == "PNG", picture.format  # of which Pillow reads the texts, too
+            return None
 
 
 def queries(folder: Path) -> Attempt:

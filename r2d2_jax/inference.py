@@ -87,8 +87,9 @@ class Ranker:
         if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}; expected 1 or more")
         self.config = model.config
-        devices = jax.local_devices() if devices is None else list(devices)
-        if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        devices = jax.local_devices() if devices is None else devices
+        several = isinstance(devices, Sequence) and len(devices) > 0
+        if not several or not all(isinstance(device, jax.Device) for device in devices):
             raise UserError(f"devices are {devices}; expected some of jax.devices(), or None for all of this process")
         mesh = make_mesh(MeshConfig(), devices)
         self._model = model
@@ -157,7 +158,9 @@ class Ranker:
         is_array = hasattr(texts, "__array__") and not isinstance(texts, str)  # np.str_ is both
         if is_array or (attention_mask is not None and not isinstance(texts, str)):
             given = as_array(texts, "input_ids")
-            if given.dtype.kind not in "OUST" and (given.size or given.ndim != 1):
+            # Objects with a mask are ids of an odd kind, too large for any integer for example, and refused as such.
+            strings = given.dtype.kind in ("UST" if attention_mask is not None else "OUST")
+            if not strings and (given.size or given.ndim != 1 or attention_mask is not None):
                 return checked_ids(given, attention_mask, self.config.text)
             texts = given.tolist()
         if attention_mask is not None:
@@ -293,7 +296,7 @@ def _kept(tokens: bool) -> Keep:
 
 
 def _path(given: str | os.PathLike, name: str) -> Path:
-    if given == "" or "://" in str(given):
+    if isinstance(given, str) and (not given or "://" in given):
         raise UserError(f"{name} is {str(given)!r}; expected a file or folder here: download what lies elsewhere")
     try:
         return Path(given).expanduser()

@@ -190,7 +190,9 @@ def _decodable(image: Image.Image) -> Image.Image:
     if isinstance(image, ImageFile.ImageFile) and decoded is None:
         if image.fp is None or image.fp.closed:
             raise UnusableRecord("it was closed before it was read")
-        twin = Image.open(io.BytesIO(_read_whole(image.fp)), formats=[image.format] if image.format else None)
+        # MPO, of phones with two lenses, has no opener of its own: that of JPEG finds out.
+        formats = [image.format] if image.format in Image.OPEN else None
+        twin = Image.open(io.BytesIO(_read_whole(image.fp)), formats=formats)
         twin.seek(image.tell())
         return twin
     return image

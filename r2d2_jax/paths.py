@@ -10,6 +10,9 @@ from etils.epath.gpath import PosixGPath
 
 from r2d2_jax.errors import UserError
 
+# How a file begins that Git LFS left in the place of one that it has not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 # What etils takes for a bucket, although it is an absolute path.
 _BUCKETS = ("gs", "s3", "az", "hf")
 
@@ -31,6 +34,15 @@ class LiteralPath(PosixGPath):
 def user_path(given: str | os.PathLike[str]) -> Path:
     """A path in which ~ is the user's home, which no shell puts into --FLAG=~/FOLDER; an unknown ~NAME is a folder."""
     return Path(os.path.expanduser(given))  # unlike Path.expanduser, raises nothing
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises UserError if Git LFS left a pointer in the place of this file."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(
+                f"{path} is a Git LFS pointer, not the file that it stands for; run `git lfs pull`, or download that"
+            )
 
 
 def literal_path(path: Path, name: str) -> LiteralPath:

@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub
 
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
+from r2d2_jax.paths import refuse_pointer
 
 VOCABULARY = "vocab.txt"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -83,9 +84,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
     end with \\n or \\r\\n, in a file without \\n with \\r; every other separator of lines is a token or part of one.
 
     Raises:
-        UserError: it cannot be read, is no UTF-8, is larger than any vocabulary, or lacks a special token.
+        UserError: it cannot be read, is no UTF-8 or a Git LFS pointer, is larger than any vocabulary, or lacks a
+            special token.
     """
     try:
+        refuse_pointer(path)
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_models import VOCABULARY, random_model
+from safetensors.numpy import save_file
 
 import r2d2_jax
-from r2d2_jax.convert.conversion import write_model
+from r2d2_jax.convert.conversion import open_model, write_model
 from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
+from r2d2_jax.trees import flat
 
 PIXELS = np.zeros((24, 24, 3), np.uint8)
 TEXTS = ["大红圆", "小蓝方"]
@@ -72,6 +74,9 @@ NO_TEXT: list[tuple[tuple[Any, ...], str]] = [
     ((IDS[None], MASK[None]), r"shape \[1, 2, 5\] .*expected both \[b l\]"),
     ((np.zeros((1, 0), int), np.ones((1, 0))), r"input_ids have the shape \[1, 0\]: no token"),
     (([[2, 3], [2]], [[1, 1], [1]]), "input_ids cannot become a NumPy array"),
+    ((IDS.astype(object), MASK), "input_ids are object; expected integers"),
+    (([[2, 10**30, 3]], [[1, 1, 1]]), "input_ids are object; expected integers"),
+    ((np.zeros(0, int), np.zeros(0)), r"input_ids have the shape \[1, 0\]: no token"),
     ((IDS * 1.0, MASK), "input_ids are float64; expected integers"),
     ((IDS > 0, MASK), "input_ids are bool; expected integers"),
     ((-IDS, MASK), "input_ids run from -6 to -6; the model has 11 tokens"),
@@ -139,6 +144,7 @@ def test_tokens_that_do_not_fit_are_named(model: Ranker, bring: tuple[Any, ...],
     ("options", "message"),
     [
         ({"path": None}, "the model is None; expected a path"),
+        ({"path": np.zeros(3)}, "the model is array.*; expected a path"),
         ({"path": ""}, "the model is ''; expected a file or folder here"),
         (
             {"path": "https://a.b/model.pth"},
@@ -159,6 +165,7 @@ def test_what_is_no_path_is_refused(options: dict[str, Any], message: str) -> No
         ({"batch_size": "64"}, "batch_size is '64'; expected 1 or more"),
         ({"batch_size": 2.5}, "batch_size is 2.5; expected 1 or more"),
         ({"devices": []}, r"devices are \[\]; expected some of jax.devices\(\), or None for all"),
+        ({"devices": 1}, r"devices are 1; expected some of jax.devices\(\)"),
         ({"devices": ["cpu"]}, r"devices are \['cpu'\]; expected some of jax.devices\(\)"),
     ],
 )
@@ -188,3 +195,30 @@ def test_a_model_whose_sizes_are_no_object(tmp_path: Path, content: str) -> None
     (tmp_path / "model" / "model.json").write_text(content)
     with pytest.raises(UserError, match="model/model.json holds no JSON object with the sizes of the model; convert"):
         r2d2_jax.load(tmp_path / "model")
+
+
+def test_heads_of_a_model_that_says_its_own(tmp_path: Path) -> None:
+    write_model(random_model(), tmp_path / "model")
+    with pytest.raises(UserError, match="heads are given, which only a published file does not say; .*model does"):
+        r2d2_jax.load(tmp_path / "model", text_heads=1)
+
+
+@pytest.mark.parametrize("name", ["model.json", "params.safetensors"])
+def test_a_model_of_which_git_lfs_fetched_nothing(tmp_path: Path, name: str) -> None:
+    write_model(random_model(layers=1, cross_layers=0), tmp_path / "model")
+    (tmp_path / "model" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=f"model/{name} is a Git LFS pointer, not the file .*; run `git lfs pull`"):
+        r2d2_jax.load(tmp_path / "model")
+
+
+def test_weights_saved_in_fewer_bits_are_read_as_float32(tmp_path: Path) -> None:
+    model = random_model(layers=1, cross_layers=0)
+    write_model(model, tmp_path / "model")
+    path, leaves = tmp_path / "model" / "params.safetensors", dict(flat(model.params))
+    save_file({name: np.array(leaf, np.float16) for name, leaf in leaves.items()}, path)
+    read = dict(flat(open_model(tmp_path / "model").params))
+    assert all(read[name].dtype == np.float32 for name in leaves)
+    assert all(np.array_equal(read[name], np.float16(leaf)) for name, leaf in leaves.items())
+    save_file({name: np.array(leaf, np.int32) for name, leaf in leaves.items()}, path)
+    with pytest.raises(UserError, match=r"params.safetensors holds weights that are no floats; (.|\n)*: int32"):
+        open_model(tmp_path / "model")

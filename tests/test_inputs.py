@@ -76,8 +76,20 @@ ONE_IMAGE: dict[str, Callable[[], Any]] = {
     "negative strides": lambda: PIXELS[::-1].copy()[::-1],
     "opaque alpha": lambda: np.dstack([PIXELS, np.full((24, 24), 255, np.uint8)]),
     "PIL, not decoded": lambda: Image.open(io.BytesIO(encoded())),
+    "PNG with a name, not decoded": lambda: Image.open("a.png"),
     "WebP, not decoded": lambda: Image.open(io.BytesIO(encoded("WEBP", lossless=True))),
 }
+
+
+def test_a_picture_of_a_phone_that_was_not_decoded(model: Ranker) -> None:
+    file, second = io.BytesIO(), Image.fromarray(PIXELS[::-1].copy())
+    Image.fromarray(PIXELS).save(file, "MPO", save_all=True, append_images=[second], quality=95)
+    for place in (0, 1):
+        picture = Image.open(file)
+        picture.seek(place)
+        decoded = picture.copy()
+        assert picture.format == "MPO"
+        np.testing.assert_array_equal(model.pixels(picture), model.pixels(decoded))
 
 
 @pytest.mark.parametrize("name", ONE_IMAGE)
@@ -232,6 +244,10 @@ NO_IMAGE: list[tuple[Callable[[], Any], str]] = [
     (lambda: "https://a.b/c.jpg", "image https://a.b/c.jpg: addresses are not opened: download the file"),
     (lambda: "~nobody-has-this-name/a.png", "image ~nobody-has-this-name/a.png: no such path can be"),
     (lambda: "a\0b", "no such path can be: embedded null byte"),
+    (
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "not an image but a Git LFS pointer, which stands for one; run `git lfs pull`",
+    ),
     (lambda: "", "image '': .*name a complete image file"),
 ]
 

@@ -124,6 +124,10 @@ REFUSED = {
     "GBK": (lines("花").decode().encode("gbk"), r"cannot be read \('utf-8' codec can't decode .* in UTF-8"),
     "UTF-16": (lines("花").decode().encode("utf-16"), r"cannot be read \('utf-8' codec can't decode .* in UTF-8"),
     "UTF-16 without a mark": (lines("a").decode().encode("utf-16-le"), r"has no \[PAD\], \[UNK\], "),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "is a Git LFS pointer, not the file that it stands for; run `git lfs pull`",
+    ),
     "JSON": (b'{"[PAD]": 0, "[UNK]": 1}', r"has no \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]; expected a WordPiece"),
     "nothing": (b"", r"has no \[PAD\], \[UNK\], "),
     "blank lines": (b"\n\n\n", r"has no \[PAD\], \[UNK\], "),
@@ -142,7 +146,7 @@ def test_what_is_no_vocabulary_is_refused_by_every_reader(tmp_path: Path, name: 
         lambda: vocabulary_in(tmp_path),
         lambda: open_model(tmp_path / "model", vocabulary=path),
     ):
-        with pytest.raises(UserError, match=f"vocabulary {path} {message}"):
+        with pytest.raises(UserError, match=f"{path} {message}"):
             read()
 
 
@@ -191,3 +195,16 @@ def test_a_model_is_not_read_with_another_vocabulary(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=message):
         open_model(tmp_path / "model", vocabulary=other)
+
+
+def test_a_vocabulary_that_was_cut_short_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r2d2_jax.convert.conversion.FILLED_UP", 4)
+    write_model(random_model(layers=1, cross_layers=0, tokens=(*SPECIAL_TOKENS, *"花草树木红蓝")), tmp_path / "model")
+    assert open_model(tmp_path / "model").notes == ()
+    written(tmp_path / "model", lines("花", "草", "树"))
+    assert open_model(tmp_path / "model").notes == ()
+    written(tmp_path / "model", lines("花", "草"))
+    (note,) = open_model(tmp_path / "model").notes
+    assert note == (
+        f"{tmp_path}/model/vocab.txt has 7 tokens for 11 word embeddings: a token that it lacks becomes [UNK]"
+    )

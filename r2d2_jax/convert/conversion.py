@@ -22,6 +22,7 @@ from r2d2_jax.trees import flat
 from r2d2_jax.vocabulary import Vocabulary, differences, find_vocabulary, read_vocabulary, vocabulary_in
 
 STUDENT, TEACHER = "student", "teacher"
+FILLED_UP = 128  # many fill word embeddings up to a multiple of this or less; fewer tokens than that are worth a note
 
 
 class Form(enum.StrEnum):
@@ -77,6 +78,8 @@ def open_model(
         )
     if weights != STUDENT and not _is_run(path):
         raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
+    if (image_heads is not None or text_heads is not None) and not is_published(path):
+        raise UserError(f"heads are given, which only a published file does not say; {path} does: leave them out")
     if vocabulary is not None:
         given = read_vocabulary(find_vocabulary(str(vocabulary)))
         _check_the_same(model.vocabulary, given)
@@ -84,7 +87,7 @@ def open_model(
     if map_punctuation is not None:
         model = dataclasses.replace(model, maps_punctuation=map_punctuation)
     check_vocabulary(model)
-    return model
+    return dataclasses.replace(model, notes=(*model.notes, *_fewer_tokens(model)))
 
 
 def _is_run(path: Path) -> bool:
@@ -164,6 +167,14 @@ def check_vocabulary(model: Model) -> None:
             f"the vocabulary has {len(tokens)} tokens and the model {rows} word embeddings; name the vocab.txt "
             f"that the model was trained with in place of {tokens.name}"
         )
+
+
+def _fewer_tokens(model: Model) -> list[str]:
+    """A note on a vocabulary that may have been cut short."""
+    tokens, rows = model.vocabulary, model.config.text.vocabulary_size
+    if tokens is None or rows - len(tokens) < FILLED_UP:
+        return []
+    return [f"{tokens.name} has {len(tokens)} tokens for {rows} word embeddings: a token that it lacks becomes [UNK]"]
 
 
 def _check_the_same(kept: Vocabulary | None, given: Vocabulary) -> None:

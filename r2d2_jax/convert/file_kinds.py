@@ -5,17 +5,17 @@ import zipfile
 from pathlib import Path
 
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import LFS_POINTER
 
 _HEAD = 512  # bytes that are looked at; the longest sign, a tar's, ends at 262
 _TABLE_FOOTER = (0xDB4775248B80FB57).to_bytes(8, "little")  # ends the `.index` file of a TensorFlow checkpoint
-_LFS = b"version https://git-lfs.github.com/spec/"
 _FETCH = "fetch the file itself again"
 _UNPACK = "unpack it and name the checkpoint in it"
 _OTHER_FRAMEWORK = "convert it to PyTorch or safetensors first, with transformers for example"
 
 # The first bytes of a file -> what it is, and what to do.
 _SIGNS = {
-    _LFS: ("a Git LFS pointer, not the file that it stands for", "run `git lfs pull`, or download the file"),
+    LFS_POINTER: ("a Git LFS pointer, not the file that it stands for", "run `git lfs pull`, or download the file"),
     b"GGUF": ("a GGUF file of llama.cpp", _OTHER_FRAMEWORK),
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file, as Keras and TensorFlow write", _OTHER_FRAMEWORK),
     b"\x93NUMPY": ("a NumPy array", "name a checkpoint"),

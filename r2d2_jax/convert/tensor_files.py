@@ -169,7 +169,9 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     except pickle.UnpicklingError as error:
         raise _not_opened(path, error) from error
     except DAMAGE as error:
-        raise UserError(f"{path} is no whole PyTorch file: {first_line(error)}; fetch it again") from error
+        # Its first sentence: the next ones advise to load the file without regard to code in it.
+        reason = first_line(error).split(". ")[0]
+        raise UserError(f"{path} is no whole PyTorch file: {reason}; fetch it again") from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}; expected a state dict, or a dict with one as 'model'")
     tensors, notes = state_dict(loaded, lambda value: isinstance(value, torch.Tensor), str(path))

@@ -24,6 +24,7 @@ from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 from r2d2_jax.models.store import Model
+from r2d2_jax.paths import refuse_pointer
 from r2d2_jax.vocabulary import VOCABULARY, Vocabulary, vocabulary_in, write_plain_vocabulary
 
 CONFIG, WEIGHTS, CODE, CARD = "config.json", "model.safetensors", "modeling_r2d2.py", "README.md"
@@ -58,6 +59,7 @@ def load_transformers(folder: Path) -> Model:
         UserError: it is a folder of another model, or it is damaged.
     """
     try:
+        refuse_pointer(folder / CONFIG)
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read: {first_line(error)}; fetch it again") from error

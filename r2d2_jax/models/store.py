@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -14,8 +15,9 @@ from r2d2_jax.arrays import Params
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.reading import model_config
-from r2d2_jax.errors import UserError, bulleted, first_line
+from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted, first_line
 from r2d2_jax.models.r2d2 import R2D2, abstract_params
+from r2d2_jax.paths import refuse_pointer
 from r2d2_jax.trees import flat, nested, shape_differences
 from r2d2_jax.vocabulary import VOCABULARY, Vocabulary, vocabulary_in, write_vocabulary
 
@@ -98,8 +100,10 @@ def load_model(folder: Path) -> Model:
     if not is_model(folder):
         raise UserError(f"{folder} holds no model; expected {CONFIG} and {PARAMS}, as launch/convert.py writes them")
     try:
+        refuse_pointer(folder / CONFIG)
+        refuse_pointer(folder / PARAMS)
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        params = nested(load_file(folder / PARAMS))
+        params = nested(_floats(load_file(folder / PARAMS), folder / PARAMS))
         unused = load_file(folder / UNUSED) if (folder / UNUSED).exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model in {folder} is damaged: {first_line(error)}; convert it again") from error
@@ -111,3 +115,11 @@ def load_model(folder: Path) -> Model:
     if differences := shape_differences(params, abstract_params(model.module)):
         raise UserError(f"{folder / PARAMS} does not fit {CONFIG}; convert it again:\n{bulleted(differences)}")
     return model
+
+
+def _floats(leaves: dict[str, np.ndarray], source: Path) -> dict[str, np.ndarray]:
+    """The leaves in float32, whatever floats they were saved in."""
+    odd = [f"{path}: {leaf.dtype}" for path, leaf in leaves.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if odd:
+        raise UserError(f"{source} holds weights that are no floats; convert it again:\n{bulleted(odd[:FIRST_NAMES])}")
+    return {path: leaf.astype(np.float32, copy=False) for path, leaf in leaves.items()}

@@ -132,11 +132,13 @@ def with_new_tokens(params: Params, size: int, seed: int) -> tuple[Params, list[
 
 
 def _whole_model(initial: InitialWeightsConfig, config: Config, vocabulary: Vocabulary) -> tuple[Params, list[str]]:
+    path = user_path(initial.model)
     try:
-        model, notes = open_model(user_path(initial.model)), [f"whole model from {initial.model}"]
+        model, notes = open_model(path), [f"whole model from {initial.model}"]
     except UserError as error:
         raise UserError(f"initial.model: {error}") from error
-    notes += same_tokens(model.vocabulary, vocabulary, initial.model, initial)
+    there = vocabulary_in(path.parent) if path.is_file() else model.vocabulary  # a published file keeps none
+    notes += same_tokens(there, vocabulary, initial.model, initial)
     notes += model.notes
     params, patches = model.params, config.model.image.patches
     if model.maps_punctuation != config.data.map_punctuation:

@@ -241,3 +241,10 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
+
+
+def test_nothing_of_pytorchs_advice_to_run_code_is_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.pth"
+    path.write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"zeros.pth is no whole PyTorch file: [^.]*\.tar format; fetch it again$"):
+        read_tensors(path)

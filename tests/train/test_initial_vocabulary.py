@@ -13,7 +13,7 @@ from small_model import VOCABULARY, small_config, small_plan
 from transformers_models import bert_config
 
 from r2d2_jax.config.reading import Config
-from r2d2_jax.convert.conversion import write_model
+from r2d2_jax.convert.conversion import open_model, write_model
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.store import Model
 from r2d2_jax.train.initial import with_initial_weights
@@ -141,3 +141,14 @@ def test_fewer_embeddings_are_refused(weights: tuple[str, str, Path]) -> None:
     write_vocabulary(TOKENS, path)
     with pytest.raises(UserError, match=r"word_embeddings.weight is \[32, 16\], expected \[40, 16\]"):
         started(configured(40, text=folder))
+
+
+@pytest.mark.parametrize("weights", ["model"], indirect=True)
+def test_a_published_file_has_its_vocabulary_beside_it(weights: tuple[str, str, Path], tmp_path: Path) -> None:
+    _, folder, _ = weights
+    (tmp_path / "published").mkdir()
+    published = tmp_path / "published" / "r2d2.safetensors"
+    write_model(open_model(Path(folder)), published)
+    write_vocabulary(SWAPPED, published.with_name("vocab.txt"))
+    with pytest.raises(UserError, match=r"was trained with another vocabulary, .*published/vocab.txt, than in memory"):
+        started(configured(model=str(published)))

@@ -21,6 +21,7 @@ from r2d2_jax.data.image.jpeg import with_less_metadata
 from r2d2_jax.data.image.png import without_metadata
 from r2d2_jax.data.image.upright import BROKEN_METADATA, orientation
 from r2d2_jax.errors import first_line
+from r2d2_jax.paths import LFS_POINTER
 
 # Here, because every process that decodes imports this: Pillow warns of metadata that is broken or that a conversion
 # drops, without saying which file it was, between the lines of a program.
@@ -83,6 +84,8 @@ def _pillows_header(encoded: bytes) -> Image.Image:
                 reason = error
     if reason:
         raise UnusableRecord(f"the image cannot be decoded: {first_line(reason)}") from reason
+    if encoded.startswith(LFS_POINTER):
+        raise UnusableRecord("not an image but a Git LFS pointer, which stands for one; run `git lfs pull`")
     for start, name in _UNREAD_FORMATS.items():
         if encoded.startswith(start) or encoded[4:].startswith(start):
             raise UnusableRecord(f"the image is {name}, which is not read here; convert it to JPEG or PNG")
@@ -108,11 +111,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """`upright.upright_rgb`, for records.
 
     Raises:
-        UnusableRecord: pixels of more than 8 bits lie within no known range.
+        UnusableRecord: pixels of more than 8 bits lie within no known range, or would be misread.
     """
     try:
         return upright.upright_rgb(image)
-    except upright.UnknownRange as error:
+    except upright.UnreadablePixels as error:
         raise UnusableRecord(str(error)) from error
 
 

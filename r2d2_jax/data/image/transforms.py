@@ -94,8 +94,8 @@ def verify_image(encoded: bytes) -> None:
     with opened(encoded) as image:
         image.draft(None, (1, 1))
         image.load()
-        if image.mode in ("F", "I"):
-            upright_rgb(image)  # whose range of values may be none that it knows
+        if image.mode in ("F", "I") or image.format == "TIFF":
+            upright_rgb(image)  # which may refuse values out of range, or planes
 
 
 def may_flip(caption: str) -> bool:

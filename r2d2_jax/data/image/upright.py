@@ -23,8 +23,8 @@ _SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")  # Pillow may have their 16 bi
 _DARK = 16  # our decision: floats that reach beyond 1, but not as far as this, are of neither range
 
 
-class UnknownRange(ValueError):
-    """Pixels of more than 8 bits that nothing says how to scale."""
+class UnreadablePixels(ValueError):
+    """Pixels of more than 8 bits that cannot be read as they are meant."""
 
 
 def orientation(image: Image.Image) -> int:
@@ -43,12 +43,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     1; floats and 32-bit integers within 0 to 255 stay as they are, and such integers up to 65,535 count as 16 bits.
 
     Raises:
-        UnknownRange: floats or 32-bit integers lie within no such range.
+        UnreadablePixels: floats or 32-bit integers lie within no such range, or Pillow would misread them.
     """
-    image.load()  # a TIFF turns itself then
+    _check_planes(image)
+    grey = _transparent_grey(image)
+    _load(image)
     turn = _TURNS.get(orientation(image))
     if image.mode[0] in "IF":
-        image = Image.fromarray(_eight_bits(image))
+        image = _eight_bit_image(image, grey)
+    elif grey is not None:
+        image = image.copy()
+        image.info["transparency"] = grey
     if turn is not None:
         image = image.transpose(turn)
     if image.has_transparency_data:
@@ -56,6 +61,54 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _check_planes(image: Image.Image) -> None:
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(ExifTags.Base.BitsPerSample, (8,))
+    plain, planar = tags.get(ExifTags.Base.Compression, 1) == 1, tags.get(ExifTags.Base.PlanarConfiguration) == 2
+    if plain and planar and len(bits) > 1 and max(bits) > 8:
+        raise UnreadablePixels(
+            f"it is an uncompressed TIFF of {max(bits)} bits whose colours lie in planes of their own, which Pillow "
+            "misreads; write it compressed, or as PNG"
+        )
+
+
+def _transparent_grey(image: Image.Image) -> int | None:
+    """The grey that is transparent in a PNG of 2, 4 or 16 bits, in which Pillow would look for it in vain.
+
+    It is scaled as the pixels will be, of which Pillow knows the bits only until it has decoded them.
+    """
+    grey = image.info.get("transparency")
+    if not isinstance(grey, int) or image.format != "PNG":
+        return None
+    tiles = getattr(image, "tile", ())
+    steps = {"L;2": 3, "L;4": 15}.get(tiles[0].args) if tiles else None
+    return grey * 255 // steps if steps else grey if image.mode[0] == "I" else None
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes the image; a TIFF turns itself then.
+
+    Pillow would map an uncompressed TIFF into memory with width and height as they are once it is turned.
+    """
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        image.load()
+        return
+    image.filename = ""  # type: ignore[attr-defined]
+    try:
+        image.load()
+    finally:
+        image.filename = name  # type: ignore[attr-defined]
+
+
+def _eight_bit_image(image: Image.Image, transparent: int | None) -> Image.Image:
+    eight = Image.fromarray(_eight_bits(image))
+    if transparent is None:
+        return eight
+    mask = np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (eight, Image.fromarray(mask)))
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
@@ -73,7 +126,7 @@ def _scaled(image: Image.Image) -> np.ndarray:
     if image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS:
         low, high = int(values.min()), int(values.max())
         if not 0 <= low <= high <= 65535:
-            raise UnknownRange(
+            raise UnreadablePixels(
                 f"its pixels are integers from {low:,} to {high:,}; expected a range within 0 to 255 or 0 to 65,535"
             )
         if high <= 255:
@@ -87,7 +140,7 @@ def _floats_as_bytes(values: np.ndarray) -> np.ndarray:
     if -rounding <= low <= high <= 1 + rounding:
         values = values * 255
     elif not (low >= -1 and _DARK <= high <= 256):
-        raise UnknownRange(
+        raise UnreadablePixels(
             f"its pixels are floats from {low:g} to {high:g}; expected a range within 0 to 1, or within 0 to 255 and "
             f"not below {_DARK} throughout"
         )

@@ -27,6 +27,7 @@ import pyarrow.parquet
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError
+from r2d2_jax.paths import refuse_pointer
 from r2d2_jax.preparation.corpora.archive_corpus import ArchiveCorpus
 from r2d2_jax.preparation.corpora.corpus import split_problem
 from r2d2_jax.preparation.corpora.formats.fields import as_text, readable
@@ -49,7 +50,6 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _KEYWORDS = {keyword: split for split, keywords in _SPLITS.items() for keyword in keywords}
-_LFS_POINTER = b"version https://git-lfs"
 
 
 class HuggingFace(ArchiveCorpus):
@@ -91,9 +91,7 @@ class HuggingFace(ArchiveCorpus):
         return _Rows(self.text_fields, [archive.parent, self.images])
 
     def _check_layout(self, archive: Path) -> None:
-        with archive.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise UserError(f"{archive} is a pointer of git-lfs, not the file itself; run `git lfs pull` there")
+        refuse_pointer(archive)
         try:
             self._layout(archive).columns(pyarrow.parquet.read_schema(archive))
         except UnusableRecord as error:

@@ -246,7 +246,7 @@ def test_a_file_in_place_of_its_folder(tmp_path: Path) -> None:
 
 def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
     (tmp_path / "0.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(UserError, match="0.parquet is a pointer of git-lfs, not the file itself; run `git lfs pull`"):
+    with pytest.raises(UserError, match="0.parquet is a Git LFS pointer, not the file .*; run `git lfs pull`"):
         HuggingFace(str(tmp_path))
 
 

@@ -11,6 +11,7 @@ import ijson
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.paths import LFS_POINTER
 from r2d2_jax.preparation.examples import Place
 
 Parsed = TypeVar("Parsed")
@@ -22,12 +23,14 @@ def lines(path: Path) -> Iterator[tuple[Place, str | UnusableRecord]]:
     """The lines of a UTF-8 file without line ends or blank lines; a line that is no UTF-8 is unusable.
 
     Raises:
-        UserError: the file cannot be opened.
+        UserError: the file cannot be opened, or is of another kind as a whole.
     """
     number = 0
     with open_annotations(path) as file:
         try:
             for number, raw in enumerate(file, start=1):
+                if number == 1:
+                    _refuse_other_kinds(path, raw)
                 line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
                 if line.strip():
                     yield Place(str(path), number), _decoded(line.rstrip(b"\r\n"))
@@ -106,6 +109,22 @@ def open_annotations(path: Path) -> Any:
             f"annotation file {path} cannot be read: {error.strerror}; set --annotations to where the "
             "published files lie, under their published names"
         ) from error
+
+
+_OTHER_KINDS = {
+    codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "compressed with gzip; let its name end in .gz",
+    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or save it as text",
+    b"PAR1": "Parquet; choose a --corpus that reads it",
+    LFS_POINTER: "a Git LFS pointer; run `git lfs pull`",
+}
+
+
+def _refuse_other_kinds(path: Path, first: bytes) -> None:
+    for start, kind in _OTHER_KINDS.items():
+        if first.startswith(start):
+            raise UserError(f"{path} is no text in UTF-8 but {kind}")
 
 
 def _decoded(raw: bytes) -> str | UnusableRecord:

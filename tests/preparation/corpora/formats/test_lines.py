@@ -1,5 +1,6 @@
 """Annotation files are read one annotation at a time, and every bad one has its place and reason."""
 
+import codecs
 import gzip
 import json
 import re
@@ -131,3 +132,21 @@ def test_texts(value: Any, expected: str) -> None:
 def test_no_texts(value: Any, reason: str) -> None:
     with pytest.raises(UnusableRecord, match=f"a caption {reason}"):
         as_text(value, "a caption")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("一\n二".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (codecs.BOM_UTF16_BE + "一\n二".encode("utf-16-be"), "UTF-16; save it as UTF-8"),
+        (gzip.compress("一\n".encode()), "compressed with gzip; let its name end in .gz"),
+        (b"PK\x03\x04...", "a zip archive or a workbook; unpack it, or save it as text"),
+        (b"PAR1...", "Parquet; choose a --corpus that reads it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer; run `git lfs pull`"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_as_a_whole(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{path} is no text in UTF-8 but {message}")):
+        list(lines(path))
