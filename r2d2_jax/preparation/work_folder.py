@@ -25,8 +25,8 @@ def unfinished_work(folder: Path, dataset: Path, identity: dict[str, Any]) -> It
         identity: what the preparation depends on, as plain JSON values; work of the same identity is continued.
 
     Raises:
-        UserError: the dataset exists already, another preparation is running, the folder holds work of another
-            identity, or it cannot be written to.
+        UserError: the dataset exists already, another preparation is running, the folder holds finished shards
+            of another identity, or it cannot be written to.
     """
     with held(folder, "another preparation", "--output"):
         if dataset.exists():
@@ -46,7 +46,9 @@ def remove_half_written(folder: Path, name: str = "*") -> None:
 def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
     before = _read_identity(folder / _IDENTITY)
     differing = list(_differences(before, identity)) if before else []
-    if differing:
+    if differing and not any(folder.glob("*-[0-9]*.json")):
+        before = {}  # no shard was finished, so nothing is lost, after a wrong path for example
+    elif differing:
         raise UserError(
             f"{folder} was left over by a preparation with other settings or files; delete it, or go back "
             f"to them. {len(differing):,} differences, the first:\n{bulleted(differing[:FIRST_NAMES])}"
@@ -54,7 +56,7 @@ def _enter(folder: Path, dataset: Path, identity: dict[str, Any]) -> None:
     if before:
         remove_half_written(folder)
     else:
-        _remove(folder.iterdir())  # of unknown origin
+        _remove(folder.iterdir())  # of unknown origin, or of no use
     remove_half_written(dataset.parent, dataset.name)
     if not before:
         with written_whole(folder / _IDENTITY) as unfinished:

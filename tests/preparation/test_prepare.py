@@ -187,8 +187,13 @@ def test_a_bug_in_a_writer_is_a_traceback(
 
 def test_other_settings_or_files_do_not_go_on(corpus: JsonLines, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
+
+    def killed_after_one(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+        in_processes(1)(job, tasks[:1], watch)
+        raise Killed
+
     with pytest.raises(Killed):
-        prepare(corpus, output, settings(), run=nothing)
+        prepare(corpus, output, settings(), run=killed_after_one)
     with pytest.raises(
         UserError,
         match=r"out/json_lines.unfinished was left over by a preparation with other settings "
@@ -200,6 +205,14 @@ def test_other_settings_or_files_do_not_go_on(corpus: JsonLines, tmp_path: Path)
         file.write("\n")
     with pytest.raises(UserError, match=r"1 differences, the first:\n  - files: .*captions.jsonl: \[\d+, \d+\], now "):
         prepare(corpus, output, settings())
+
+
+def test_what_no_shard_was_finished_of_is_no_hindrance(corpus: JsonLines, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        prepare(corpus, str(tmp_path / "out"), settings(), run=nothing)
+    prepare(corpus, str(tmp_path / "out"), settings(shards=5))
+    prepare(corpus, str(tmp_path / "undisturbed"), settings(shards=5))
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
 
 
 def test_an_unwritten_shard_is_noticed(corpus: JsonLines, tmp_path: Path) -> None:
