@@ -5,6 +5,7 @@ goes on where the run was stopped.
 """
 
 import logging
+import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what the flags say and prints the last evaluation; returns the exit status."""
     with quiet_writer_threads():
-        return run(_work, argv)
+        return run(_work, argv, stopped="stopped before the first step")
 
 
 def _work(arguments: Sequence[str]) -> None:
@@ -102,6 +103,8 @@ def _workdir() -> Path:
 
 def command() -> None:
     """`main` as a process of its own: a failure ends it, and with it the processes that would wait for it."""
+    # `leave` runs no exit handlers: what they would have removed, multiprocessing's tracker removes, and warns.
+    os.environ["PYTHONWARNINGS"] = f"{os.environ.get('PYTHONWARNINGS', '')},ignore:resource_tracker:UserWarning"
     try:
         status = main()
     except Exception:

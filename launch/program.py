@@ -28,16 +28,20 @@ LIBRARY_LEVELS = {
     "jax": logging.WARNING,
     "torch.onnx._internal.exporter._registration": logging.ERROR,
 }
-# How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation, and of one that
-# had to wait for another, for more than a second.
-CHATTER = ("Requested `tracked_metric`; did not provide metrics.", "Waiting for previous save to complete took ")
+# How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation, of one that had
+# to wait for another for more than a second, and of a damaged file that nothing is read from.
+CHATTER = (
+    "Requested `tracked_metric`; did not provide metrics.",
+    "Waiting for previous save to complete took ",
+    "Failed to json parse Metadata file",
+)
 
 
 def run(
     work: Work,
     argv: Sequence[str] | None,
     *,
-    stopped: str = "",
+    stopped: str = "stopped",
     level: int = logging.INFO,
 ) -> int:
     """Runs a program and returns its exit status.
@@ -45,13 +49,15 @@ def run(
     Args:
         work: reads the arguments and does the work; returns the exit status, None for 0.
         argv: the arguments without the program's name; None takes those of this process.
-        stopped: what to print when Ctrl-C or SIGTERM stops the work. Without it neither is caught.
+        stopped: what to print when Ctrl-C or SIGTERM stops the work.
         level: the lowest level of messages that reach stderr.
     """
+    if sys.stderr is None:  # closed, as by `2>&-`
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if not faulthandler.is_enabled():
         faulthandler.enable(2)  # the descriptor of stderr, which a caller may have redirected
     try:
-        with _printable(), _messages(level), _interruptible() if stopped else contextlib.nullcontext():
+        with _printable(), _messages(level), _interruptible():
             return work(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,8 +68,6 @@ def run(
             return 1
         return end.code or 0
     except KeyboardInterrupt:
-        if not stopped:
-            raise
         print(stopped, file=sys.stderr)
         return STOPPED
 
@@ -194,6 +198,9 @@ def _messages(level: int) -> Iterator[None]:
     handler.addFilter(lambda record: not record.getMessage().startswith(CHATTER))
     before = {name: logging.getLogger(name).level for name in ("", *LIBRARY_LEVELS)}
     logging.getLogger().addHandler(handler)
+    for other in logging.getLogger().handlers[:]:
+        if type(other) is logging.StreamHandler:  # absl adds one when Orbax is imported: every line would come twice
+            logging.getLogger().removeHandler(other)
     for name, lowest in {"": level, **LIBRARY_LEVELS}.items():
         logging.getLogger(name).setLevel(lowest)
     try:

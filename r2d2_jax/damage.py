@@ -22,6 +22,7 @@ SET_ASIDE = "damaged"  # ends the name of a folder that is no longer looked at
 _UNLISTED = (LISTING, "_CHECKPOINT_METADATA", "commit_success.txt")
 # What every checkpoint has, and is JSON; metrics only if it was evaluated.
 _JSON_FILES, _METRICS = ("config/metadata", "progress/metadata", "state/_METADATA"), "metrics/metrics"
+_STEP = re.compile(r"0|[1-9][0-9]*")  # as they are written: "08" is not read as a checkpoint, nor "９"
 _PIECE = 1 << 24  # bytes that are read at once
 # What TensorStore's messages begin with where a file is absent, too short, or cannot be decoded.
 _STATUS = re.compile(r"(DATA_LOSS|NOT_FOUND|FAILED_PRECONDITION|OUT_OF_RANGE|INVALID_ARGUMENT): ")
@@ -132,7 +133,7 @@ def steps_of(checkpoints: Path) -> list[int]:
     """The steps of all checkpoints in a folder, whole or not, in order."""
     if not checkpoints.is_dir():
         return []
-    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(int(path.name) for path in checkpoints.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
 
 
 def refusal(

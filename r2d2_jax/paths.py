@@ -62,6 +62,8 @@ def literal_path(path: Path, name: str) -> LiteralPath:
     if absolute.parts[1:2] and absolute.parts[1] in _BUCKETS:
         bucket = f"{absolute.parts[1]}://"
         raise UserError(f"{name} {absolute} lies in the bucket {bucket} to Orbax; choose another folder")
+    if "gs:/" in f"{absolute}/":  # which Orbax replaces by gs://
+        raise UserError(f"{name} {absolute} has a folder that ends in gs:, a bucket to Orbax; choose another name")
     return LiteralPath(absolute)
 
 

@@ -102,8 +102,9 @@ def leave(status: int) -> NoReturn:
     is alone, the others never reach the barrier; it fails after `LEAVING_SECONDS`, and then JAX's coordination service
     kills them. No exit handlers run: on a full disk they would only fail again.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it may be closed, or its disk full
+            stream.flush()
     if jax.distributed.is_initialized():
         # Exit just before the coordination service kills this process too, so that our status is the one reported.
         threading.Timer(0.9 * LEAVING_SECONDS, os._exit, [status]).start()

@@ -190,6 +190,13 @@ def test_an_empty_folder_is_no_checkpoint(copy: Path) -> None:
         load_state(copy)
 
 
+@pytest.mark.parametrize("name", ["007", "08", "９", "7.damaged", "7 (copy)"])
+def test_a_folder_that_orbax_would_not_have_named_so_is_no_checkpoint(name: str, tmp_path: Path) -> None:
+    for step in ("7", name):
+        (tmp_path / step).mkdir()
+    assert steps_of(tmp_path) == [7]
+
+
 def test_metrics_of_an_older_checkpoint(copy: Path, tmp_path: Path) -> None:
     """Orbax reads those of all; other damage of an older checkpoint stops nothing."""
     saved(copy, {9: 2.0}, state=large, keep_last=3).close()

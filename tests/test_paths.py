@@ -53,6 +53,11 @@ def test_a_dataset_lies_in_a_folder_of_any_name(name: str, tmp_path: Path) -> No
     [
         ("/gs/runs/one", "--workdir /gs/runs/one lies in the bucket gs:// to Orbax; choose another folder"),
         ("/s3/x", "--workdir /s3/x lies in the bucket s3:// to Orbax; choose another folder"),
+        (
+            "/logs:/run",
+            "--workdir /logs:/run has a folder that ends in gs:, a bucket to Orbax; choose another name",
+        ),
+        ("/runs/gs:", "--workdir /runs/gs: has a folder that ends in gs:, a bucket to Orbax; choose another name"),
         ("/runs/a\\b", "--workdir /runs/a\\b has a backslash, a slash to TensorStore; choose a path without it"),
         (
             "/runs/b\udcff",

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import logging
 import os
+import signal
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -104,6 +105,8 @@ def _begin_worker(index: int, count: int) -> None:
     # The workers run in parallel already: within one, threads for every text and image cost more than they save.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     cv2.setNumThreads(0)
+    # A terminal sends Ctrl-C to all processes, a batch system SIGTERM: the run decides, and ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _let_grain_read_its_flags() -> None:

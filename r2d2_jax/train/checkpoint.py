@@ -117,7 +117,8 @@ class Checkpoints:
         """The newest state, placed as `abstract` says, and its progress.
 
         Raises:
-            UserError: the checkpoint is of another model or configuration, with what differs, or of the former layout.
+            UserError: the checkpoint is of another model or configuration, with what differs, of the former layout, or
+                of another step than its folder says.
         """
         step = self._manager.latest_step()
         with damage_refused(self.directory, step):
@@ -134,6 +135,11 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         with damage_refused(self.directory, step):
             restored = self._manager.restore(step, args=items)
+        if (inside := int(restored["state"].step)) != step:
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} holds the state of step {inside}, so its folder was "
+                f"renamed; rename it to {inside}, or remove it if there is one of that name"
+            )
         return restored["state"], restored["progress"]
 
     def wait(self) -> None:

@@ -151,8 +151,9 @@ class Run:
 
     def lost_worker(self, error: LostWorker) -> None:
         """Asks to stop, as soon as all processes can; until then this one decodes itself."""
-        logger.warning("%s. The run saves its state and stops", error)
-        self._stop.failure = error
+        if self._stop.received is None:  # or the same signal has ended both, as a batch system sends it
+            logger.warning("%s. The run saves its state and stops", error)
+            self._stop.failure = error
 
     def _done(self) -> bool:
         return self._position.step >= self._parts.total_steps

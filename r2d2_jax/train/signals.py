@@ -1,6 +1,7 @@
 """What asks the loop to save and stop: SIGTERM or Ctrl-C, of which a second one exits at once, or a lost worker."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 from types import FrameType, TracebackType
@@ -38,6 +39,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            for worker in multiprocessing.active_children():  # they do not listen to Ctrl-C, and would stay
+                worker.kill()
             os._exit(128 + number)
         self.received = signal.Signals(number)
         # What runs now, such as compiling, may take a minute more. Neither print nor logging may be used in a handler.

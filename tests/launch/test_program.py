@@ -98,14 +98,44 @@ def raising(error: BaseException) -> program.Work:
     ],
 )
 def test_what_ends_a_program(error: BaseException, status: int, message: str) -> None:
-    done = called(lambda argv: run(raising(error), argv, stopped="stopped"))
+    done = called(lambda argv: run(raising(error), argv))
     assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
 
 
-@pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt()])
-def test_what_is_not_caught(error: BaseException) -> None:
-    with pytest.raises(type(error)):
-        run(raising(error), [])
+def test_a_bug_is_not_caught() -> None:
+    with pytest.raises(KeyError):
+        run(raising(KeyError("a bug")), [])
+
+
+def test_a_closed_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `2>&-` leaves it; what asks it whether it is a terminal, or prints to it, finds a file."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run(lambda arguments: print("message", file=sys.stderr), []) == 0
+    assert run(raising(UserError("nobody reads this")), []) == 2
+
+
+@pytest.mark.parametrize("streams", [">/dev/full", ">&- 2>&-", "2>&-"])
+def test_help_of_training_where_nobody_reads(streams: str) -> None:
+    """Its process ends itself, whatever has become of its streams: no traceback, and the status of bad input if any."""
+    command = f"{sys.executable} {ROOT / 'launch' / 'main.py'} --help {streams}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    full = streams == ">/dev/full"
+    assert done.returncode == (2 if full else 0)
+    said = "error: cannot write to standard output: No space left on device; everything else is done\n"
+    assert done.stderr == (said if full else "")
+
+
+def test_a_handler_that_a_library_has_installed() -> None:
+    """Absl does so when Orbax is imported; every line would be printed twice."""
+    before, other = logging.getLogger().handlers[:], logging.StreamHandler()
+    logging.getLogger().addHandler(other)
+    try:
+        done = called(lambda argv: run(lambda _: logging.getLogger("r2d2_jax.anything").warning("once"), argv))
+    finally:
+        logging.getLogger().handlers[:] = before
+    assert done.stderr == "once\n"
+    assert other not in before
 
 
 def test_the_status_is_the_works_own() -> None:
@@ -114,7 +144,7 @@ def test_the_status_is_the_works_own() -> None:
 
 def test_sigterm_stops_as_ctrl_c_does_and_its_handler_comes_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    done = called(lambda argv: run(lambda _: signal.raise_signal(signal.SIGTERM), argv, stopped="stopped"))
+    done = called(lambda argv: run(lambda _: signal.raise_signal(signal.SIGTERM), argv))
     assert (done.returncode, done.stderr) == (130, "stopped\n")
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -129,6 +159,7 @@ def test_messages_are_plain_lines_and_other_libraries_quiet() -> None:
         logging.getLogger("absl").info("I have looked at the dataset")
         logging.getLogger("absl").warning("Requested `tracked_metric`; did not provide metrics.")
         logging.getLogger("absl").warning("Waiting for previous save to complete took 1.091035 seconds. If this")
+        logging.getLogger("absl").error("Failed to json parse Metadata file: 7/_CHECKPOINT_METADATA")
         logging.getLogger("absl").warning("it is incomplete")
 
     assert called(lambda argv: run(work, argv)).stderr == "step 2\nit is incomplete\n"

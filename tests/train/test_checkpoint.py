@@ -246,3 +246,18 @@ def test_a_checkpoint_that_was_not_finished_is_not_there(tmp_path: Path) -> None
     checkpoints = Checkpoints(tmp_path, CONFIG.train)
     assert checkpoints.steps() == [3]
     checkpoints.close()
+
+
+def test_a_folder_that_was_renamed_is_refused(tmp_path: Path) -> None:
+    """The run would save over the step that the folder really holds."""
+    saved(tmp_path, {3: None}).close()
+    folder = tmp_path / "checkpoints"
+    (folder / "3").rename(folder / "99")
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    with pytest.raises(UserError) as refused:
+        checkpoints.restore(abstract(state_of(0)), CONFIG)
+    checkpoints.close()
+    assert str(refused.value) == (
+        f"the checkpoint {folder / '99'} holds the state of step 3, so its folder was renamed; rename it to 3, or "
+        "remove it if there is one of that name"
+    )

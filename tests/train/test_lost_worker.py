@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_model import assert_bitwise_equal, log_lines, saved_state
-from small_runs import RUN, before_batch, kept, run
+from small_runs import NO_EVALUATION, RUN, before_batch, kept, run
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.train.loop import RunOutcome
@@ -35,3 +35,27 @@ def test_nothing_is_lost_with_a_decoding_process(
     assert run(prepared, tmp_path, RUN).finished
     assert_bitwise_equal(saved_state(tmp_path), saved_state(undisturbed[0]))
     assert log_lines(tmp_path) == log_lines(undisturbed[0])
+
+
+def test_a_signal_to_all_processes_is_no_loss(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A terminal sends Ctrl-C to the workers, too, which leave that to the run; a batch system sends SIGTERM."""
+
+    def stop(call: int) -> None:
+        workers = multiprocessing.active_children()
+        if call == 4:
+            for worker in workers:
+                os.kill(worker.pid or 0, signal.SIGINT)
+        if call == 8:
+            assert workers
+            assert all(worker.is_alive() for worker in workers)
+            signal.raise_signal(signal.SIGTERM)
+            for worker in workers:
+                os.kill(worker.pid or 0, signal.SIGTERM)
+                worker.join()
+
+    before_batch(monkeypatch, stop)
+    outcome = run(prepared, tmp_path, RUN, NO_EVALUATION, {"data": {"workers": 1, "foil_split": ""}})
+    assert (outcome.step, outcome.finished) == (kept(tmp_path)[-1], False)
+    assert "decoding process was" not in caplog.text

@@ -51,3 +51,21 @@ finally:
     done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, capture_output=True, text=True)
     assert done.stdout.split("\n")[:-1] == ["noted"], done.stderr
     assert done.returncode == 128 + getattr(signal, numbers[1])
+
+
+def test_leaving_at_once_leaves_no_worker_behind() -> None:
+    program = """
+import multiprocessing, signal, time
+from r2d2_jax.train.signals import StopRequest
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+worker.start()
+with StopRequest():
+    print(worker.pid, flush=True)
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 130
+    status = Path(f"/proc/{done.stdout.strip()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()  # nobody has taken notice of its end yet
