@@ -115,11 +115,12 @@ class Run:
         self._report: EvaluationReport | None = None
         self._leader = jax.process_index() == 0
         built = (parts.task, parts.optimizer, parts.mesh)
-        logger.info("compiling the train step: seconds for a small model, minutes for a large one")
-        start = time.perf_counter()
-        self._step = compile_train_step(*built, config.train.batch_size)
+        if not self._done():  # a finished run that is started again is only evaluated
+            logger.info("compiling the train step: seconds for a small model, minutes for a large one")
+            start = time.perf_counter()
+            self._step = compile_train_step(*built, config.train.batch_size)
+            logger.info("compiled in %.0f s", time.perf_counter() - start)
         self._all_finite = compile_all_finite(*built)
-        logger.info("compiled in %.0f s", time.perf_counter() - start)
         self._key = jax.random.key(config.train.seed)
         self._log = MetricsLog(workdir, position.step, self._leader, position.evaluated)
         self._progress = Progress(position.step, parts.total_steps, config.train.batch_size, self._leader)

@@ -121,8 +121,9 @@ def test_an_evaluation_is_logged_once(prepared: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_finished_run_started_again_changes_nothing(
-    prepared: Path, undisturbed: tuple[Path, RunOutcome], tmp_path: Path
+    prepared: Path, undisturbed: tuple[Path, RunOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "compile_train_step", lambda *_: pytest.fail("no step is to be made"))
     shutil.copytree(undisturbed[0], tmp_path / "run")
     outcome = run(prepared, tmp_path / "run", RUN)
     assert (outcome.step, outcome.finished) == (STEPS, True)
