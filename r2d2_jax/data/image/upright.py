@@ -39,8 +39,9 @@ def orientation(image: Image.Image) -> int:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turns the image as its EXIF tag says and makes it RGB; the image itself stays as it is.
 
-    Our decisions: transparent pixels become white. 16 bits a pixel are scaled to 8. So are floats that lie within 0 to
-    1; floats and 32-bit integers within 0 to 255 stay as they are, and such integers up to 65,535 count as 16 bits.
+    Our decisions: transparent pixels become white, except in a BMP that would be nothing else: its writers, such as the
+    clipboard of Windows, leave the fourth byte zero. 16 bits a pixel are scaled to 8. So are floats that lie within 0
+    to 1; floats and 32-bit integers within 0 to 255 stay as they are, and such integers up to 65,535 count as 16 bits.
 
     Raises:
         UnreadablePixels: floats or 32-bit integers lie within no such range, or Pillow would misread them.
@@ -48,7 +49,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     _check_planes(image)
     grey = _transparent_grey(image)
     _load(image)
-    turn = _TURNS.get(orientation(image))
+    turn, is_bitmap = _TURNS.get(orientation(image)), image.format == "BMP"
     if image.mode[0] in "IF":
         image = _eight_bit_image(image, grey)
     elif grey is not None:
@@ -58,8 +59,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image = image.transpose(turn)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        if not (is_bitmap and image.getextrema()[3] == (0, 0)):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 

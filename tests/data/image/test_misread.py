@@ -85,3 +85,26 @@ def test_a_turned_tiff_that_pillow_opened_itself(kind: str, orientation: int, tm
         found = np.asarray(upright_rgb(picture))[..., 0]
         assert picture.filename == str(tmp_path / "a.tif")
     np.testing.assert_array_equal(found, shown(grey, orientation))
+
+
+def bitmap(colours: np.ndarray, alpha: int) -> bytes:
+    """A BMP with a fourth byte that its header calls alpha, as the clipboard of Windows writes it; Pillow does not."""
+    height, width = colours.shape[:2]
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 124, width, height, 1, 32, 3, width * height * 4, 0, 0, 0, 0) + masks
+    pixels = np.dstack([colours[::-1, :, ::-1], np.full((height, width), alpha, np.uint8)]).tobytes()
+    start = 14 + 124
+    return struct.pack("<2sIHHI", b"BM", start + len(pixels), 0, 0, start) + header.ljust(124, b"\0") + pixels
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_bitmap_is_not_all_transparent(alpha: int) -> None:
+    colours = PLANES.transpose(1, 2, 0)
+    assert Image.open(io.BytesIO(bitmap(colours, alpha))).mode == "RGBA"
+    np.testing.assert_array_equal(EncodedImage(bitmap(colours, alpha)).pixels()[..., :3], colours)
+
+
+def test_another_picture_that_is_all_transparent_is_white() -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (3, 2), (10, 20, 30, 0)).save(file, "PNG")
+    assert (EncodedImage(file.getvalue()).pixels() == 255).all()
