@@ -197,16 +197,20 @@ def _messages(level: int) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: not record.getMessage().startswith(CHATTER))
     before = {name: logging.getLogger(name).level for name in ("", *LIBRARY_LEVELS)}
-    logging.getLogger().addHandler(handler)
-    for other in logging.getLogger().handlers[:]:
-        if type(other) is logging.StreamHandler:  # absl adds one when Orbax is imported: every line would come twice
-            logging.getLogger().removeHandler(other)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    # Every line would come twice with the handler that absl adds when Orbax is imported, or that a caller has.
+    doubles = [other for other in root.handlers if type(other) is logging.StreamHandler]
+    for other in doubles:
+        root.removeHandler(other)
     for name, lowest in {"": level, **LIBRARY_LEVELS}.items():
         logging.getLogger(name).setLevel(lowest)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        root.removeHandler(handler)
+        for other in doubles:
+            root.addHandler(other)
         for name, lowest in before.items():
             logging.getLogger(name).setLevel(lowest)
 

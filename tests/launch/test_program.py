@@ -132,6 +132,7 @@ def test_a_handler_that_a_library_has_installed() -> None:
     logging.getLogger().addHandler(other)
     try:
         done = called(lambda argv: run(lambda _: logging.getLogger("r2d2_jax.anything").warning("once"), argv))
+        assert other in logging.getLogger().handlers  # a caller's own comes back
     finally:
         logging.getLogger().handlers[:] = before
     assert done.stderr == "once\n"
