@@ -2,8 +2,8 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,10 @@ from r2d2_jax.preparation.checks.sources import CorpusSource
 from r2d2_jax.preparation.checks.table import table
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.damage import damage
+from r2d2_jax.preparation.local_runner import in_processes
 from r2d2_jax.preparation.prepare import Settings, prepare
+from r2d2_jax.preparation.progress import Watch
+from r2d2_jax.preparation.shard_task import Job, ShardTask
 
 PATCHES = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
 PICTURE = Image.fromarray(PATCHES).resize((600, 400), Image.Resampling.BICUBIC)
@@ -137,7 +140,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("before", [False, True])
 def test_work_that_was_begun_otherwise_is_not_continued(corpus: JsonLines, tmp_path: Path, before: bool) -> None:
-    def killed(*_: Any) -> None:
+    def killed(job: Job, tasks: Sequence[ShardTask], watch: Watch) -> None:
+        in_processes(1)(job, tasks[:1], watch)
         raise Killed
 
     begun = Settings(max_broken_share=1, refuse_damaged=before)
