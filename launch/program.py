@@ -198,19 +198,15 @@ def _messages(level: int) -> Iterator[None]:
     handler.addFilter(lambda record: not record.getMessage().startswith(CHATTER))
     before = {name: logging.getLogger(name).level for name in ("", *LIBRARY_LEVELS)}
     root = logging.getLogger()
-    root.addHandler(handler)
+    handlers = root.handlers[:]
     # Every line would come twice with the handler that absl adds when Orbax is imported, or that a caller has.
-    doubles = [other for other in root.handlers if type(other) is logging.StreamHandler]
-    for other in doubles:
-        root.removeHandler(other)
+    root.handlers[:] = [other for other in handlers if type(other) is not logging.StreamHandler] + [handler]
     for name, lowest in {"": level, **LIBRARY_LEVELS}.items():
         logging.getLogger(name).setLevel(lowest)
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        for other in doubles:
-            root.addHandler(other)
+        root.handlers[:] = handlers
         for name, lowest in before.items():
             logging.getLogger(name).setLevel(lowest)
 

@@ -129,10 +129,10 @@ def test_help_of_training_where_nobody_reads(streams: str) -> None:
 def test_a_handler_that_a_library_has_installed() -> None:
     """Absl does so when Orbax is imported; every line would be printed twice."""
     before, other = logging.getLogger().handlers[:], logging.StreamHandler()
-    logging.getLogger().addHandler(other)
+    logging.getLogger().handlers.insert(0, other)
     try:
         done = called(lambda argv: run(lambda _: logging.getLogger("r2d2_jax.anything").warning("once"), argv))
-        assert other in logging.getLogger().handlers  # a caller's own comes back
+        assert logging.getLogger().handlers == [other, *before]  # a caller's own come back, in their order
     finally:
         logging.getLogger().handlers[:] = before
     assert done.stderr == "once\n"
