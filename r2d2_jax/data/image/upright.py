@@ -59,7 +59,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image = image.transpose(turn)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if not (is_bitmap and image.getextrema()[3] == (0, 0)):
+        if not (is_bitmap and image.getchannel("A").getextrema() == (0, 0)):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
