@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
-from r2d2_jax.paths import refuse_pointer
+from r2d2_jax.paths import refuse_pointer, user_path
 
 VOCABULARY = "vocab.txt"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -64,8 +64,8 @@ def find_vocabulary(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = Path(os.path.expanduser(name))  # pathlib's raises where there is no such user,
-    if os.path.isdir(path):  # and where a name is too long
+    path = user_path(name)
+    if os.path.isdir(path):  # pathlib's raises where a name is too long
         path = path / VOCABULARY
     if os.path.isfile(path):
         return path

@@ -152,7 +152,11 @@ def _split(found: OneModel, words: tuple[str, ...]) -> tuple[dict[str, np.ndarra
 def _named(found: OneModel, beside: Tensors, reason: str) -> list[str]:
     """Notes on the prefix of a tower and on what was left out beside it."""
     notes = [f"names without {found.prefix}"] if found.prefix else []
-    return notes + ([f"left out {len(beside)} tensor(s), {listed(beside)}: {reason}"] if beside else [])
+    return notes + ([_left_out(list(beside), reason)] if beside else [])
+
+
+def _left_out(names: list[str], reason: str) -> str:
+    return f"left out {len(names)} tensor(s), {listed(names)}: {reason}"
 
 
 def located(name: str) -> Path:
@@ -217,7 +221,7 @@ def _explained(
     for pattern, reason in leftover.items():
         names = [name for name in unused if re.fullmatch(pattern, name)]
         if names:
-            notes.append(f"left out {len(names)} tensor(s), {listed(names)}: {reason}")
+            notes.append(_left_out(names, reason))
     return params, tuple(notes)
 
 

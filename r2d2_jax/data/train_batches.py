@@ -5,6 +5,7 @@ of (seed, i), whichever process or worker makes it. Step s takes rows s*b to (s+
 of the P equal parts of these. So the data position is the number of steps done; nothing else is saved.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -131,22 +132,25 @@ def _batches(
     on_loss: Callable[[LostWorker], None] | None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """The batches of `stream(step, workers)`, and after the loss of a worker those of this process alone."""
-    iterator = iter(stream(step, workers))
+    try:
+        with contextlib.closing(_closing(stream(step, workers))) as batches:
+            for batch in batches:
+                yield batch
+                step += 1
+    except LostWorker as error:
+        if not workers or on_loss is None:
+            raise
+        on_loss(error)
+        yield from _closing(stream(step, 0))
+
+
+def _closing(dataset: grain.IterDataset) -> Generator[dict[str, np.ndarray], None, None]:
+    iterator = iter(dataset)
     try:
         while True:
-            try:
-                with lost_worker_told():
-                    batch = next(iterator)
-            except LostWorker as error:
-                if not workers or on_loss is None:
-                    raise
-                on_loss(error)
-                iterator.close()
-                workers = 0
-                iterator = iter(stream(step, workers))
-                continue
+            with lost_worker_told():
+                batch = next(iterator)
             yield batch
-            step += 1
     finally:
         iterator.close()
 
