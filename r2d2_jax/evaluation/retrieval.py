@@ -27,21 +27,28 @@ def best_ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return np.where(found.any(axis=1), ahead.sum(axis=1), NEVER)
 
 
-def recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
+def ground_truth(pairs: np.ndarray, num_images: int, num_texts: int) -> np.ndarray:
+    """bool [images, texts], True at the right pairs int [p 2] of (image, text)."""
+    positive = np.zeros((num_images, num_texts), bool)
+    positive[pairs[:, 0], pairs[:, 1]] = True
+    return positive
+
+
+def recalls(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
     """Recall both ways, in per cent.
 
     Args:
         scores: [images, texts].
-        caption_image: int [texts], the image of each text. An image may have several; one within the cut-off is a hit.
-            An image without texts is a candidate in t2i and no query in i2t.
+        positive: bool [images, texts], True where the two belong together. One right candidate within the cut-off is a
+            hit. An image without texts is a candidate in t2i and no query in i2t.
 
     Returns:
         "i2t_r1" ... "t2i_r10"; "i2t_mean", "t2i_mean" over the cut-offs; "mean" over all six; "r10" over both
         directions.
     """
-    queries = np.unique(caption_image)
-    result = _one_way("i2t", best_ranks(scores[queries], np.equal.outer(queries, caption_image)))
-    result |= _one_way("t2i", best_ranks(scores.T, np.equal.outer(caption_image, np.arange(len(scores)))))
+    queries = np.flatnonzero(positive.any(axis=1))
+    result = _one_way("i2t", best_ranks(scores[queries], positive[queries]))
+    result |= _one_way("t2i", best_ranks(scores.T, positive.T))
     return result | _over_both(result)
 
 
@@ -56,12 +63,12 @@ def _over_both(recall: dict[str, float]) -> dict[str, float]:
     return {name: (recall[f"i2t_{name}"] + recall[f"t2i_{name}"]) / 2 for name in ("mean", "r10")}
 
 
-def chance_recalls(caption_image: np.ndarray, num_images: int) -> dict[str, float]:
+def chance_recalls(positive: np.ndarray) -> dict[str, float]:
     """The expected `recalls`, in per cent, of a random order of the candidates."""
-    captions = np.unique(caption_image, return_counts=True)[1]  # of each image that has any
-    texts = len(caption_image)
+    num_images, num_texts = positive.shape
+    texts, images = positive.sum(axis=1), positive.sum(axis=0)
     result: dict[str, float] = {}
-    for direction, candidates, positives in (("i2t", texts, captions), ("t2i", num_images, np.ones(texts, int))):
+    for direction, candidates, positives in (("i2t", num_texts, texts[texts > 0]), ("t2i", num_images, images)):
         at = {f"{direction}_r{k}": 100 * float(np.mean(_hit_chance(candidates, positives, k))) for k in CUTOFFS}
         result |= at | {f"{direction}_mean": float(np.mean(list(at.values())))}
     return result | _over_both(result)
@@ -117,13 +124,12 @@ def evaluate_retrieval(scorer: Scorer, params: Params, encoded: EncodedSplit, re
         rerank: how many candidates per query the cross encoders re-rank; 0 for none. Each direction re-ranks its own.
     """
     cosine = encoded.image_embed @ encoded.text_embed.T
-    caption_image = encoded.caption_image
-    report = RetrievalReport(recalls(cosine, caption_image), None, chance_recalls(caption_image, len(cosine)))
+    positive = ground_truth(encoded.pairs, *cosine.shape)
+    report = RetrievalReport(recalls(cosine, positive), None, chance_recalls(positive))
     if not rerank:
         return report
-    queries = np.unique(caption_image)  # images without captions are candidates only
-    text_fits = np.equal.outer(queries, caption_image)
-    image_fits = np.equal.outer(caption_image, np.arange(len(cosine)))
+    queries = np.flatnonzero(positive.any(axis=1))  # images without captions are candidates only
+    text_fits, image_fits = positive[queries], positive.T
     texts = top_candidates(cosine[queries], text_fits, rerank)
     images = top_candidates(cosine.T, image_fits, rerank)
     of_image = np.stack([np.repeat(queries, texts.shape[1]), texts.ravel()], axis=1)

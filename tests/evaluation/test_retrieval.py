@@ -7,17 +7,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from r2d2_jax.evaluation import retrieval
 from r2d2_jax.evaluation.retrieval import (
     CUTOFFS,
     NEVER,
     best_ranks,
-    chance_recalls,
     evaluate_retrieval,
-    recalls,
+    ground_truth,
     reranked_ranks,
     top_candidates,
 )
 from r2d2_jax.evaluation.scorer import EncodedSplit
+
+
+def pairs_of(caption_image: np.ndarray) -> np.ndarray:
+    return np.stack([caption_image, np.arange(len(caption_image))], axis=1)
+
+
+def recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
+    return retrieval.recalls(scores, ground_truth(pairs_of(caption_image), *scores.shape))
+
+
+def chance_recalls(caption_image: np.ndarray, images: int) -> dict[str, float]:
+    return retrieval.chance_recalls(ground_truth(pairs_of(caption_image), images, len(caption_image)))
 
 
 def naive_recalls(scores: np.ndarray, caption_image: np.ndarray) -> dict[str, float]:
@@ -83,6 +95,16 @@ def test_perfect_and_worst() -> None:
     truth = (np.arange(20)[:, None] == caption_image).astype(float)
     assert set(recalls(truth, caption_image).values()) == {100.0}
     assert set(recalls(-truth, caption_image).values()) == {0.0}
+
+
+def test_texts_of_several_images() -> None:
+    """Eight queries, each with three right images of ten, one of which belongs to nobody; any of the three is a hit."""
+    rng = np.random.default_rng(0)
+    positive = np.stack([np.isin(np.arange(10), rng.choice(9, 3, replace=False)) for _ in range(8)], axis=1)
+    assert set(retrieval.recalls(positive.astype(float), positive).values()) == {100.0}
+    drawn = [retrieval.recalls(rng.random((10, 8)), positive) for _ in range(400)]
+    for name, value in retrieval.chance_recalls(positive).items():
+        assert np.mean([draw[name] for draw in drawn]) == pytest.approx(value, abs=2.5), name
 
 
 def test_a_model_that_scores_everything_alike_finds_nothing() -> None:
@@ -178,7 +200,7 @@ def split_of(seed: int, images: int = 12, texts: int = 30, gallery: int = 0) -> 
     place = rng.permutation(images + gallery)[:images]
     caption_image = place[rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, texts - images)]))]
     nothing = np.zeros((0, 0))
-    split = EncodedSplit(nothing, embeds[0], nothing, embeds[1], nothing, caption_image)
+    split = EncodedSplit(nothing, embeds[0], nothing, embeds[1], nothing, pairs_of(caption_image))
     return split, rng.random((images + gallery, texts))
 
 
@@ -216,9 +238,9 @@ def test_both_directions_rerank_their_own_candidates(rerank: int, gallery: int) 
     scorer: Any = FakeScorer(table)
     report = evaluate_retrieval(scorer, {}, encoded, rerank)
     cosine = encoded.image_embed @ encoded.text_embed.T
-    assert report.dual == pytest.approx(naive_recalls(cosine, encoded.caption_image))
-    assert report.chance == chance_recalls(encoded.caption_image, 12 + gallery)
-    expected, wanted = naive_reranked(cosine, table, encoded.caption_image, rerank)
+    assert report.dual == pytest.approx(naive_recalls(cosine, encoded.pairs[:, 0]))
+    assert report.chance == chance_recalls(encoded.pairs[:, 0], 12 + gallery)
+    expected, wanted = naive_reranked(cosine, table, encoded.pairs[:, 0], rerank)
     assert report.reranked is not None
     assert {name: report.reranked[name] for name in expected} == pytest.approx(expected)
     for way in ("i2t", "t2i"):
@@ -233,7 +255,7 @@ def test_both_directions_rerank_their_own_candidates(rerank: int, gallery: int) 
 def test_recall_beyond_the_candidates_is_that_of_the_list(rerank: int) -> None:
     """Where the cross encoders know nothing, R@10 of 4 candidates is what the dual encoder finds, not below chance."""
     encoded, table = split_of(3, images=40, texts=80)
-    near = encoded.image_embed[encoded.caption_image] + 0.7 * encoded.text_embed
+    near = encoded.image_embed[encoded.pairs[:, 0]] + 0.7 * encoded.text_embed
     encoded = dataclasses.replace(encoded, text_embed=near / np.linalg.norm(near, axis=1, keepdims=True))
     scorer: Any = FakeScorer(np.zeros_like(table))
     report = evaluate_retrieval(scorer, {}, encoded, rerank)
@@ -245,7 +267,7 @@ def test_recall_beyond_the_candidates_is_that_of_the_list(rerank: int) -> None:
 @pytest.mark.parametrize("rerank", [1, 4, 99])
 def test_a_model_that_scores_everything_alike_finds_nothing_re_ranked(rerank: int) -> None:
     embed, nothing = np.ones((20, 2)) / np.sqrt(2), np.zeros((0, 0))
-    encoded = EncodedSplit(nothing, embed, nothing, embed, nothing, np.arange(20))
+    encoded = EncodedSplit(nothing, embed, nothing, embed, nothing, pairs_of(np.arange(20)))
     scorer: Any = FakeScorer(np.full((20, 20), 0.5))
     report = evaluate_retrieval(scorer, {}, encoded, rerank)
     assert report.reranked is not None
@@ -255,7 +277,7 @@ def test_a_model_that_scores_everything_alike_finds_nothing_re_ranked(rerank: in
 @pytest.mark.parametrize("rerank", [1, 5])
 def test_one_image_with_its_captions(rerank: int) -> None:
     nothing = np.zeros((0, 0))
-    encoded = EncodedSplit(nothing, np.eye(2)[:1], nothing, np.eye(2)[[0, 1, 0]], nothing, np.zeros(3, int))
+    encoded = EncodedSplit(nothing, np.eye(2)[:1], nothing, np.eye(2)[[0, 1, 0]], nothing, pairs_of(np.zeros(3, int)))
     scorer: Any = FakeScorer(np.full((1, 3), 0.5))
     report = evaluate_retrieval(scorer, {}, encoded, rerank)
     assert report.reranked is not None
@@ -266,7 +288,7 @@ def test_a_right_answer_below_the_candidates_is_no_hit() -> None:
     """With one candidate, the wrong one, the right one cannot win, whatever its match probability."""
     embed = np.array([[1.0, 0.0], [0.0, 1.0]])
     nothing = np.zeros((0, 0))
-    encoded = EncodedSplit(nothing, embed, nothing, embed[::-1], nothing, np.array([0, 1]))
+    encoded = EncodedSplit(nothing, embed, nothing, embed[::-1], nothing, pairs_of(np.array([0, 1])))
     scorer: Any = FakeScorer(np.eye(2))
     report = evaluate_retrieval(scorer, {}, encoded, 1)
     assert report.reranked is not None
@@ -294,7 +316,7 @@ def test_nan_is_never_found() -> None:
 @pytest.mark.parametrize("rerank", [0, 2, 20])
 def test_a_model_of_nan_has_no_recall(rerank: int) -> None:
     embed, nothing = np.full((20, 4), np.nan), np.zeros((0, 0))
-    encoded = EncodedSplit(nothing, embed, nothing, embed, nothing, np.arange(20))
+    encoded = EncodedSplit(nothing, embed, nothing, embed, nothing, pairs_of(np.arange(20)))
     scorer: Any = FakeScorer(np.full((20, 20), np.nan))
     report = evaluate_retrieval(scorer, {}, encoded, rerank)
     assert set(report.dual.values()) == {0.0}
