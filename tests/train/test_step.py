@@ -158,7 +158,7 @@ def test_target_guided_distillation(full: Case, repeated: tuple[TrainState, Batc
     assert float(metrics["queue_fill"]) == pytest.approx(13 / 20)
 
 
-def test_texts_of_several_images_in_batch_and_queue() -> None:
+def test_texts_of_several_images_in_batch_and_queue(full: Case) -> None:
     """Rows 0 and 4 have one text, which slot 2 has too; slot 3 and row 5 have none; slot 15 is not filled."""
     this = Case("prd2", {"loss": {"text_ids": True}})
     text_id = np.zeros((BATCH_SIZE, 2), np.uint32)
