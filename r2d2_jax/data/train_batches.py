@@ -69,16 +69,15 @@ def train_batches(
         batch_size: `b`, over all processes.
         seed: of the order and of the augmentation, 0 or more.
         first_step: number of steps done before; a run continues exactly where it stopped.
-        text_ids: whether the batches say which text each row has.
-        process_index: this process's number, from 0.
-        process_count: number of processes; each gives b' = b / process_count rows of every batch.
+        text_ids: whether the batches say which text each row has; zeros stand for one without an identity.
+        process_index, process_count: this process's number, from 0, and how many there are; each gives
+            b' = b / process_count rows of every batch.
         on_loss: called when a worker process is lost; from then on this process makes the batches itself, the same
             ones. Without it the loss is raised.
 
     Returns:
-        A generator; `close()` ends its workers. Each batch has images uint8 [b' image_size image_size 3],
-        input_ids int32 [b' l], attention_mask bool [b' l], word int32 [b' l] if the tokenizer numbers words, image_id
-        uint32 [b' 2], text_id uint32 [b' 2] if `text_ids`, and problems str [b'] with one line for each unusable record
+        A generator; `close()` ends its workers. Each batch has the fields of `Batch`, b' rows of each, word if the
+        tokenizer numbers words and text_id if `text_ids`; and problems str [b'] with one line for each unusable record
         that the row replaces (see `UnusableRecords`).
 
     Raises:
@@ -90,10 +89,9 @@ def train_batches(
             f"train.batch_size {batch_size} is not a multiple of the {process_count} processes; each "
             "process reads an equal part of every batch. Change train.batch_size"
         )
-    make_row = _TrainRow(mixture, data, image_size, text_ids)
     order_seed, row_seed, *more = np.random.SeedSequence(seed).generate_state(1 + len(mixture.sources)).tolist()
     order = mixture.order((order_seed, *more))
-    rows = grain.MapDataset.source(order).random_map(make_row, seed=row_seed)
+    rows = grain.MapDataset.source(order).random_map(_TrainRow(mixture, data, image_size, text_ids), seed=row_seed)
     parts = rows.batch(batch_size // process_count, batch_fn=_Batched(tokenizer))
 
     def stream(step: int, workers: int) -> grain.IterDataset:
