@@ -36,7 +36,7 @@ FREE_KEYS = (
 
 # What a run did before a key existed; a checkpoint without the key resumes if the configuration asks for the same.
 # Checkpoints of version 0.2 have every key that is not here.
-BEFORE_THE_KEY: dict[str, Any] = {"loss.text_ids": False}
+BEFORE_THE_KEY: dict[str, Any] = {"loss.text_ids": False, "model.text.dropout": 0.0, "model.cross.dropout": 0.0}
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:

@@ -22,7 +22,16 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from small_model import RETRIEVAL, named_leaves, random_state, small_config, small_plan, small_rows, small_text_ids
+from small_model import (
+    DROPPED,
+    RETRIEVAL,
+    named_leaves,
+    random_state,
+    small_config,
+    small_plan,
+    small_rows,
+    small_text_ids,
+)
 
 from r2d2_jax import processes
 from r2d2_jax.config.reading import Config
@@ -42,7 +51,7 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"epsilon": 1e-2},
 }
 CONFIGS = {
-    "pretraining": small_config(SETTINGS, {"loss": {"text_ids": True}}),
+    "pretraining": small_config(SETTINGS, DROPPED, {"loss": {"text_ids": True}}),
     "retrieval": small_config(SETTINGS, RETRIEVAL, {"optimizer": {"rates": (("bias", 2.0),)}}),
 }
 
