@@ -16,6 +16,7 @@ from absl import flags
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import built_in_names, read_configuration
+from r2d2_jax.launch.plot import PICTURES, draw
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import user_path
@@ -81,6 +82,17 @@ def _work(arguments: Sequence[str]) -> None:
         print(f"Step {outcome.step}, {outcome.unusable} unusable records. Checkpoints and logs: {WORKDIR.value}")
         if outcome.report.metrics():
             print(outcome.report.table())
+        _draw(_workdir())
+
+
+def _draw(workdir: Path) -> None:
+    """Draws the run's pictures; a run whose pictures cannot be drawn has ended well all the same."""
+    try:
+        draw([workdir], workdir / PICTURES)
+    except UserError as error:
+        logger.warning("there are no pictures of this run: %s", error)
+    else:
+        print(f"Pictures: {workdir / PICTURES}")
 
 
 def _join() -> None:
