@@ -87,6 +87,7 @@ def _work(arguments: Sequence[str]) -> None:
 
 def _draw(workdir: Path) -> None:
     """Draws the run's pictures; a run whose pictures cannot be drawn has ended well all the same."""
+    logger.info("drawing the pictures of the run")
     try:
         draw([workdir], workdir / PICTURES)
     except UserError as error:

@@ -27,7 +27,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the pictures and prints their names; returns the exit status."""
+    """Draws the pictures and prints their names; one that has nothing to show is left out. Returns the exit status."""
     return run(_work, argv)
 
 

@@ -1,6 +1,5 @@
 """Six pictures of one or several runs, from what their logs say."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from matplotlib.figure import Figure
 
 from r2d2_jax.plots.run_log import RunLog, read_runs
 from r2d2_jax.plots.style import GREY, colour_and_dash, curve, legend, panels, save
-
-logger = logging.getLogger(__name__)
 
 # Of what steps measure, everything that is neither an accuracy nor one of these is a term of the loss.
 OPTIMISATION = {
@@ -57,22 +54,8 @@ def draw_runs(folders: Sequence[Path], output: Path) -> list[Path]:
         UserError: a folder is no run's, or the pictures cannot be written.
     """
     runs = read_runs(folders)
-    drawings: dict[str, Callable[[Sequence[RunLog]], Figure | None]] = {
-        "losses": _losses,
-        "accuracies": _accuracies,
-        "recalls": _recalls,
-        "evaluation": _evaluation,
-        "optimisation": lambda runs: _training(runs, OPTIMISATION),
-        "speed": lambda runs: _training(runs, SPEED),
-    }
-    drawn = []
-    for name, draw in drawings.items():
-        figure = draw(runs)
-        if figure is None:
-            logger.info("%s: nothing to draw", name)
-        else:
-            drawn.append(save(figure, output / f"{name}.png"))
-    return drawn
+    figures = ((name, draw(runs)) for name, draw in PICTURES.items())
+    return [save(figure, output / f"{name}.png") for name, figure in figures if figure is not None]
 
 
 def _losses(runs: Sequence[RunLog]) -> Figure | None:
@@ -192,3 +175,13 @@ def _of_stages(run: RunLog, name: str) -> dict[tuple[str, str], Any]:
 def _all(names: Iterable[Iterable[str]]) -> list[str]:
     """Every name once, in the order in which they first come."""
     return list(dict.fromkeys(name for several in names for name in several))
+
+
+PICTURES: dict[str, Callable[[Sequence[RunLog]], Figure | None]] = {
+    "losses": _losses,
+    "accuracies": _accuracies,
+    "recalls": _recalls,
+    "evaluation": _evaluation,
+    "optimisation": lambda runs: _training(runs, OPTIMISATION),
+    "speed": lambda runs: _training(runs, SPEED),
+}

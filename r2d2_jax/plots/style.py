@@ -1,6 +1,5 @@
 """What all pictures share: their size, colours, lines and legend, and how they reach the disk."""
 
-import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ from matplotlib.text import Text
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.plots.fonts import families_for
-
-logger = logging.getLogger(__name__)
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without their yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
