@@ -1,7 +1,9 @@
 """What dropout drops: its share, its mean, its places in the model, and masks that no two layers share."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from random_models import random_model
 
 from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, TextTowerConfig
+from r2d2_jax.convert.transformers_folder import config_json
 from r2d2_jax.models.bert import TextEncoder
 from r2d2_jax.models.cross_encoder import CrossEncoder
 from r2d2_jax.models.dropout import Dropout, kept_mask
 from r2d2_jax.models.layers import Attention, Mlp, scanned
+from r2d2_jax.models.store import load_model, save_model
 from r2d2_jax.models.vit import ImageEncoder
 
 KEY = jax.random.key(0)
@@ -162,3 +167,19 @@ def test_every_layer_has_a_mask_of_its_own_in_value_and_gradient() -> None:
     counts = np.bincount(found[0].astype(int), minlength=8)
     assert len(counts) == 8
     assert np.abs(counts - 512).max() < 5 * (4096 * 7 / 64) ** 0.5
+
+
+def test_a_model_on_disk_is_the_same_with_and_without_dropout(tmp_path: Path) -> None:
+    """It says how a run trains; so files stay what they were, and any run may start from them."""
+    plain, dropped = random_model(), random_model()
+    text, cross = (dataclasses.replace(part, dropout=0.1) for part in (dropped.config.text, dropped.config.cross))
+    dropped = dataclasses.replace(dropped, config=dataclasses.replace(dropped.config, text=text, cross=cross))
+    assert dropped.config.has_dropout
+    assert not plain.config.has_dropout
+    for name, model in (("plain", plain), ("dropped", dropped)):
+        save_model(model, tmp_path / name)
+    described = (tmp_path / "dropped" / "model.json").read_bytes()
+    assert described == (tmp_path / "plain" / "model.json").read_bytes()
+    assert b"dropout" not in described
+    assert load_model(tmp_path / "dropped").config == plain.config
+    assert config_json(dropped) == config_json(plain)
