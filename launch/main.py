@@ -90,8 +90,10 @@ def _draw(workdir: Path) -> None:
     logger.info("drawing the pictures of the run")
     try:
         draw([workdir], workdir / PICTURES)
-    except UserError as error:
+    except (UserError, OSError) as error:  # Matplotlib, too, writes files when it is imported
         logger.warning("there are no pictures of this run: %s", error)
+    except KeyboardInterrupt:
+        logger.warning("stopped while the pictures were drawn; the run itself is complete")
     else:
         print(f"Pictures: {workdir / PICTURES}")
 

@@ -44,17 +44,23 @@ def test_what_it_refuses(run: Path, tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("the disk is full"), "there are no pictures of this run: the disk is full"),
+        (OSError("no folder for a cache"), "there are no pictures of this run: no folder for a cache"),
+        (KeyboardInterrupt(), "stopped while the pictures were drawn; the run itself is complete"),
+    ],
+)
 def test_a_run_whose_pictures_cannot_be_drawn_has_ended_well(
-    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: BaseException, message: str, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object) -> None:
-        raise UserError("the disk is full")
+    def fail(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(training, "draw", full)
+    monkeypatch.setattr(training, "draw", fail)
     training._draw(run)
-    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "there are no pictures of this run: the disk is full"
-    ]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message]
 
 
 def test_matplotlib_is_imported_where_something_is_drawn_and_not_before() -> None:
