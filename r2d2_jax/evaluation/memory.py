@@ -153,6 +153,7 @@ def plan_memory(needs: Needs, limit: int | None) -> Plan:
     for_texts = min(room * TEXT_SHARE, room - needs.batch_size * needs.image)
     texts = _whole_batches(for_texts / needs.text, needs.texts, needs.batch_size)
     images = _whole_batches((room - texts * needs.text) / needs.image, needs.images, needs.batch_size)
+    texts = _whole_batches((room - images * needs.image) / needs.text, needs.texts, needs.batch_size)  # what is left
     return Plan(keep, images, texts, whole=False)
 
 

@@ -41,10 +41,11 @@ class Progress:
 
     def skip_to(self, done: int) -> None:
         """Counts rows that were done before this process began, but not for the rate."""
-        if done > self.done:
-            self._bar.initial += done - self.done
-            self._bar.update(done - self.done)
-            self.done = done
+        rows = max(0, done - self.done)
+        self.done += rows
+        if not self._bar.disable:
+            self._bar.initial, self._bar.n = self._bar.initial + rows, self._bar.n + rows
+            self._bar.last_print_n += rows
 
     def over(self, batches: Iterable[Rows]) -> Iterator[Rows]:
         """Yields the batches and counts the rows of each once the next is asked for."""
@@ -53,9 +54,9 @@ class Progress:
             self._take(len(batch))
 
     def _take(self, rows: int) -> None:
-        self._passed += rows
-        self.done = min(self.done + rows, self._total)  # the last batch of images is filled up
-        self._bar.update(min(rows, self._total - self._bar.n))
+        rows = min(rows, self._total - self.done)  # the last batch of images is filled up
+        self._passed, self.done = self._passed + rows, self.done + rows
+        self._bar.update(rows)
         now = time.monotonic()
         if self._leads and self._bar.disable and now - self._last > LOG_SECONDS:
             self._last, rate = now, self._passed / (now - self._start)

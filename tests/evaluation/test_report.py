@@ -21,7 +21,11 @@ def recalls(first: float) -> dict[str, float]:
 
 
 FULL = EvaluationReport(
-    RetrievalReport(recalls(10.0), recalls(30.0), recalls(0.0), recalls(20.0)), FoilReport(51.26, 62.5, 73.04), 100, 200, 40
+    RetrievalReport(recalls(10.0), recalls(30.0), recalls(0.0), recalls(20.0)),
+    FoilReport(51.26, 62.5, 73.04),
+    images=100,
+    captions=200,
+    foil_images=40,
 )
 DUAL = EvaluationReport(RetrievalReport(recalls(10.0), None, recalls(0.0)), FoilReport(51.26, None, None), 100, 200, 40)
 NOTHING = EvaluationReport(None, None, 0, 0, 0)
