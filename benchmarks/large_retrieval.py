@@ -93,11 +93,12 @@ def measure_nearest(images: int, texts: int) -> None:
     for direction in DIRECTIONS:
         start = time.perf_counter()
         found = nearest(direction, truth, image, text, RERANK.value, mesh)
-        seconds = time.perf_counter() - start
+        seconds, more = time.perf_counter() - start, (peak_bytes() - before) / GIB
         print(
             f"{direction}: {len(found.queries)} queries x {truth.candidates(direction)} candidates, the best "
-            f"{found.candidates.shape[1]} of each: {seconds:.1f} s; "
-            f"peak memory rose by {(peak_bytes() - before) / GIB:.2f} GiB, the matrix has {images * texts * 4 / GIB:.2f}"
+            f"{found.candidates.shape[1]} of each: {seconds:.1f} s; peak memory rose by {more:.2f} GiB, the matrix has "
+            f"{images * texts * 4 / GIB:.2f}",
+            flush=True,
         )
 
 
@@ -228,18 +229,18 @@ def measure_pairs(size: str) -> None:
     seconds, forwards = found["seconds"], found["forwards"]
     again = max(0.0, seconds["_encode"] - seconds["__init__"])
     scored = seconds["match"] - again
-    in_gib = ", ".join(f"{name} {value / GIB:.2f}" for name, value in found["needs"].items())
-    print(
-        f"{size}: limit {found['limit'] / GIB:.2f} GiB, peak {found['peak'] / GIB:.2f} (all tokens together "
-        f"{found['all tokens'] / GIB:.2f}; planned: {in_gib}; before the evaluation the peak was "
-        f"{found['loaded'] / GIB:.2f}); on the device "
-        f"{'unknown' if found['device peak'] is None else format(found['device peak'] / GIB, '.2f')}\n"
-        f"  blocks of {found['plan']}; embeddings {seconds['__init__']:.1f} s, top k {seconds['nearest']:.2f} s, "
-        f"{forwards['pairs']} pairs {scored:.1f} s ({forwards['pairs'] / scored:.1f} a second), tokens again {again:.1f} s "
-        f"({found['again']['images']} images and {found['again']['texts']} texts): "
-        f"{again / (again + scored + seconds['__init__']):.0%} of all",
-        flush=True,
-    )
+    gib = lambda value: "unknown" if value is None else f"{value / GIB:.2f}"  # noqa: E731
+    planned = ", ".join(f"{name} {gib(value)}" for name, value in found["needs"].items())
+    lines = [
+        f"{size}: limit {gib(found['limit'])} GiB, peak {gib(found['peak'])}, before the evaluation "
+        f"{gib(found['loaded'])}, on the device {gib(found['device peak'])}",
+        f"  planned: {planned}; all tokens together are {gib(found['all tokens'])}",
+        f"  blocks of {found['plan']}; embeddings {seconds['__init__']:.1f} s, top k {seconds['nearest']:.2f} s",
+        f"  {forwards['pairs']} pairs {scored:.1f} s, {forwards['pairs'] / scored:.1f} a second; tokens again "
+        f"{again:.1f} s, {again / (again + scored + seconds['__init__']):.0%} of all, for {found['again']['images']} "
+        f"images and {found['again']['texts']} texts",
+    ]
+    print("\n".join(lines), flush=True)
 
 
 # --- a kill ---------------------------------------------------------------------------------------------------------
@@ -263,13 +264,14 @@ def measure_kill(size: str) -> None:
             for path in (Path(folder) / "undisturbed").glob("*.npy")
         )
     pairs, after = undisturbed["forwards"]["pairs"], again["forwards"]
-    print(
-        f"{size}: killed with {done} of {pairs} pairs done in {blocks // 2} of {blocks} blocks; started again it scored "
-        f"{after['pairs']} pairs and encoded {after['images']} images and {after['texts']} texts, so the kill cost at most "
-        f"a block of {BLOCK.value * BATCH.value} pairs; every block is {'' if same else 'NOT '}the undisturbed one bit by "
-        f"bit, and recall is {'the same' if again['recall'] == undisturbed['recall'] else 'ANOTHER'}",
-        flush=True,
-    )
+    lines = [
+        f"{size}: killed with {done} of {pairs} pairs done in {blocks // 2} of {blocks} blocks",
+        f"  started again it scored {after['pairs']} pairs and encoded {after['images']} images and {after['texts']} "
+        f"texts; the kill cost at most a block of {BLOCK.value * BATCH.value} pairs",
+        f"  every block is {'' if same else 'NOT '}the undisturbed one bit by bit, and recall is "
+        f"{'the same' if again['recall'] == undisturbed['recall'] else 'ANOTHER'}",
+    ]
+    print("\n".join(lines), flush=True)
     if not same or done + after["pairs"] != pairs or again["recall"] != undisturbed["recall"]:
         sys.exit("the restarted evaluation differs")
 
