@@ -122,7 +122,6 @@ class RandomSplit:
         self.attention_mask = np.ones_like(self.input_ids, bool)
         self.captions = [str(number) for number in range(texts)]
         self.pairs = random_truth(images, texts).pairs.astype(np.int32)
-        self.caption_image = self.pairs[:, 0]
 
     def image_batches(
         self, batch_size: int, own: np.ndarray | None = None, images: np.ndarray | None = None

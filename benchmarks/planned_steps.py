@@ -53,6 +53,8 @@ def random_rows(plan: StepPlan, seed: int = 0) -> dict[str, np.ndarray]:
         "attention_mask": np.ones_like(input_ids, bool),
         "image_id": rng.integers(0, 2**32, (pairs, 2), dtype=np.uint32),
     }
+    if plan.task.reads_text_ids:
+        rows["text_id"] = rng.integers(1, 2**32, (pairs, 2), dtype=np.uint32)
     if plan.task.reads_words:
         rows["word"] = np.tile(np.arange(length, dtype=np.int32) // 2, (pairs, 1))
     return rows

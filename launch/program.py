@@ -29,11 +29,13 @@ LIBRARY_LEVELS = {
     "torch.onnx._internal.exporter._registration": logging.ERROR,
 }
 # How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation, of one that had
-# to wait for another for more than a second, and of a damaged file that nothing is read from.
+# to wait for another for more than a second, and of a damaged file that nothing is read from; asyncio's of further
+# reads of a damaged checkpoint, whose first failure has been told.
 CHATTER = (
     "Requested `tracked_metric`; did not provide metrics.",
     "Waiting for previous save to complete took ",
     "Failed to json parse Metadata file",
+    "Task exception was never retrieved",
 )
 
 

@@ -24,7 +24,9 @@ __all__ = [
     "UInt8",
     "UInt32",
     "checked",
+    "right_pairs",
     "same_image",
+    "same_text",
     "unit_norm",
 ]
 
@@ -46,6 +48,8 @@ class Batch:
     input_ids: int32 [b l]; token 0 is CLS, padding at the end.
     attention_mask: bool [b l]; False on padding.
     image_id: uint32 [b 2]; the two halves of a 64-bit hash of the image's identity. Equal ids are the same image.
+    text_id: uint32 [b 2], the same of the text's identity; zeros are a text without one, which is no other row's text.
+        None unless a task reads it and the data has such identities.
     word: int32 [b l], which word of its text each token belongs to (`data.text.words`); None unless a task reads it.
     """
 
@@ -54,6 +58,7 @@ class Batch:
     attention_mask: jax.Array
     image_id: jax.Array
     word: jax.Array | None = None
+    text_id: jax.Array | None = None
 
     def words(self) -> jax.Array:
         """`word`, where a task reads it.
@@ -90,3 +95,25 @@ def unit_norm(feature: Float[Array, "... e"]) -> Float[Array, "... e"]:
 def same_image(row_id: UInt32[Array, "b 2"], column_id: UInt32[Array, "m 2"]) -> Bool[Array, "b m"]:
     """True where a row and a column show the same image."""
     return jnp.all(row_id[:, None, :] == column_id[None, :, :], axis=-1)
+
+
+@checked
+def same_text(row_id: UInt32[Array, "b 2"], column_id: UInt32[Array, "m 2"]) -> Bool[Array, "b m"]:
+    """True where a row and a column have the same text by its identity; zeros are no identity and equal nothing."""
+    return same_image(row_id, column_id) & jnp.any(row_id != 0, axis=-1, keepdims=True)
+
+
+def right_pairs(
+    image_id: jax.Array, text_id: jax.Array | None, image_keys: jax.Array, text_keys: jax.Array | None
+) -> jax.Array:
+    """bool [b m], True where a row's image and a column's text belong together, and so the other way round.
+
+    They do if both rows show the same image (published code), or have the same text by its identity (our decision).
+    What no row of the batch says is not known: that the image has the column's text as another of its own.
+
+    Args:
+        image_id: uint32 [b 2]. image_keys: uint32 [m 2].
+        text_id: uint32 [b 2]. text_keys: uint32 [m 2]; None where texts have no identities.
+    """
+    same = same_image(image_id, image_keys)
+    return same if text_id is None or text_keys is None else same | same_text(text_id, text_keys)

@@ -35,8 +35,8 @@ FREE_KEYS = (
 )
 
 # What a run did before a key existed; a checkpoint without the key resumes if the configuration asks for the same.
-# There is none since version 0.2, whose checkpoints have every key.
-BEFORE_THE_KEY: dict[str, Any] = {}
+# Checkpoints of version 0.2 have every key that is not here.
+BEFORE_THE_KEY: dict[str, Any] = {"loss.text_ids": False}
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:

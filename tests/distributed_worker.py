@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from small_model import RETRIEVAL, named_leaves, random_state, small_config, small_plan, small_rows
+from small_model import RETRIEVAL, named_leaves, random_state, small_config, small_plan, small_rows, small_text_ids
 
 from r2d2_jax import processes
 from r2d2_jax.config.reading import Config
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"epsilon": 1e-2},
 }
 CONFIGS = {
-    "pretraining": small_config(SETTINGS),
+    "pretraining": small_config(SETTINGS, {"loss": {"text_ids": True}}),
     "retrieval": small_config(SETTINGS, RETRIEVAL, {"optimizer": {"rates": (("bias", 2.0),)}}),
 }
 
@@ -62,12 +62,13 @@ def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
     """Gradients and metrics of the first step, and metrics and state after `STEPS`."""
     devices = jax.devices()[: mesh_config.data * mesh_config.fsdp]
     mesh = make_mesh(mesh_config, devices)
-    plan = small_plan(config, total_steps=10, epoch_steps=2, mesh=mesh)
+    plan = small_plan(config, total_steps=10, epoch_steps=2, mesh=mesh, text_ids=True)
     plan = dataclasses.replace(plan, optimizer=recording(plan.optimizer))
     step, state, key = plan.compiled(), placed_state(plan), jax.random.key(0)
     found: dict[str, np.ndarray] = {}
     for number in range(STEPS):
         rows, part = small_rows(number, 16), 16 // jax.process_count()
+        rows["text_id"] = small_text_ids(number, 16)
         own = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
         state, metrics = step(state, global_batch(mesh, {name: value[own] for name, value in rows.items()}), key)
         found |= {f"metrics/{number}/{name}": np.asarray(value) for name, value in metrics.items()}

@@ -24,7 +24,12 @@ def serialized(number: int = 0, **features: bytes | list[bytes] | int | None) ->
 
 
 def write_raw(
-    folder: Path, splits: Mapping[str, Sequence[Iterable[bytes]]], class_names: Sequence[str] = (), copies: int = 1
+    folder: Path,
+    splits: Mapping[str, Sequence[Iterable[bytes]]],
+    class_names: Sequence[str] = (),
+    copies: int = 1,
+    *,
+    text_ids: bool = False,
 ) -> Path:
     """Publishes shards of such records; returns the folder.
 
@@ -38,7 +43,7 @@ def write_raw(
             split: [_shard(Path(work) / f"{split}{index}", records) for index, records in enumerate(parts)] * copies
             for split, parts in splits.items()
         }
-        publish_dataset(folder, "image_text", shards, class_names=class_names)
+        publish_dataset(folder, "image_text", shards, class_names=class_names, text_ids=text_ids)
     return folder
 
 

@@ -131,7 +131,7 @@ class SmallSplit:
         again = np.arange(2, texts, 3)
         self.input_ids[again], self.attention_mask[again] = self.input_ids[again - 2], self.attention_mask[again - 2]
         self.captions = [str((*ids, *mask)) for ids, mask in zip(self.input_ids, self.attention_mask, strict=True)]
-        self.caption_image = np.sort(rng.integers(0, count, texts)).astype(np.int32)
+        self.pairs = np.stack([np.sort(rng.integers(0, count, texts)), np.arange(texts)], axis=1).astype(np.int32)
         self.decoded: list[int] = []
 
     def image_batches(

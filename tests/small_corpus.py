@@ -12,14 +12,18 @@ from r2d2_jax.preparation.corpora.json_lines import JsonLines
 
 
 def written_corpus(folder: Path, images: int, broken: set[int] | None = None) -> JsonLines:
-    """So many images with two captions each; every fourth is for validation, the `broken` ones are cut off."""
+    """So many images with two captions each; every fourth is for validation, the `broken` ones are cut off.
+
+    The second caption of every third image is one text.
+    """
     (folder / "images").mkdir()
     lines = []
     for number in range(images):
         image = encode(seed=number)
         (folder / "images" / f"{number}.jpg").write_bytes(image[:200] if number in (broken or ()) else image)
         split = "train" if number % 4 else "val"
-        lines.append(json.dumps({"image": f"{number}.jpg", "captions": [f"{number}", "狗"], "split": split}))
+        line = {"image": f"{number}.jpg", "captions": [f"{number}", "狗"], "split": split}
+        lines.append(json.dumps(line if number % 3 else line | {"text_ids": [None, "q1"]}))
     (folder / "captions.jsonl").write_text("\n".join(lines))
     return JsonLines(str(folder / "images"), str(folder / "captions.jsonl"))
 

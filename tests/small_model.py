@@ -100,10 +100,16 @@ def _lay_over(values: dict[str, Any], change: Mapping[str, Any]) -> None:
             values[key] = value
 
 
-def small_plan(config: Config, total_steps: int = 100, epoch_steps: int = 4, mesh: Mesh | None = None) -> StepPlan:
+def small_plan(
+    config: Config,
+    total_steps: int = 100,
+    epoch_steps: int = 4,
+    mesh: Mesh | None = None,
+    text_ids: bool | None = None,
+) -> StepPlan:
     """Task and optimizer with the small vocabulary, on the first device alone unless there is a mesh."""
     mesh = mesh or make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    task = build_task(config, tokens=TOKENS, epoch_steps=epoch_steps)
+    task = build_task(config, tokens=TOKENS, epoch_steps=epoch_steps, text_ids=text_ids)
     return StepPlan(task, make_optimizer(config.optimizer, total_steps), mesh, config.train.batch_size)
 
 
@@ -129,6 +135,12 @@ def small_rows(seed: int, rows: int = BATCH_SIZE, same_image: bool = False) -> d
         if same_image
         else rng.permutation(1000)[: 2 * rows].reshape(rows, 2).astype(np.uint32) + np.uint32(1000 * seed),
     }
+
+
+def small_text_ids(seed: int, rows: int) -> np.ndarray:
+    """Random identities of texts: every third text has none, and the others are of seven."""
+    number = np.random.default_rng(seed).integers(1, 8, rows) * (np.arange(rows) % 3 > 0)
+    return np.stack([number, 2 * number], axis=1).astype(np.uint32)
 
 
 def small_batch(seed: int, rows: int = BATCH_SIZE, same_image: bool = False) -> Batch:
@@ -166,6 +178,7 @@ def _random_memory(memory: PretrainingMemory, params: dict[str, Any], seed: int,
             age=np.where(np.arange(length) < filled, rng.integers(0, 300, length), 0).astype(np.int32),
             valid=np.arange(length) < filled,
             head=np.int32(filled % length),
+            text_id=None if queue.text_id is None else small_text_ids(seed, length),
         )
     return PretrainingMemory(
         teacher=teacher,

@@ -1,12 +1,14 @@
 """Unit norm, image identity, and the checked annotations."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, checked, same_image, unit_norm
+from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, checked, right_pairs, same_image, unit_norm
 
 
 def test_unit_norm_equals_oracle_and_keeps_the_direction() -> None:
@@ -83,3 +85,19 @@ def test_the_structs_travel_through_transformations() -> None:
     assert [leaf.shape[0] for leaf in jax.tree.leaves(doubled)] == [4] * 4
     encoded = jax.tree.map(lambda leaf: leaf + 1, Encoded(jnp.zeros((1, 2, 3)), jnp.zeros((1, 3)), jnp.zeros((1, 3))))
     np.testing.assert_array_equal(encoded.embed, np.ones((1, 3)))
+
+
+def test_right_pairs_equal_the_naive_ones() -> None:
+    """Ids of few values: equal in both halves, in one, and zeros, which are a text without an identity."""
+    rng = np.random.default_rng(0)
+    image, text = rng.integers(0, 3, (2, 12, 2)).astype(np.uint32)
+    image_keys, text_keys = rng.integers(0, 3, (2, 30, 2)).astype(np.uint32)
+    found = right_pairs(*map(jnp.asarray, (image, text, image_keys, text_keys)))
+    for i, j in itertools.product(range(12), range(30)):
+        same_image = tuple(image[i]) == tuple(image_keys[j])
+        same_text = tuple(text[i]) == tuple(text_keys[j]) != (0, 0)
+        assert bool(found[i, j]) == (same_image or same_text), (i, j)
+    without = right_pairs(jnp.asarray(image), None, jnp.asarray(image_keys), None)
+    nothing = jnp.zeros_like(text)
+    found = right_pairs(jnp.asarray(image), nothing, jnp.asarray(image_keys), jnp.asarray(text_keys))
+    np.testing.assert_array_equal(found, without)

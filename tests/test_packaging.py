@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from parsing import parsed
 
 import r2d2_jax
 
@@ -41,7 +42,7 @@ def imported(*folders: str) -> set[str]:
     found: set[str] = set()
     own = {path.stem for folder in folders for path in (ROOT / folder).glob("*.py")} | {"r2d2_jax"}
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

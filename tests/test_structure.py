@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from parsing import parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "r2d2_jax"
@@ -33,7 +34,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 def imported(path: Path) -> Iterator[str]:
     """Dotted names of everything that a file imports, at any depth: of `from a import b` both a and a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -92,7 +93,7 @@ def test_files_fit_in_the_head() -> None:
 def test_functions_are_short() -> None:
     long = {}
     for path in [*FILES, *PROGRAMS, *TESTS]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
                 length = node.end_lineno - node.lineno + 1
                 if length > LONGEST_FUNCTION:

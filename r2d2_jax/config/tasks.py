@@ -19,6 +19,8 @@ class LossConfig:
     whole_word_masking: mask all tokens of a word together, as the text tower's own pre-training did (Cui et al.,
         "Pre-Training with Whole Word Masking for Chinese BERT", arXiv 1906.08101), not single tokens (article).
     match_class_weights: weights of (no match, match) in FGR's cross-entropy.
+    text_ids: a text that several images share by its text_id is right for each of them, in the batch and in the queue,
+        which keeps the ids (our decision); off, each text is right for the image that it came with.
     """
 
     contrastive: str = "tgd"
@@ -37,6 +39,7 @@ class LossConfig:
     fgd_teacher_temperature: float = 0.04
     fgd_student_temperature: float = 0.1
     fgd_mean_momentum: float = 0.9
+    text_ids: bool = False
 
     @property
     def has_teacher(self) -> bool:

@@ -26,7 +26,7 @@ class Mixture:
     records it repeats within the epoch, with fewer it continues in the next epoch where it stopped.
 
     Attributes:
-        sources: the corpora.
+        sources: the corpora. has_text_ids: whether any of them has identities of texts.
         records: the number of records of each corpus.
         rows: the number of rows of each corpus in an epoch; their sum is the sum of `records`.
     """
@@ -43,6 +43,7 @@ class Mixture:
             UserError: a corpus has so small a share that it gives no row to an epoch.
         """
         self.sources = tuple(sources)
+        self.has_text_ids = any(source.has_text_ids for source in sources)
         self.records = tuple(len(source) for source in sources)
         self.rows = _rows(self.records, weights)
         self._starts = (0, *itertools.accumulate(self.records))
@@ -57,7 +58,7 @@ class Mixture:
         return self._starts[-1]
 
     def __getitem__(self, number: int) -> Record:
-        """Reads a record. Its `image_id` begins with the corpus's number: equal names in two corpora are two images.
+        """Reads a record. Its ids begin with the corpus's number: equal ids in two corpora are two images or texts.
 
         Raises:
             UserError, UnusableRecord: as `RecordSource`.
@@ -67,7 +68,8 @@ class Mixture:
         if len(self.sources) == 1 or not record.image_id:
             return record
         # The number, not the folder's name: somebody may move a folder while a run is stopped.
-        return dataclasses.replace(record, image_id=f"{corpus}:{record.image_id}")
+        text_ids = tuple(text_id and f"{corpus}:{text_id}" for text_id in record.text_ids)
+        return dataclasses.replace(record, image_id=f"{corpus}:{record.image_id}", text_ids=text_ids)
 
     def name(self, number: int) -> str:
         """Where a record lies, without reading it."""

@@ -35,6 +35,8 @@ class Record:
 
     name: where it lies, like "train-00003-of-00008#17".
     label: 0 or 1 for whether image and text match, or the number of a class; None where the dataset has no labels.
+    text_ids: the identity of each caption, "" for one without; () where the dataset has none. Captions with the same
+        identity are the same text: each of its images is right.
     """
 
     image: bytes
@@ -42,6 +44,7 @@ class Record:
     image_id: str
     name: str
     label: int | None = None
+    text_ids: tuple[str, ...] = ()
 
     def check_texts(self) -> None:
         """Checks captions and identity; there may be no caption, and the image is checked when it is decoded.
@@ -109,7 +112,7 @@ class RecordSource:
 
     Attributes:
         folder: the TFDS dataset. split: the split's name.
-        labelled: whether the records have a label.
+        labelled: whether the records have a label. has_text_ids: whether they have the identities of their captions.
         shard_lengths: number of records in each shard, int64.
     """
 
@@ -137,6 +140,7 @@ class RecordSource:
                 "the split's name in the data configuration"
             )
         self.labelled = "label" in info.features
+        self.has_text_ids = "text_ids" in info.features
         self._prefix = f"{corpus}:{split}" if corpus else split
         self._shards = [os.fspath(path) for path in info.splits[split].filepaths]
         self.shard_lengths = np.array(info.splits[split].shard_lengths, np.int64)
@@ -198,7 +202,8 @@ class RecordSource:
 
     def _parse(self, serialized: bytes, name: str) -> Record:
         features = tf_example_pb2.Example.FromString(serialized).features.feature
-        wanted = ("image", "captions", "image_id", "label") if self.labelled else ("image", "captions", "image_id")
+        optional = [*["label"] * self.labelled, *["text_ids"] * self.has_text_ids]
+        wanted = ["image", "captions", "image_id", *optional]
         missing = [feature for feature in wanted if feature not in features]
         if missing:
             raise UnusableRecord(f"it has no feature {', '.join(missing)}")
@@ -208,7 +213,13 @@ class RecordSource:
             if len(values) != 1:
                 raise UnusableRecord(f"it has {len(values)} values of {feature}; expected one")
         texts = tuple(caption.decode("utf-8") for caption in captions)
-        return Record(image[0], texts, image_id[0].decode("utf-8"), name, label[0])
+        text_ids = tuple(text_id.decode("utf-8") for text_id in self._text_ids(features))
+        if self.has_text_ids and len(text_ids) != len(texts):
+            raise UnusableRecord(f"it has {len(texts)} captions and {len(text_ids)} text_ids; expected one for each")
+        return Record(image[0], texts, image_id[0].decode("utf-8"), name, label[0], text_ids)
+
+    def _text_ids(self, features: Any) -> list[bytes]:
+        return list(features["text_ids"].bytes_list.value) if self.has_text_ids else []
 
     def _check_shards_exist(self) -> None:
         missing = [path for path in self._shards if not os.path.isfile(path)]

@@ -40,6 +40,11 @@ def image_id_hash(image_id: str) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), dtype="<u4").astype(np.uint32)
 
 
+def text_id_hash(text_id: str) -> np.ndarray:
+    """The same of a text's identity; zeros, which no batch takes for equal, if it has none."""
+    return image_id_hash(text_id) if text_id else np.zeros(2, np.uint32)
+
+
 def train_batches(
     mixture: Mixture,
     tokenizer: Tokenizer,
@@ -49,6 +54,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     first_step: int,
+    text_ids: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     on_loss: Callable[[LostWorker], None] | None = None,
@@ -63,16 +69,16 @@ def train_batches(
         batch_size: `b`, over all processes.
         seed: of the order and of the augmentation, 0 or more.
         first_step: number of steps done before; a run continues exactly where it stopped.
-        process_index: this process's number, from 0.
-        process_count: number of processes; each gives b' = b / process_count rows of every batch.
+        text_ids: whether the batches say which text each row has; zeros stand for one without an identity.
+        process_index, process_count: this process's number, from 0, and how many there are; each gives
+            b' = b / process_count rows of every batch.
         on_loss: called when a worker process is lost; from then on this process makes the batches itself, the same
             ones. Without it the loss is raised.
 
     Returns:
-        A generator; `close()` ends its workers. Each batch has images uint8 [b' image_size image_size 3],
-        input_ids int32 [b' l], attention_mask bool [b' l], word int32 [b' l] if the tokenizer numbers words, image_id
-        uint32 [b' 2], and problems str [b'] with one line for each unusable record that the row replaces (see
-        `UnusableRecords`).
+        A generator; `close()` ends its workers. Each batch has the fields of `Batch`, b' rows of each, word if the
+        tokenizer numbers words and text_id if `text_ids`; and problems str [b'] with one line for each unusable record
+        that the row replaces (see `UnusableRecords`).
 
     Raises:
         UserError: the processes cannot share the batch evenly, or shared memory cannot hold the workers' batches.
@@ -83,10 +89,9 @@ def train_batches(
             f"train.batch_size {batch_size} is not a multiple of the {process_count} processes; each "
             "process reads an equal part of every batch. Change train.batch_size"
         )
-    make_row = _TrainRow(mixture, data, image_size)
     order_seed, row_seed, *more = np.random.SeedSequence(seed).generate_state(1 + len(mixture.sources)).tolist()
     order = mixture.order((order_seed, *more))
-    rows = grain.MapDataset.source(order).random_map(make_row, seed=row_seed)
+    rows = grain.MapDataset.source(order).random_map(_TrainRow(mixture, data, image_size, text_ids), seed=row_seed)
     parts = rows.batch(batch_size // process_count, batch_fn=_Batched(tokenizer))
 
     def stream(step: int, workers: int) -> grain.IterDataset:
@@ -173,6 +178,7 @@ class _TrainRow:
     mixture: Mixture
     data: DataConfig
     image_size: int
+    text_ids: bool
 
     def __call__(self, number: int, rng: np.random.Generator) -> dict[str, Any]:
         """Makes the row of a record, or of the next usable one in its corpus; "problems" names those passed over."""
@@ -193,7 +199,8 @@ class _TrainRow:
         )
 
     def _row(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
-        caption = record.captions[rng.integers(len(record.captions))]
+        number = rng.integers(len(record.captions))
+        caption = record.captions[number]
         flip = self.data.flip and (may_flip(caption) or not self.data.flip_exempt_directions)
         image = train_image(
             record.image,
@@ -203,4 +210,7 @@ class _TrainRow:
             flip=flip,
             magnitude=self.data.magnitude,
         )
-        return {"images": image, "caption": caption, "image_id": image_id_hash(record.image_id)}
+        row = {"images": image, "caption": caption, "image_id": image_id_hash(record.image_id)}
+        if self.text_ids:
+            row["text_id"] = text_id_hash(record.text_ids[number] if record.text_ids else "")
+        return row

@@ -22,13 +22,21 @@ class FoilReport:
 
 
 def check_foil_split(split: EvaluationSplit) -> None:
-    """Raises UserError unless every image has exactly two captions, the true one and the foil."""
-    captions = np.bincount(split.caption_image, minlength=split.num_images)
+    """Raises UserError unless every image has exactly two captions of its own, the true one and the foil."""
+    captions = np.bincount(split.pairs[:, 0], minlength=split.num_images)
     if np.any(captions != 2):
         image = int(np.argmax(captions != 2))
         raise UserError(
             f"the foil split's record {split.image_ids[image]!r} has {captions[image]} caption(s); expected exactly "
             'two: the true caption and its foil. Prepare the split again or set data.foil_split to ""'
+        )
+    texts, images = np.unique(split.pairs[:, 1], return_counts=True)
+    if np.any(images > 1):
+        text = texts[int(np.argmax(images > 1))]
+        raise UserError(
+            f"the foil split's caption {split.captions[text]!r} belongs to several images by its text_id, so it cannot "
+            "be told whether it is true or a foil; expected captions of one image each. Prepare the split again "
+            'without text_ids or set data.foil_split to ""'
         )
 
 
@@ -40,11 +48,11 @@ def evaluate_foils(scorer: Scorer, params: Params, encoded: EncodedSplit, *, rer
     Args:
         scorer: the compiled forwards.
         params: the model's parameters.
-        encoded: a foil split: captions 2i and 2i + 1 are the true caption and the foil of image i.
+        encoded: a foil split: pairs 2i and 2i + 1 are image i with its true caption and with its foil.
         rerank: also score with the cross encoders; cosine + match probability as in retrieval, and match alone.
     """
-    pairs = np.stack([encoded.caption_image, np.arange(len(encoded.caption_image))], axis=1)
-    cosine = np.sum(encoded.image_embed[pairs[:, 0]] * encoded.text_embed, axis=1)
+    pairs = encoded.pairs
+    cosine = np.sum(encoded.image_embed[pairs[:, 0]] * encoded.text_embed[pairs[:, 1]], axis=1)
     if not rerank:
         return FoilReport(_accuracy(cosine), None, None)
     probability = scorer.match(params, encoded, pairs)

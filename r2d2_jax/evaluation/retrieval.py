@@ -104,14 +104,13 @@ def evaluate_retrieval(
         UserError: nothing has a partner, the model has no cross encoders to re-rank with, the memory limit is too
             small, or the work folder is in use, of another evaluation, or cannot be written to.
     """
-    pairs = np.stack([split.caption_image, np.arange(len(split.captions))], axis=1)
-    truth = GroundTruth(split.num_images, len(split.captions), pairs)
+    truth = GroundTruth(split.num_images, len(split.captions), split.pairs)
     repeated = texts_repeated_under_other_images(truth, split.captions)
     if settings.same_text_is_right:
         truth = truth.with_equal_texts_shared(split.captions)
     scorer.announce()
     plan = _plan(scorer, params, split, truth, settings)
-    identity = lambda: _identity(scorer, params, split, pairs, plan, settings)  # noqa: E731
+    identity = lambda: _identity(scorer, params, split, plan, settings)  # noqa: E731
     with finished_blocks(settings.work, identity) as finished:
         gallery = Gallery(scorer.encoder, params, split, plan, finished, matched=settings.rerank > 0)
         ranks = ranks_of(gallery, truth, settings, scorer.encoder.mesh)
@@ -206,14 +205,13 @@ def _identity(
     scorer: Scorer,
     params: Params,
     split: EvaluationSplit,
-    pairs: np.ndarray,
     plan: Plan,
     settings: RetrievalSettings,
 ) -> dict[str, Any]:
     """What finished blocks depend on: the weights, the split and what is asked of it, and where blocks end."""
     encoder = scorer.encoder
     pixels = next(iter(split.image_batches(encoder.batch_size, encoder.own_rows())))
-    rows = (split.image_ids, split.captions, split.input_ids, split.attention_mask, pairs, pixels)
+    rows = (split.image_ids, split.captions, split.input_ids, split.attention_mask, split.pairs, pixels)
     return {
         "weights": params_checksum(params),
         "split (images, texts, right pairs)": rows_checksum(*rows),

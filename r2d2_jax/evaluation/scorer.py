@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class EncodedSplit:
     """A split's images and captions as the towers see them; embeddings are the same on every process.
 
-    image_embed [i e], text_embed [t e], attention_mask [t l], caption_image int32 [t], in host memory.
+    image_embed [i e], text_embed [t e], attention_mask [t l], pairs int32 [p 2] of (image, text), in host memory.
     image_tokens [i n d], text_tokens [t l d]; None if they were not kept.
     """
 
@@ -32,7 +32,7 @@ class EncodedSplit:
     text_tokens: Tokens | None
     text_embed: np.ndarray
     attention_mask: np.ndarray
-    caption_image: np.ndarray
+    pairs: np.ndarray
 
 
 class Scorer:
@@ -85,9 +85,7 @@ class Scorer:
         batches = split.image_batches(encoder.batch_size, encoder.own_rows())
         image = encoder.encode_images(params, batches, split.num_images, keep)
         text = encoder.encode_texts(params, split.input_ids, split.attention_mask, keep)
-        return EncodedSplit(
-            image.tokens, image.embed, text.tokens, text.embed, split.attention_mask, split.caption_image
-        )
+        return EncodedSplit(image.tokens, image.embed, text.tokens, text.embed, split.attention_mask, split.pairs)
 
     def match(self, params: Params, encoded: EncodedSplit, pairs: np.ndarray) -> np.ndarray:
         """Match probability [p] of pairs int [p 2] of (image, text) of a split that was encoded with its tokens."""

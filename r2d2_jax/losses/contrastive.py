@@ -19,7 +19,8 @@ def similarity_logits(
 def ground_truth(positive: Bool[Array, "b m"]) -> Float[Array, "b m"]:
     """The target that shares the mass of each row equally among its positives.
 
-    Pairs that show the same image are each other's positives (published code). Every row needs at least one.
+    Pairs that show the same image are each other's positives (published code), and so are pairs of the same text (our
+    decision). Every row needs at least one.
     """
     mass = positive.astype(jnp.float32)
     return mass / jnp.sum(mass, axis=1, keepdims=True)

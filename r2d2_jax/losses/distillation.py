@@ -64,7 +64,7 @@ def tgd(
     Args:
         image_embed, text_embed: the student's, unit-norm.
         candidates: the keys.
-        positive: True where the row's image and the candidate's image are the same.
+        positive: True where row and candidate belong together.
         temperature: a positive scalar; learns through the student's logits only.
         share: alpha in [0, 1], the teacher's share of the target.
     """

@@ -8,7 +8,7 @@ from r2d2_jax.arrays import Array, Bool, Float, Int, checked
 
 @checked
 def negative_logits(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float[Array, "b b"]:
-    """Log-weights from which hard negatives are drawn: the similarity logits, -inf where the image is the same.
+    """Log-weights from which hard negatives are drawn: the similarity logits, -inf where the two belong together.
 
     Their row-softmax is the published sampling weight. Kept as logarithms, so that negatives of vanishing weight can
     still be drawn when nothing better is left; the published code fails there.
@@ -20,12 +20,12 @@ def negative_logits(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -
 def sample_negatives(
     key: jax.Array, logits: Float[Array, "b b"], positive: Bool[Array, "b b"]
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-    """Draws one hard negative per row from the row-softmax of the logits over all pairs that show another image.
+    """Draws one hard negative per row from the row-softmax of the logits over all that do not belong together.
 
     Args:
         key: random key.
         logits: similarity / temperature of the whole global batch.
-        positive: True where row and column show the same image.
+        positive: True where row and column belong together.
 
     Returns:
         The drawn columns, and whether the row has any negative at all. A row without one gets an arbitrary column.

@@ -30,6 +30,8 @@ class Annotation:
     image_id: the image's identity, if it is not its name.
     label: number of the class, in corpora that have classes.
     unique: a key that may occur only once in a split, such as "1.jpg#0"; "" if any line may be repeated.
+    text_ids: the identity of each text, "" for one without; () if none has one. A number that only counts the texts of
+        an image is none: an identity says that the same text belongs to several images.
     """
 
     image: str
@@ -38,6 +40,7 @@ class Annotation:
     image_id: str = ""
     label: int | None = None
     unique: str = ""
+    text_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Example:
     captions: the image's captions; () for an image of a class, or of a retrieval gallery that is no text's match.
     image_id: the image's identity; examples with the same identity show the same image.
     label: number of the class, in corpora that have classes.
+    text_ids: the identity of each caption, "" for one without; () if none has one.
     """
 
     image: bytes
     captions: tuple[str, ...]
     image_id: str
     label: int | None = None
+    text_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

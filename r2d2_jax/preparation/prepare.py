@@ -138,7 +138,15 @@ def prepare(
         identity["refuse_damaged"] = True  # else no key, as in the work of earlier versions
     with unfinished_work(folder, dataset_path(root, corpus.name), identity):
         catalog = build_catalog(corpus, folder / "catalog.sqlite")
-        job = Job(corpus, catalog.path, folder, settings.short_side, settings.jpeg_quality, settings.refuse_damaged)
+        job = Job(
+            corpus,
+            catalog.path,
+            folder,
+            settings.short_side,
+            settings.jpeg_quality,
+            settings.refuse_damaged,
+            text_ids=catalog.has_text_ids,
+        )
         tasks = _tasks(corpus, catalog, settings.shards)
         _write_missing(job, tasks, _watch(corpus, catalog, tasks, settings), run or in_processes(1))
         if tokens:
@@ -215,6 +223,7 @@ def _publish(root: Path, job: Job, tasks: list[ShardTask], catalog: Catalog) -> 
         shards,
         files=[job.folder / SKIPPED_FILE] if first else [],
         class_names=corpus.class_names,
+        text_ids=job.text_ids,
         description=corpus.description,
         homepage=corpus.homepage,
         advice=START_AGAIN,

@@ -31,7 +31,7 @@ class Job:
     corpus: where the entries come from. catalog: the file of its catalog. folder: where the shards go.
     short_side: images with a longer short side are shrunk to this many pixels; 0 keeps every image as it is.
     jpeg_quality: of the images that are shrunk. refuse_damaged: whether damaged images are left out, see `damage`.
-    libraries: what shrinks images, see `downsizing.libraries`.
+    libraries: what shrinks images, see `downsizing.libraries`. text_ids: whether the catalog has identities of texts.
     """
 
     corpus: Corpus
@@ -41,6 +41,7 @@ class Job:
     jpeg_quality: int = 90
     refuse_damaged: bool = False
     libraries: dict[str, str] = dataclasses.field(default_factory=libraries)
+    text_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def write_shard(job: Job, task: ShardTask, report: Callable[[Progress], Any]) ->
     skipped: list[str] = []
     path = task.path(job)
     with written_whole(path, advice=START_AGAIN) as unfinished:
-        features = dataset_features(job.corpus.class_names)
+        features = dataset_features(job.corpus.class_names, text_ids=job.text_ids)
         with contextlib.closing(ShardWriter(unfinished, features)) as writer:
             for example in _usable(job, task, skipped, report):
                 writer.add(example)

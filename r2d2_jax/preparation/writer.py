@@ -53,8 +53,13 @@ class SplitSummary:
     shards: int
 
 
-def dataset_features(class_names: Sequence[str] = ()) -> tfds.features.FeaturesDict:
-    """The fields of a record: image (encoded bytes), captions, image_id, and a label if there are classes."""
+def dataset_features(class_names: Sequence[str] = (), *, text_ids: bool = False) -> tfds.features.FeaturesDict:
+    """The fields of a record: image (encoded bytes), captions, image_id; a label if there are classes.
+
+    Args:
+        class_names: names of the labels, by number; () for none.
+        text_ids: whether the corpus gives texts an identity; then there is one for each caption, "" for none.
+    """
     features = {
         "image": tfds.features.Image(doc="Encoded bytes; read with SkipDecoding."),
         "captions": tfds.features.Sequence(tfds.features.Text()),
@@ -62,6 +67,8 @@ def dataset_features(class_names: Sequence[str] = ()) -> tfds.features.FeaturesD
     }
     if class_names:
         features["label"] = tfds.features.ClassLabel(names=list(class_names))
+    if text_ids:
+        features["text_ids"] = tfds.features.Sequence(tfds.features.Text())
     return tfds.features.FeaturesDict(features)
 
 
@@ -81,6 +88,8 @@ class ShardWriter:
         fields["image_id"] = example.image_id
         if example.label is not None:
             fields["label"] = example.label
+        if "text_ids" in self._features:
+            fields["text_ids"] = list(example.text_ids) or [""] * len(example.captions)
         encoded = self._serializer.get_tf_example(self._features.encode_example(fields))
         serialized = encoded.SerializeToString(deterministic=True)  # otherwise fields come in any order
         self._writer.write(serialized)
@@ -119,6 +128,7 @@ def publish_dataset(
     *,
     files: Sequence[Path] = (),
     class_names: Sequence[str] = (),
+    text_ids: bool = False,
     description: str = "Images with their captions.",
     homepage: str = "",
     advice: str = "",
@@ -130,7 +140,7 @@ def publish_dataset(
         name: the dataset's name.
         shards: split name -> its shards in order, on the same file system as `directory`; empty ones are left out.
         files: other files that belong beside the shards.
-        class_names: names of the labels, by number.
+        class_names, text_ids: of the shards' features, see `dataset_features`.
         description: one sentence about it.
         homepage: address of its source.
         advice: what else to do when the disk is full, as for `written_whole`.
@@ -150,7 +160,8 @@ def publish_dataset(
             )
     dataset = dataset_path(directory, name)
     check_absent(dataset)
-    about = dict(features=dataset_features(class_names), description=description, homepage=homepage)
+    features = dataset_features(class_names, text_ids=text_ids)
+    about = dict(features=features, description=description, homepage=homepage)
     with written_whole(dataset, advice=advice) as folder:
         folder.mkdir()
         for path in files:
@@ -212,7 +223,11 @@ def _link(path: Path, target: Path) -> None:
 
 
 def write_dataset(
-    directory: str | os.PathLike[str], examples: Mapping[str, Iterable[Example]], *, shards: int = 1
+    directory: str | os.PathLike[str],
+    examples: Mapping[str, Iterable[Example]],
+    *,
+    shards: int = 1,
+    text_ids: bool = False,
 ) -> list[SplitSummary]:
     """Writes the dataset `directory/image_text/1.0.0` in this process, whole or not at all.
 
@@ -222,6 +237,7 @@ def write_dataset(
         directory: the folder to hold the dataset; made if absent.
         examples: split name -> its examples; every iterable is walked once, in order.
         shards: number of files a split, 1 to 512; a split with fewer records has one record a file.
+        text_ids: whether to write the identities of texts.
 
     Returns:
         The counts of each split, in the order of `examples`.
@@ -243,14 +259,19 @@ def write_dataset(
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(work.enter_context(tempfile.TemporaryDirectory(prefix="unfinished-", dir=root)))
         work.enter_context(naming(str(folder), str(root)))
-        written = {split: _write_split(folder, split, items, shards) for split, items in examples.items()}
-        return publish_dataset(root, "image_text", written)
+        features = dataset_features(text_ids=text_ids)
+        written = {
+            split: _write_split([folder / f"{split}-{index:05d}" for index in range(shards)], items, features)
+            for split, items in examples.items()
+        }
+        return publish_dataset(root, "image_text", written, text_ids=text_ids)
 
 
-def _write_split(folder: Path, split: str, examples: Iterable[Example], shards: int) -> list[tuple[Path, ShardSummary]]:
-    paths = [folder / f"{split}-{index:05d}" for index in range(shards)]
+def _write_split(
+    paths: Sequence[Path], examples: Iterable[Example], features: tfds.features.FeaturesDict
+) -> list[tuple[Path, ShardSummary]]:
     with contextlib.ExitStack() as closed:
-        writers = [closed.enter_context(contextlib.closing(ShardWriter(path, dataset_features()))) for path in paths]
+        writers = [closed.enter_context(contextlib.closing(ShardWriter(path, features))) for path in paths]
         for example, writer in zip(examples, itertools.cycle(writers)):  # noqa: B905 - one of them never ends
             writer.add(example)
         return [(path, writer.finish()) for path, writer in zip(paths, writers, strict=True)]

@@ -4,6 +4,7 @@ student -> teacher -> pre-ranking -> ranking -> masked language modelling -> fea
 updated student, teacher average and queue.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,9 +14,10 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Encoded, Float, Int, Params, checked, same_image, unit_norm
+from r2d2_jax.arrays import Array, Batch, Encoded, Float, Int, Params, checked, right_pairs, unit_norm
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import LossConfig
+from r2d2_jax.errors import UserError
 from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.losses.distillation import Candidates, fgd, running_mean, tgd
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
@@ -25,6 +27,8 @@ from r2d2_jax.sharding import apply_by_rows, replicated
 from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
 from r2d2_jax.tasks.stages import Forward, Towers, best_column, contrastive_metrics, ranking, share_of, similarities
 from r2d2_jax.tasks.task import LossResult, Metrics, SpecialTokens, Task, trainable_parts
+
+logger = logging.getLogger(__name__)
 
 
 @struct.dataclass
@@ -72,9 +76,13 @@ class Pretraining(Task):
         teacher = {part: jax.tree.map(jnp.copy, params[part]) for part in self.teacher_parts}
         return PretrainingMemory(
             teacher=teacher or None,
-            queue=empty_queue(self.terms.queue_length, embed_size) if self.terms.contrastive == "tgd" else None,
+            queue=self._empty_queue() if self.terms.contrastive == "tgd" else None,
             feature_mean=jnp.zeros((embed_size,)) if self.terms.fgd else None,
         )
+
+    def _empty_queue(self) -> Queue:
+        length, embed_size = self.terms.queue_length, self.model.config.embed_size
+        return empty_queue(length, embed_size, text_ids=self.reads_text_ids)
 
     def loss(
         self, params: Params, memory: PretrainingMemory, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
@@ -87,7 +95,7 @@ class Pretraining(Task):
         teacher = self._teacher(params, memory, student, batch, mesh)
 
         temperature = params["temperature"]
-        found = similarities(student, batch.image_id, temperature, mesh)
+        found = similarities(student, batch, temperature, mesh)
         metrics = contrastive_metrics(found, temperature)
         terms: Metrics = {}
         if memory.queue is not None and teacher is not None:
@@ -124,7 +132,8 @@ class Pretraining(Task):
         carry: Carry = result.carry
         queue = memory.queue
         if queue is not None and carry.teacher is not None:
-            queue = enqueue(queue, carry.teacher.image.embed, carry.teacher.text.embed, batch.image_id)
+            embeds = carry.teacher.image.embed, carry.teacher.text.embed
+            queue = enqueue(queue, *embeds, batch.image_id, batch.text_id)
         if memory.teacher is None:
             return PretrainingMemory(None, queue, carry.feature_mean), {"teacher_gap": jnp.zeros(())}
         student = {part: params[part] for part in memory.teacher}
@@ -198,7 +207,9 @@ class Pretraining(Task):
             weight=jnp.concatenate([jnp.ones(b), queue.weight(self.terms.queue_decay)]),
             valid=jnp.concatenate([jnp.ones(b, bool), queue.valid]),
         )
-        positive = same_image(batch.image_id, keys(batch.image_id, queue.image_id))
+        texts = batch.text_id, queue.text_id
+        text_keys = None if texts[0] is None or texts[1] is None else keys(texts[0], texts[1])
+        positive = right_pairs(batch.image_id, batch.text_id, keys(batch.image_id, queue.image_id), text_keys)
         return tgd(student.image.embed, student.text.embed, candidates, positive, temperature, share)
 
     def _feature_guided(
@@ -222,14 +233,29 @@ def teacher_gap(student: Params, teacher: Params) -> Float[Array, ""]:
     return optax.tree.norm(jax.tree.map(jnp.subtract, student, teacher)) / optax.tree.norm(student)
 
 
-def pretraining(config: Config, tokens: SpecialTokens, epoch_steps: int) -> Pretraining:
-    """Pre-training as configured; see `build_task`."""
+def pretraining(config: Config, tokens: SpecialTokens, epoch_steps: int, text_ids: bool | None) -> Pretraining:
+    """Pre-training as configured; see `build_task`.
+
+    Whether identities of texts are read is `loss.text_ids`, not the data's to say (our decision): the queue keeps them,
+    so they are part of every checkpoint, and a run that has begun without must resume the same.
+    """
     terms = config.loss
+    if text_ids is False and terms.text_ids:
+        raise UserError(
+            "loss.text_ids is on, but none of the training data has text_ids; set it to False, or prepare data of a "
+            "corpus that gives texts an identity (docs/corpora.md)"
+        )
+    if text_ids and not terms.text_ids:
+        logger.warning(
+            "the training data says which texts several images share (text_ids), but loss.text_ids is off: a text "
+            "counts as wrong for its other images; a new run with loss.text_ids = True counts it as right"
+        )
     model = R2D2(config.model, matching=terms.fgr, masked_lm=terms.mlm)
     return Pretraining(
         model=model,
         trainable_parts=trainable_parts(model),
         reads_words=terms.whole_word_masking,
+        reads_text_ids=terms.text_ids,
         terms=terms,
         teacher_parts=teacher_parts(terms, image_tower_is_trained=not config.model.freeze_image_tower),
         soft_target_ramp_steps=round(terms.soft_target_ramp_epochs * epoch_steps),

@@ -15,7 +15,7 @@ class Queue:
     article multiplies a stored weight).
 
     image_embed, text_embed: float32 [k e], unit-norm.
-    image_id: uint32 [k 2].
+    image_id: uint32 [k 2]. text_id: the same of the texts, see `Batch`; None unless the task reads it.
     age: int32 [k]; completed steps since the entry came in, 0 for the newest.
     valid: bool [k]; False on slots that were never filled.
     head: int32 scalar; the slot that is filled next.
@@ -27,6 +27,7 @@ class Queue:
     age: jax.Array
     valid: jax.Array
     head: jax.Array
+    text_id: jax.Array | None = None
 
     def weight(self, decay: float) -> jax.Array:
         """float32 [k]: decay^age, which is 1 when an entry comes in and is multiplied by `decay` each step after."""
@@ -37,8 +38,8 @@ class Queue:
         return jnp.mean(self.valid.astype(jnp.float32))
 
 
-def empty_queue(length: int, embed_size: int) -> Queue:
-    """A queue of `length` unfilled slots."""
+def empty_queue(length: int, embed_size: int, *, text_ids: bool = False) -> Queue:
+    """A queue of `length` unfilled slots, which also keep the identity of their text if `text_ids`."""
     return Queue(
         image_embed=jnp.zeros((length, embed_size)),
         text_embed=jnp.zeros((length, embed_size)),
@@ -46,6 +47,7 @@ def empty_queue(length: int, embed_size: int) -> Queue:
         age=jnp.zeros((length,), jnp.int32),
         valid=jnp.zeros((length,), bool),
         head=jnp.zeros((), jnp.int32),
+        text_id=jnp.zeros((length, 2), jnp.uint32) if text_ids else None,
     )
 
 
@@ -55,10 +57,12 @@ def enqueue(
     image_embed: Float[Array, "b e"],
     text_embed: Float[Array, "b e"],
     image_id: UInt32[Array, "b 2"],
+    text_id: UInt32[Array, "b 2"] | None = None,
 ) -> Queue:
     """Ages every entry by one step, then writes the batch over the oldest entries, wrapping round the end.
 
-    Any batch size up to the queue's length works; they need not divide each other.
+    Any batch size up to the queue's length works; they need not divide each other. A queue that keeps the identities
+    of texts needs those of the batch.
     """
     length, rows = len(queue.age), len(image_id)
     if rows > length:
@@ -71,4 +75,5 @@ def enqueue(
         age=(queue.age + 1).at[slot].set(0),
         valid=queue.valid.at[slot].set(True),
         head=(queue.head + rows) % length,
+        text_id=None if queue.text_id is None else queue.text_id.at[slot].set(text_id),
     )

@@ -40,7 +40,7 @@ class Retrieval(Task):
             image=forward("encode_image", normalise_images(batch.images)),
             text=forward("encode_text", batch.input_ids, batch.attention_mask),
         )
-        found = similarities(towers, batch.image_id, params["temperature"], mesh)
+        found = similarities(towers, batch, params["temperature"], mesh)
         metrics = contrastive_metrics(found, params["temperature"])
         terms: Metrics = {"gcpr": gcpr(towers.image.embed, towers.text.embed, found.positive, params["temperature"])}
         if self.terms.fgr:
@@ -56,12 +56,13 @@ class Retrieval(Task):
         return None, {}
 
 
-def retrieval(config: Config) -> Retrieval:
-    """Fine-tuning for retrieval as configured; see `build_task`."""
+def retrieval(config: Config, text_ids: bool | None) -> Retrieval:
+    """Fine-tuning for retrieval as configured; see `build_task`. Identities of texts are read where there are any."""
     model = R2D2(config.model, matching=config.retrieval.fgr, masked_lm=False)
     return Retrieval(
         model=model,
         trainable_parts=trainable_parts(model),
         reads_words=False,
+        reads_text_ids=bool(text_ids),
         terms=config.retrieval,
     )

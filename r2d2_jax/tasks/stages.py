@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, UInt32, checked, same_image
+from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, checked, right_pairs
 from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import cls_of
@@ -31,7 +31,7 @@ class Towers:
 class Similarities:
     """Similarity / temperature of every row of the batch with every row of it, on all devices.
 
-    i2t, t2i: float32 [b b]. positive: bool [b b], True where both show the same image.
+    i2t, t2i: float32 [b b]. positive: bool [b b], True where image and text belong together, see `right_pairs`.
     """
 
     i2t: jax.Array
@@ -40,16 +40,15 @@ class Similarities:
 
 
 @checked
-def similarities(
-    towers: Towers, image_id: UInt32[Array, "b 2"], temperature: Float[Array, ""], mesh: Mesh
-) -> Similarities:
+def similarities(towers: Towers, batch: Batch, temperature: Float[Array, ""], mesh: Mesh) -> Similarities:
     """Compares each row with the rows of all devices: this is what makes the contrastive loss global."""
 
     def everywhere(rows: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(rows, replicated(mesh))
 
+    text_keys = None if batch.text_id is None else everywhere(batch.text_id)
     return Similarities(
-        positive=same_image(image_id, everywhere(image_id)),
+        positive=right_pairs(batch.image_id, batch.text_id, everywhere(batch.image_id), text_keys),
         i2t=similarity_logits(towers.image.embed, everywhere(towers.text.embed), temperature),
         t2i=similarity_logits(towers.text.embed, everywhere(towers.image.embed), temperature),
     )
@@ -66,7 +65,7 @@ def contrastive_metrics(found: Similarities, temperature: jax.Array) -> Metrics:
 
 @checked
 def hit_rate(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float[Array, ""]:
-    """Share of the rows whose most similar column in the global batch shows the same image."""
+    """Share of the rows whose most similar column in the global batch belongs to it."""
     best = best_column(logits)
     return jnp.mean((jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] & (best >= 0)).astype(jnp.float32))
 

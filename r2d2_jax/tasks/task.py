@@ -1,7 +1,7 @@
 """What a step trains for: the seam between the engine, which knows no loss, and a task, which knows no optimizer."""
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -55,11 +55,13 @@ class Task(abc.ABC):
         model: the Linen module, with the parts that the task trains.
         trainable_parts: names of the top-level parameter groups that receive gradients.
         reads_words: whether the batches must say which word each token belongs to.
+        reads_text_ids: whether they must say which rows have the same text.
     """
 
     model: R2D2
     trainable_parts: tuple[str, ...]
     reads_words: bool
+    reads_text_ids: bool = field(default=False, kw_only=True)
 
     @abc.abstractmethod
     def init(self, params: Params) -> Memory:

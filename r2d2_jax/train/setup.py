@@ -74,7 +74,7 @@ def build_parts(config: Config) -> RunParts:
     tokenizer = build_tokenizer(config, number_words=build_task(config).reads_words)
     epoch_steps, total_steps = run_length(config, len(mixture))
     tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-    task = build_task(config, tokens=tokens, epoch_steps=epoch_steps)
+    task = build_task(config, tokens=tokens, epoch_steps=epoch_steps, text_ids=mixture.has_text_ids)
     check_rates(config.optimizer, trainable_of(abstract_params(task.model), task))
     optimizer = make_optimizer(config.optimizer, total_steps)
     log_mixture(config, mixture, total_steps)
@@ -276,6 +276,7 @@ def build_batches(
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         first_step=first_step,
+        text_ids=parts.task.reads_text_ids,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         on_loss=on_loss,

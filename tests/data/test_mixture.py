@@ -1,5 +1,6 @@
 """Corpora mixed in fixed shares: by the numbers, in the stream, and at places far along it."""
 
+import dataclasses
 import itertools
 import pickle
 from collections import Counter
@@ -11,6 +12,7 @@ import grain
 import numpy as np
 import pytest
 from raw_data import serialized, write_raw
+from small_data import example
 
 from r2d2_jax.config.data import DataConfig
 from r2d2_jax.data import records
@@ -19,6 +21,7 @@ from r2d2_jax.data.records import MAX_OPEN_SHARDS, RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.data.train_batches import image_id_hash, train_batches
 from r2d2_jax.errors import UserError
+from r2d2_jax.preparation.writer import write_dataset
 
 SIZES = (7, 13, 4)
 
@@ -170,6 +173,31 @@ def test_equal_names_in_two_corpora_are_two_images(sources: list[RecordSource], 
     names = [f"{corpus}:image{number}" for corpus, size in enumerate(SIZES) for number in range(size)]
     assert ids == {tuple(image_id_hash(name).tolist()) for name in names}
     assert len(ids) == 24
+
+
+def test_equal_text_ids_in_two_corpora_are_two_texts(
+    sources: list[RecordSource], tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """One corpus has no ids, and a text of another has none: both are zeros. The caption drawn brings its own id."""
+    for corpus in ("one", "other"):
+        captions = ("0只狗", "1只狗", "2只狗")
+        examples = [dataclasses.replace(example(n, *captions), text_ids=("", f"q{n % 2}", "q2")) for n in range(9)]
+        write_dataset(tmp_path / corpus, {"train": examples}, text_ids=True)
+    mixture = Mixture([sources[0], *(RecordSource(tmp_path / corpus, "train") for corpus in ("one", "other"))])
+    assert mixture.has_text_ids
+    assert not Mixture(sources).has_text_ids
+    batches = stream(mixture, tokenizer, 40, batch_size=5, text_ids=True)
+    rows = {(int(place), *ids) for batch in batches
+            for place, ids in zip(batch["input_ids"][:, 1], batch["text_id"].tolist(), strict=True)}  # fmt: skip
+    first = [int(tokenizer([f"{n}"])[0][0, 1]) for n in range(3)]
+    named = [(first[1], "q0"), (first[1], "q1"), (first[2], "q2")]
+    expected = {(token, *image_id_hash(f"{corpus}:{name}").tolist()) for corpus in (1, 2) for token, name in named}
+    assert {row for row in rows if row[1:] != (0, 0)} == expected
+    assert first[0] in {row[0] for row in rows if row[1:] == (0, 0)}
+    assert all(batch["text_id"].dtype == np.uint32 for batch in batches)
+    plain = stream(mixture, tokenizer, 40, batch_size=5)
+    assert_same(plain, batches)
+    assert "text_id" not in plain[0]
 
 
 def test_a_mixture_of_one_is_that_corpus(sources: list[RecordSource], tokenizer: Tokenizer) -> None:

@@ -340,3 +340,14 @@ def test_a_label_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UnusableRecord, match="it has no feature label"):
         source[0]
     assert source[1].label == 0
+
+
+def test_text_ids_that_do_not_fit_the_captions(tmp_path: Path) -> None:
+    sound = serialized(0, text_ids=[b"q1"])
+    bad = serialized(1, captions=[b"a", b"b"], text_ids=[b"q1"])
+    source = RecordSource(write_raw(tmp_path, {"train": [[sound, bad, serialized(2)]]}, text_ids=True), "train")
+    assert source[0].text_ids == ("q1",)
+    with pytest.raises(UnusableRecord, match="it has 2 captions and 1 text_ids; expected one for each"):
+        source[1]
+    with pytest.raises(UnusableRecord, match="it has no feature text_ids"):
+        source[2]

@@ -13,11 +13,15 @@ from r2d2_jax.evaluation.scorer import EncodedSplit
 NOTHING = np.zeros((0, 0))
 
 
+def pairs_of(caption_image: np.ndarray | list[int]) -> np.ndarray:
+    return np.stack([caption_image, np.arange(len(caption_image))], axis=1)
+
+
 def encoded(cosines: list[tuple[float, float]]) -> EncodedSplit:
     """Images whose true caption and foil have these cosines."""
     text = np.array([(value, np.sqrt(1 - value**2)) for pair in cosines for value in pair])
     image = np.tile([1.0, 0.0], (len(cosines), 1))
-    return EncodedSplit(NOTHING, image, NOTHING, text, NOTHING, np.repeat(np.arange(len(cosines)), 2))
+    return EncodedSplit(NOTHING, image, NOTHING, text, NOTHING, pairs_of(np.repeat(np.arange(len(cosines)), 2)))
 
 
 class FakeScorer:
@@ -63,7 +67,7 @@ def test_nan_is_no_hit() -> None:
     "captions, image, count", [([0, 0, 1], "b", 1), ([0, 0, 1, 1, 1], "b", 3), ([0, 1, 1], "a", 1), ([1, 1], "a", 0)]
 )
 def test_a_split_that_is_no_foil_split(captions: list[int], image: str, count: int) -> None:
-    split: Any = SimpleNamespace(caption_image=np.array(captions), num_images=2, image_ids=["a", "b"])
+    split: Any = SimpleNamespace(pairs=pairs_of(captions), num_images=2, image_ids=["a", "b"])
     message = (
         rf"the foil split's record '{image}' has {count} caption\(s\); expected exactly two: the true caption and its "
         r"foil. Prepare the split again or set data.foil_split"
@@ -73,5 +77,21 @@ def test_a_split_that_is_no_foil_split(captions: list[int], image: str, count: i
 
 
 def test_a_foil_split() -> None:
-    split: Any = SimpleNamespace(caption_image=np.array([0, 0, 1, 1]), num_images=2, image_ids=["a", "b"])
+    split: Any = SimpleNamespace(pairs=pairs_of([0, 0, 1, 1]), num_images=2, image_ids=["a", "b"])
     check_foil_split(split)
+
+
+def test_captions_of_several_images_are_no_foils() -> None:
+    pairs = np.array([[0, 0], [0, 1], [1, 1], [1, 2]])
+    split: Any = SimpleNamespace(pairs=pairs, num_images=2, image_ids=["a", "b"], captions=["红球", "蓝球", "黑狗"])
+    with pytest.raises(UserError, match="caption '蓝球' belongs to several images by its text_id"):
+        check_foil_split(split)
+
+
+def test_captions_that_lie_apart() -> None:
+    """One-caption records of one image: image 0 has texts 0 and 2, image 1 texts 1 and 3; image 1 prefers its foil."""
+    text = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
+    pairs = np.array([[0, 0], [0, 2], [1, 1], [1, 3]])
+    split = EncodedSplit(NOTHING, np.tile([1.0, 0.0], (2, 1)), NOTHING, text, NOTHING, pairs)
+    scorer: Any = None
+    assert evaluate_foils(scorer, {}, split, rerank=False).dual == 50.0

@@ -93,8 +93,8 @@ def test_when_an_evaluation_reranks(
     monkeypatch.setattr(module, "evaluate_retrieval", lambda scorer, params, split, how: asked.append(how.rerank))
     monkeypatch.setattr(module, "evaluate_foils", lambda scorer, params, split, rerank: asked.append(rerank))
     settings = EvaluationConfig(candidates, during)
-    caption_image = np.repeat(np.arange(3), 2)
-    split: Any = SimpleNamespace(num_images=3, captions=[""] * 6, caption_image=caption_image, image_ids=[])
+    pairs = np.stack([np.repeat(np.arange(3), 2), np.arange(6)], axis=1)
+    split: Any = SimpleNamespace(num_images=3, captions=[""] * 6, pairs=pairs, image_ids=[])
     scorer: Any = FakeScorer()
     report = Evaluator(settings, scorer, split, split).evaluate({}, final=final)
     assert asked == [expected, expected > 0]
@@ -103,7 +103,7 @@ def test_when_an_evaluation_reranks(
 
 
 def test_evaluator_refuses_a_foil_split_that_is_none() -> None:
-    split: Any = SimpleNamespace(num_images=1, captions=["a"], caption_image=np.array([0]), image_ids=["x"])
+    split: Any = SimpleNamespace(num_images=1, captions=["a"], pairs=np.zeros((1, 2), int), image_ids=["x"])
     scorer: Any = FakeScorer()
     with pytest.raises(UserError, match="record 'x' has 1 caption"):
         Evaluator(EvaluationConfig(), scorer, None, split)

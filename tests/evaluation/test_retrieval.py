@@ -146,7 +146,7 @@ def test_one_image_with_its_captions(rerank: int) -> None:
 def test_what_is_counted() -> None:
     found = evaluated(one_device())
     split = SmallSplit()
-    asked = len(np.unique(split.caption_image))
+    asked = len(np.unique(split.pairs[:, 0]))
     assert found.counts == RetrievalCounts(21, 37, asked, 37, 0, found.counts.repeated_texts if found.counts else -1)
     assert found.counts.repeated_texts > 0
     shared = evaluated(one_device(), same_text_is_right=True)

@@ -75,7 +75,7 @@ def test_every_row_equals_the_plain_model(
     np.testing.assert_allclose(encoded.text_embed, text.embed, **CLOSE)
     np.testing.assert_allclose(host(encoded.text_tokens), text.tokens, **CLOSE)
     np.testing.assert_array_equal(encoded.attention_mask, split.attention_mask)
-    np.testing.assert_array_equal(encoded.caption_image, split.caption_image)
+    np.testing.assert_array_equal(encoded.pairs, split.pairs)
 
 
 @pytest.mark.parametrize("images", [1, 7, 8, 9])
@@ -88,7 +88,7 @@ def test_no_image_or_caption_is_dropped(
     write_dataset(tmp_path, {"test": silent})
     split = EvaluationSplit(RecordSource(tmp_path, "test"), load_tokenizer(str(write_vocabulary(tmp_path)), 10), 16)
     found = Scorer(plan.task.model, plan.mesh, 8).encode(params, split, keep_tokens=True)
-    assert found.caption_image.tolist() == [image for image in range(0, images, 2) for _ in range(2)]
+    assert found.pairs[:, 0].tolist() == [image for image in range(0, images, 2) for _ in range(2)]
     assert len(found.text_embed) == len(found.text_tokens) == len(split.captions) == 2 * -(-images // 2)
     np.testing.assert_allclose(found.image_embed, encoded.image_embed[:images], **CLOSE)
     text = applied(plan, params, "encode_text", split.input_ids, split.attention_mask)

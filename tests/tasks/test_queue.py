@@ -42,6 +42,18 @@ def test_ring_equals_a_list(sizes: list[int]) -> None:
         assert int(queue.valid.sum()) == min(len(came), LENGTH)
 
 
+def test_identities_of_texts_travel_with_them() -> None:
+    """A queue of eleven after batches of four: slot i holds row i % 11 of all rows, the newest winning."""
+    queue, ids = empty_queue(LENGTH, EMBED, text_ids=True), np.zeros((LENGTH, 2), np.uint32)
+    for step in range(5):
+        image, text, image_id = rows(step, 4)
+        text_id = image_id[:, ::-1]
+        queue = push(queue, image, text, image_id, text_id)
+        ids[(4 * step + np.arange(4)) % LENGTH] = text_id
+        np.testing.assert_array_equal(queue.text_id, ids)
+    assert push(empty_queue(LENGTH, EMBED), *rows(0, 4), rows(0, 4)[2]).text_id is None
+
+
 def test_shapes_and_types_never_change() -> None:
     before = empty_queue(LENGTH, EMBED)
     after = push(before, *rows(0, 4))

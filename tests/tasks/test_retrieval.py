@@ -20,6 +20,7 @@ from small_model import (
 )
 
 from r2d2_jax.arrays import Batch
+from r2d2_jax.losses.matching import sample_negatives
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.tasks.stages import Towers, hard_triples, similarities
@@ -34,15 +35,20 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "trained": (RETRIEVAL, {"model": {"freeze_image_tower": False}}),
     "prd2": (NO_CROSS, RETRIEVAL, {"loss": {"fgr": True, "mlm": True}, "retrieval": {"fgr": False}}),
 }
+SHARED = "shared"  # the same as "prd2", on data with identities of texts
 
 
 class Case:
     """A variant's plan, its compiled step, a state in the middle of a run, and what one step makes of it."""
 
     def __init__(self, variant: str) -> None:
-        self.plan = small_plan(small_config(*VARIANTS[variant]))
+        self.plan = small_plan(
+            small_config(*VARIANTS["prd2" if variant == SHARED else variant]), text_ids=variant == SHARED
+        )
         self.run = compiled_step(self.plan)
         self.before, self.batch = random_state(self.plan), small_batch(0)
+        if variant == SHARED:
+            self.batch = self.batch.replace(text_id=jnp.zeros((BATCH_SIZE, 2), jnp.uint32))
         self.after, self.metrics = self.run(self.before, self.batch, KEY)
 
 
@@ -89,10 +95,36 @@ def test_pre_ranking_reads_the_complete_text_with_hard_targets(frozen: Case) -> 
     assert abs(expected - float(frozen.metrics["gcpr"])) > 1e-3
 
 
+def test_texts_of_several_images_share_the_target() -> None:
+    """Rows 1 and 2 show one image, rows 2, 3 and 5 have one text; rows 0 and 6 have texts without an identity."""
+    shared = Case(SHARED)
+    image_id, text_id = np.array(shared.batch.image_id), np.zeros((BATCH_SIZE, 2), np.uint32)
+    image_id[2] = image_id[1]
+    text_id[[1, 2, 3, 4, 5, 7]] = np.array([[9, 0], [0, 5], [0, 5], [5, 0], [0, 5], [6, 6]])
+    batch = shared.batch.replace(image_id=jnp.asarray(image_id), text_id=jnp.asarray(text_id))
+    _, metrics = shared.run(shared.before, batch, KEY)
+    seen = towers(shared.plan.task, shared.before.params, batch)
+    positive = np.eye(BATCH_SIZE, dtype=bool)
+    for one, other in ((1, 2), (2, 3), (2, 5), (3, 5)):
+        positive[one, other] = positive[other, one] = True
+    expected = oracles.gcpr(np.array(seen.image.embed), np.array(seen.text.embed), positive, 0.07)
+    np.testing.assert_allclose(metrics["gcpr"], expected, rtol=2e-5, atol=2e-6)
+    found = similarities(seen, batch, jnp.float32(0.07), shared.plan.mesh)
+    np.testing.assert_array_equal(found.positive, positive)
+    for way in ("i2t", "t2i"):
+        best = np.argmax(np.array(getattr(found, way)), axis=1)
+        assert float(metrics[f"{way}_accuracy"]) == np.mean(positive[np.arange(BATCH_SIZE), best])
+    for draw in range(50):
+        for logits in (found.i2t, found.t2i):
+            drawn, exists = sample_negatives(jax.random.key(draw), logits, found.positive)
+            assert exists.all()
+            assert not positive[np.arange(BATCH_SIZE), drawn].any()
+
+
 def test_ranking_equals_the_match_stage_on_the_drawn_pairs(frozen: Case) -> None:
     task, batch, params = frozen.plan.task, frozen.batch, frozen.before.params
     seen = towers(task, params, batch)
-    found = similarities(seen, batch.image_id, jnp.float32(0.07), frozen.plan.mesh)
+    found = similarities(seen, batch, jnp.float32(0.07), frozen.plan.mesh)
     key = stream(KEY, "hard_negative", int(frozen.before.step))
     triples = hard_triples(seen, batch.attention_mask, found, key, frozen.plan.mesh)
     pairs = (triples.text_tokens, triples.attention_mask, triples.image_tokens)

@@ -71,7 +71,7 @@ def test_each_pair_stands_beside_its_negatives(towers: Towers) -> None:
 
 def test_positive_tokens_are_those_of_the_matching_pairs_alone(params: Any, towers: Towers) -> None:
     forward = partial(apply_by_rows, PLAN.task.model, params, PLAN.mesh)
-    found = similarities(towers, BATCH.image_id, jnp.float32(0.07), PLAN.mesh)
+    found = similarities(towers, BATCH, jnp.float32(0.07), PLAN.mesh)
     wanted = jnp.asarray(np.random.default_rng(0).integers(0, 10, (BATCH_SIZE, 2)))
     ranked = ranking(forward, towers, BATCH, found, jax.random.key(0), PLAN.mesh, (1.0, 2.0), wanted)
     alone = forward("cross_text_image", towers.text.tokens, BATCH.attention_mask, towers.image.tokens, wanted)

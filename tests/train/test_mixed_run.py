@@ -11,23 +11,30 @@ import pytest
 from raw_data import serialized, write_raw
 from small_model import CHEAPEST, assert_bitwise_equal, log_lines, saved_state, small_config
 
+from r2d2_jax.data.train_batches import text_id_hash
 from r2d2_jax.errors import UserError
+from r2d2_jax.runs import config_differences
+from r2d2_jax.tasks import build_task
 from r2d2_jax.train import loop
 from r2d2_jax.train.loop import RunOutcome, train
 
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two corpora of 20 and 12 records, the second with a broken one."""
+    """Two corpora of 20 and 12 records, the second with a broken one; texts of the first have three identities."""
     folder = tmp_path_factory.mktemp("corpora")
-    write_raw(folder / "large", {"train": [map(serialized, range(20))]})
+    shared = [serialized(number, text_ids=[b"q%d" % (number % 3)]) for number in range(20)]
+    write_raw(folder / "large", {"train": [shared]}, text_ids=True)
     broken = [serialized(4, image=b"nothing"), *map(serialized, range(11))]
     write_raw(folder / "small", {"train": [broken[3:], broken[:3]]})
     return folder
 
 
 def run(prepared: Path, corpora: Path, workdir: Path, *changes: Mapping[str, Any]) -> RunOutcome:
-    """Two epochs of 32 rows in batches of 8, 24 of them from the large corpus; evaluated on `prepared`."""
+    """Two epochs of 32 rows in batches of 8, 24 of them from the large corpus; evaluated on `prepared`.
+
+    With target-guided distillation, so that the queue keeps identities of texts.
+    """
     data = {
         "directory": str(prepared),
         "corpora": (str(corpora / "large"), str(corpora / "small")),
@@ -35,7 +42,8 @@ def run(prepared: Path, corpora: Path, workdir: Path, *changes: Mapping[str, Any
         "max_broken_share": 0.2,
     }
     settings = {"epochs": 2.0, "log_every": 4, "evaluate_every": 4}
-    return train(small_config(CHEAPEST, {"data": data, "train": settings}, *changes), workdir)
+    terms = {"contrastive": "tgd", "text_ids": True}
+    return train(small_config(CHEAPEST, {"data": data, "train": settings, "loss": terms}, *changes), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +85,27 @@ def test_a_stopped_run_goes_on_exactly_though_its_corpora_moved(
     training = [line for line in log_lines(undisturbed) if "loss" in line]
     assert [line["epoch"] for line in training] == [1.0, 2.0]
     assert training[-1]["broken_records"] > 0
+
+
+def test_the_queue_keeps_identities_of_texts(undisturbed: Path) -> None:
+    """Three of the large corpus, and zeros for the small one, which has none."""
+    kept = {tuple(row) for row in saved_state(undisturbed)["memory/queue/text_id"].tolist()}
+    assert kept == {(0, 0), *(tuple(text_id_hash(f"0:q{number}").tolist()) for number in range(3))}
+
+
+def test_a_run_begun_without_identities_of_texts_goes_on_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the data offers is said once; on data without there is nothing to turn on."""
+    assert build_task(small_config(), text_ids=True).reads_text_ids is False
+    assert caplog.text.count("the training data says which texts several images share (text_ids), but loss.") == 1
+    with pytest.raises(UserError, match=r"loss.text_ids is on, but none of the training data has text_ids; set it"):
+        build_task(small_config({"loss": {"text_ids": True}}), text_ids=False)
+    saved = small_config().to_dict()
+    del saved["loss"]["text_ids"]  # a checkpoint of version 0.2
+    assert list(config_differences(saved, small_config().to_dict())) == []
+    asked = small_config({"loss": {"text_ids": True}}).to_dict()
+    assert list(config_differences(saved, asked)) == ["loss.text_ids: false in the checkpoint, true now"]
 
 
 def test_another_mixture_is_refused(prepared: Path, corpora: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -129,12 +129,12 @@ def repeated(full: Case) -> tuple[TrainState, Batch]:
     return with_memory(full.before, queue=queue), full.batch.replace(image_id=jnp.asarray(image_id))
 
 
-def expected_tgd(state: TrainState, batch: Batch, *, queue_positives: bool) -> float:
+def expected_tgd(state: TrainState, batch: Batch, *, queue_positives: bool, more: np.ndarray | bool = False) -> float:
     image, text = towers(state.params, batch, masked_ids(batch, int(state.step)))
     teacher_image, teacher_text = towers({**state.params, **state.memory.teacher}, batch)
     queue, ids = state.memory.queue, np.array(batch.image_id)
     queued_ids = np.array(queue.image_id) if queue_positives else np.zeros_like(queue.image_id)
-    positive = (ids[:, None] == np.concatenate([ids, queued_ids])[None]).all(-1)
+    positive = (ids[:, None] == np.concatenate([ids, queued_ids])[None]).all(-1) | more
     return oracles.tgd(
         np.array(image.embed),
         np.array(text.embed),
@@ -156,6 +156,27 @@ def test_target_guided_distillation(full: Case, repeated: tuple[TrainState, Batc
     assert abs(expected_tgd(*repeated, queue_positives=False) - expected) > 1e-2
     assert float(metrics["soft_target_share"]) == pytest.approx(0.3)
     assert float(metrics["queue_fill"]) == pytest.approx(13 / 20)
+
+
+def test_texts_of_several_images_in_batch_and_queue(full: Case) -> None:
+    """Rows 0 and 4 have one text, which slot 2 has too; slot 3 and row 5 have none; slot 15 is not filled."""
+    this = Case("prd2", {"loss": {"text_ids": True}})
+    text_id = np.zeros((BATCH_SIZE, 2), np.uint32)
+    text_id[[0, 4]] = 3, 8
+    queued = np.zeros((20, 2), np.uint32)
+    queued[[2, 15]] = 3, 8
+    queue = this.before.memory.queue.replace(text_id=queued)
+    state, batch = with_memory(this.before, queue=queue), this.batch.replace(text_id=jnp.asarray(text_id))
+    after, metrics = this.run(state, batch, KEY)
+    more = np.zeros((BATCH_SIZE, BATCH_SIZE + 20), bool)
+    more[0, 4] = more[4, 0] = True
+    more[[0, 0, 4, 4], BATCH_SIZE + np.array([2, 15, 2, 15])] = True
+    expected = expected_tgd(state, batch, queue_positives=True, more=more)
+    np.testing.assert_allclose(metrics["tgd"], expected, **CLOSE)
+    assert abs(expected_tgd(state, batch, queue_positives=True) - expected) > 1e-2
+    new = (13 + np.arange(BATCH_SIZE)) % 20
+    queued[new] = text_id
+    np.testing.assert_array_equal(after.memory.queue.text_id, queued)
 
 
 def test_feature_guided_distillation_and_its_mean(full: Case) -> None:

@@ -20,6 +20,7 @@ from r2d2_jax.preparation.checks.report import (
     range_of,
     shard_figures,
     share,
+    text_id_counts,
     token_report,
     unusable_counts,
 )
@@ -68,7 +69,7 @@ class Assembly:
             first_unusable=figures.unusable.first.names,
             damaged_shards=dict(figures.damaged_shards),
             images=self._images(figures, repeats["bytes"], repeats["records"], number),
-            captions=self._captions(figures, repeats["captions"], number),
+            captions=self._captions(figures, repeats, number),
             labels=label_counts(figures, self.job.source.class_names),
             shards=None if shards is None else shard_figures(shards, self.settings.hosts),
         )
@@ -100,8 +101,8 @@ class Assembly:
             for one in repeats.most_frequent.get(split, [])
         ]
 
-    def _captions(self, figures: SplitFigures, repeats: Repeats, split: int) -> CaptionReport:
-        captions = figures.captions
+    def _captions(self, figures: SplitFigures, kinds: dict[str, Repeats], split: int) -> CaptionReport:
+        captions, repeats = figures.captions, kinds["captions"]
         return CaptionReport(
             count=captions.count,
             per_image=range_of(figures.captions_of_image),
@@ -111,6 +112,7 @@ class Assembly:
             repeated=repeats.repeated[split],
             repeated_share=share(repeats.repeated[split], captions.count),
             most_frequent={self._text(one): one.count for one in repeats.most_frequent.get(split, [])},
+            text_ids=text_id_counts(captions.identified, kinds["texts"], kinds["wordings"], split),
             tokens=token_report(figures, self.settings.text_length) if self.job.tokenizer else None,
         )
 

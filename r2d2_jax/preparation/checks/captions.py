@@ -16,7 +16,8 @@ _CLS_AND_SEP = 2
 class CaptionFigures(Figures):
     """Figures of captions.
 
-    duplicated: captions that repeat an earlier one of the same record; the caller counts them.
+    duplicated: captions that repeat an earlier one of the same record. identified: captions with a text_id. The caller
+        counts both.
     characters: lengths in characters. tokens: lengths in tokens before any cut, with CLS and SEP, as for text_length.
     text_tokens: tokens without CLS and SEP. unknown_tokens: how many of these are [UNK].
     unknown_characters: the characters that became [UNK].
@@ -24,6 +25,7 @@ class CaptionFigures(Figures):
 
     count: int = 0
     duplicated: int = 0
+    identified: int = 0
     text_tokens: int = 0
     unknown_tokens: int = 0
     characters: Spread = field(default_factory=Spread)

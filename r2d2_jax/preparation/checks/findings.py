@@ -112,10 +112,17 @@ def _image_warnings(name: str, split: SplitReport, image_size: int) -> Iterator[
 
 def _caption_warnings(name: str, split: SplitReport, text_length: int) -> Iterator[str]:
     captions, tokens = split.captions, split.captions.tokens
-    if captions.repeated_share > _REPEATED_CAPTIONS:
+    # A text that several images have by its text_id is right for each of them.
+    repeated = captions.repeated - captions.text_ids.get("captions_of_several_images", 0)
+    if share(repeated, captions.count) > _REPEATED_CAPTIONS:
         yield (
-            f"{name}: {_of(captions.repeated, captions.count, 'captions')} are also a caption of another image; "
+            f"{name}: {_of(repeated, captions.count, 'captions')} are also a caption of another image; "
             "contrastive losses take these for mistakes"
+        )
+    if reworded := captions.text_ids.get("of_several_wordings", 0):
+        yield (
+            f"{name}: {_of(reworded, captions.text_ids['texts'], 'text_ids')} stand for captions of different "
+            "characters; training and evaluation take these for one text"
         )
     if tokens and tokens.cut_share > _CUT_CAPTIONS:
         yield (

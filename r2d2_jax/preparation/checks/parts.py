@@ -1,6 +1,7 @@
 """The unit of work of a check: one part of a corpus. Any process can write its figures and sightings at any time."""
 
 import contextlib
+import itertools
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,8 +28,9 @@ UNUSABLE_KINDS = (MISSING, TRUNCATED, UNDECODABLE, EMPTY_CAPTION, NO_IMAGE_ID, U
 DAMAGED = "damaged"
 # What is compared, and the key that makes two images different:
 #   captions by image_id; bytes of images by image_id; image_ids by the image's bytes;
-#   records (an image's bytes with its image_id), each of which is different from all others.
-SIGHTINGS = ("captions", "bytes", "identities", "records")
+#   records (an image's bytes with its image_id), each of which is different from all others;
+#   texts (a caption's text_id) by image_id; wordings (the same again) by the caption's characters.
+SIGHTINGS = ("captions", "bytes", "identities", "records", "texts", "wordings")
 
 _BATCH = 512  # captions that are tokenised together
 
@@ -169,8 +171,13 @@ class _PartCheck:
         self.sightings["identities"].add(identity, image, number)
         self.sightings["bytes"].add(image, identity, number)
         self.sightings["records"].add(record, self._part << 32 | number, number)
-        for caption in example.captions:
-            self.sightings["captions"].add(hash_of(caption.encode()), identity, number)
+        for caption, text_id in itertools.zip_longest(example.captions, example.text_ids, fillvalue=""):
+            characters = hash_of(caption.encode())
+            self.sightings["captions"].add(characters, identity, number)
+            if text_id:
+                self.sightings["texts"].add(hash_of(text_id.encode()), identity, number)
+                self.sightings["wordings"].add(hash_of(text_id.encode()), characters, number)
+                self.figures.captions.identified += 1
 
 
 def _line(place: str, reason: str) -> str:

@@ -88,7 +88,8 @@ class Repeats:
     """The repeats among all sightings of one kind; splits are numbers.
 
     different: split -> number of different things.
-    repeated: split -> number of occurrences of things that several images of the split have.
+    several: split -> number of different things that several images of the split have.
+    repeated: split -> number of occurrences of these things.
     most_frequent: split -> the five most frequent of these things.
     shared: (split, other) -> number of occurrences in `split` of things that `other` has too.
     shared_by_others: (split, other) -> number of these whose thing belongs to different images.
@@ -96,6 +97,7 @@ class Repeats:
     """
 
     different: Counter[int] = field(default_factory=Counter)
+    several: Counter[int] = field(default_factory=Counter)
     repeated: Counter[int] = field(default_factory=Counter)
     most_frequent: dict[int, list[Sighting]] = field(default_factory=dict)
     shared: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -194,6 +196,7 @@ def _count_within(rows: np.ndarray, repeats: Repeats) -> None:
         own = rows[rows["split"] == split]
         repeats.different[split] += len(own)
         own = own[own["several"]]
+        repeats.several[split] += len(own)
         repeats.repeated[split] += int(own["count"].sum())
         # Equally frequent things are sorted by their places, so that every run names the same ones.
         most = own[np.lexsort((own["entry"], own["part"], -own["count"].astype(np.int64)))[:FIRST_NAMES]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.checks.figures import Spread
 from r2d2_jax.preparation.checks.parts import UNUSABLE_KINDS, SplitFigures
+from r2d2_jax.preparation.checks.repeats import Repeats
 
 UNKNOWN_CHARACTERS = 20  # how many a report names
 
@@ -106,7 +107,7 @@ class CaptionReport:
     per_image: captions of an image. different: number of different texts.
     duplicated: captions that repeat an earlier one of the same record.
     repeated: captions whose text another image of the split has too. most_frequent: text -> occurrences, of the most
-        frequent among these.
+        frequent among these. text_ids: figures of texts that have an identity, see `text_id_counts`.
     """
 
     count: int
@@ -117,6 +118,7 @@ class CaptionReport:
     repeated: int
     repeated_share: float
     most_frequent: dict[str, int]
+    text_ids: dict[str, int]
     tokens: TokenReport | None
 
 
@@ -224,6 +226,25 @@ def token_report(figures: SplitFigures, text_length: int) -> TokenReport:
         unknown_share=share(captions.unknown_tokens, captions.text_tokens),
         unknown_characters=most_common(captions.unknown_characters, UNKNOWN_CHARACTERS),
     )
+
+
+def text_id_counts(captions: int, texts: Repeats, wordings: Repeats, split: int) -> dict[str, int]:
+    """Figures of captions with a text_id; {} where none has one.
+
+    Args:
+        captions: how many have one.
+        texts, wordings: text_ids by the image that has them, and by the characters of the caption.
+        split: the split's number.
+    """
+    if not captions:
+        return {}
+    return {
+        "captions": captions,
+        "texts": texts.different[split],
+        "of_several_images": texts.several[split],
+        "captions_of_several_images": texts.repeated[split],
+        "of_several_wordings": wordings.several[split],
+    }
 
 
 def unusable_counts(figures: SplitFigures) -> dict[str, int]:

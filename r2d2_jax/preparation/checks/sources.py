@@ -179,7 +179,8 @@ class DatasetSource(Source):
             record = source[index]
         except UnusableRecord as error:
             return Entry(source.name(index), error)
-        return Entry(record.name, Example(record.image, record.captions, record.image_id, record.label))
+        example = Example(record.image, record.captions, record.image_id, record.label, record.text_ids)
+        return Entry(record.name, example)
 
     def shard_records(self) -> dict[str, list[int]]:
         """The numbers in the dataset's metadata."""

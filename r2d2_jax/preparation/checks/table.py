@@ -61,6 +61,7 @@ BLOCKS = (
     ("colour mode", "images.modes"),
     ("colour", "images.colours"),
     ("class", "labels"),
+    ("text_id", "captions.text_ids"),
 )
 # Places of images: a list for each split that has any.
 PLACES = (

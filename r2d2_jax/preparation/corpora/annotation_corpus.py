@@ -159,4 +159,4 @@ def _example(store: ImageStore, annotation: Annotation, catalog: Catalog) -> Exa
         image = store.read(annotation.image, catalog)
     except UnusableRecord as error:
         return error
-    return Example(image, annotation.captions, annotation.image_id, annotation.label)
+    return Example(image, annotation.captions, annotation.image_id, annotation.label, annotation.text_ids)

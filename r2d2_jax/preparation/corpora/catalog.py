@@ -5,6 +5,8 @@ entries. It is an SQLite database: it joins the captions of an image that lie fa
 holds none of them in memory.
 """
 
+import functools
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -21,16 +23,19 @@ CREATE TABLE entry (split TEXT, number INTEGER, image TEXT, image_id TEXT, label
     grouped TEXT, PRIMARY KEY (split, number)) WITHOUT ROWID;
 CREATE TABLE caption (split TEXT, number INTEGER, position INTEGER, text TEXT, PRIMARY KEY (split, number, position))
     WITHOUT ROWID;
+CREATE TABLE text_id (position INTEGER PRIMARY KEY, id TEXT);
 CREATE UNIQUE INDEX entry_grouped ON entry (split, grouped) WHERE grouped IS NOT NULL;
 CREATE TABLE seen (split TEXT, name TEXT, file INTEGER, line INTEGER, PRIMARY KEY (split, name)) WITHOUT ROWID;
 CREATE TABLE blob (name TEXT PRIMARY KEY, file INTEGER, line INTEGER, position INTEGER, length INTEGER) WITHOUT ROWID;
 CREATE TABLE remark (number INTEGER PRIMARY KEY, line TEXT);
 CREATE TABLE skipped (number INTEGER PRIMARY KEY, split TEXT, file INTEGER, line INTEGER, reason TEXT);
 """
-_ENTRIES = """
+_OF_ENTRY = "WHERE caption.split = entry.split AND caption.number = entry.number ORDER BY position"
+_TEXT_IDS = f"""(SELECT json_group_array(id) FROM (SELECT IFNULL(id, '') AS id
+    FROM caption LEFT JOIN text_id USING (position) {_OF_ENTRY}))"""
+_ENTRIES = f"""
 SELECT image, image_id, label, path, line,
-    (SELECT json_group_array(text) FROM (SELECT text FROM caption
-        WHERE caption.split = entry.split AND caption.number = entry.number ORDER BY position))
+    (SELECT json_group_array(text) FROM (SELECT text FROM caption {_OF_ENTRY})), {{text_ids}}
 FROM entry JOIN file ON file = file.number
 WHERE split = ? AND entry.number >= ? AND entry.number < ? ORDER BY entry.number
 """
@@ -102,7 +107,7 @@ class Catalog:
             number, *first = self._database.execute(_GROUP, (split, annotation.image)).fetchone()
             if grouped_once:
                 raise UnusableRecord(f"{annotation.unique} has been annotated before, in {Place(*first)}")
-        self._add_captions(split, number, annotation.captions)
+        self._add_captions(split, number, annotation)
 
     def add_blob(self, name: str, blob: Blob) -> None:
         """Notes where an image's bytes lie; raises UnusableRecord if there is an image of that name already."""
@@ -131,11 +136,20 @@ class Catalog:
         """Split name -> number of entries, in the order in which the annotations first name the splits."""
         return dict(self._database.execute("SELECT split, entries FROM size ORDER BY position"))
 
+    @functools.cached_property
+    def has_text_ids(self) -> bool:
+        """Whether any text has an identity; no catalog has one that a version before these identities began."""
+        tables = self._database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'text_id'")
+        return bool(tables.fetchone()) and bool(self._database.execute("SELECT 1 FROM text_id LIMIT 1").fetchone())
+
     def entries(self, split: str, start: int, stop: int) -> Iterator[tuple[Place, Annotation]]:
         """The entries number `start` to `stop` (exclusive) of a split, in order."""
-        rows = self._database.execute(_ENTRIES, (split, start, stop))
-        for image, image_id, label, path, line, captions in rows:
-            yield Place(path, line), Annotation(image, tuple(json.loads(captions)), split, image_id, label)
+        query = _ENTRIES.format(text_ids=_TEXT_IDS if self.has_text_ids else "'[]'")
+        for image, image_id, label, path, line, captions, text_ids in self._database.execute(
+            query, (split, start, stop)
+        ):
+            texts, ids = (tuple(json.loads(values)) for values in (captions, text_ids))
+            yield Place(path, line), Annotation(image, texts, split, image_id, label, text_ids=ids)
 
     def blob(self, name: str) -> Blob | None:
         """Where the bytes of an image lie; None if there is no such image."""
@@ -167,9 +181,11 @@ class Catalog:
     def __reduce__(self) -> tuple[type["Catalog"], tuple[Path]]:
         return Catalog, (self.path,)
 
-    def _add_captions(self, split: str, number: int, captions: Iterable[str]) -> None:
-        for caption in captions:
+    def _add_captions(self, split: str, number: int, annotation: Annotation) -> None:
+        for caption, text_id in itertools.zip_longest(annotation.captions, annotation.text_ids, fillvalue=""):
             self._database.execute("INSERT INTO caption VALUES (?, ?, ?, ?)", (split, number, self._captions, caption))
+            if text_id:
+                self._database.execute("INSERT INTO text_id VALUES (?, ?)", (self._captions, text_id))
             self._captions += 1
 
     def _see(self, split: str, name: str, file: int, place: Place) -> None:

@@ -12,7 +12,8 @@ are JSON lines:
     {"text_id": 8428, "text": "高级感托特包斜挎", "image_ids": [1076345, 517602]}
 
 That is certain (Chinese-CLIP's documentation and code). The code writes standard Base64 and reads the URL-safe
-alphabet as well; both are read here. A text may ask for several images, and several texts for one image. MUGE's own
+alphabet as well; both are read here. A text may ask for several images, and several texts for one image; text_id says
+in every record which text it is, so that all of its images count as right. MUGE's own
 release names the files MR_train_imgs.tsv and MR_train_queries.jsonl, with query_id, query_text and item_ids for the
 three keys (seen only through others' readers); that form is read too.
 
@@ -143,10 +144,12 @@ def _parse(split: str, line: str) -> tuple[Annotation, ...]:
         ids = [as_text(image, "an image id") for image in images]
         if len(set(ids)) < len(ids):
             raise UnusableRecord("an image is named twice")
-        text, unique = text_of(entry, "text"), f"text {text_of(entry, 'text_id')}"
+        text, text_id = text_of(entry, "text"), text_of(entry, "text_id")
     except UnusableRecord as error:
         raise UnusableRecord(f"{error}; expected {_EXPECTED}") from error
     return tuple(
-        Annotation(f"{split}/{image}", (text,), image_id=image, unique="" if number else unique)
+        Annotation(
+            f"{split}/{image}", (text,), image_id=image, unique="" if number else f"text {text_id}", text_ids=(text_id,)
+        )
         for number, image in enumerate(ids)
     )

@@ -6,15 +6,17 @@ Each line describes one image:
 
 "image" is a path inside the image folder, "captions" has at least one text, "split" is train, validation (or val) or
 another name of letters, digits and underscores with a Latin letter first, and "image_id" may be left out or null: it is
-the image's path then.
+the image's path then. "text_ids" may say which text each caption is, as long as "captions", with null for a caption of
+no other image: ["q17", null]. Captions of one id in different lines are one text with several right images.
 """
 
 from pathlib import Path
+from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.errors import UserError
 from r2d2_jax.preparation.corpora.annotation_corpus import LineCorpus
-from r2d2_jax.preparation.corpora.formats.fields import json_object, text_of, texts_of
+from r2d2_jax.preparation.corpora.formats.fields import as_text, json_object, text_of, texts_of
 from r2d2_jax.preparation.corpora.formats.lines import begins_with, refuse_array
 from r2d2_jax.preparation.examples import Annotation
 
@@ -52,4 +54,16 @@ class JsonLines(LineCorpus):
         captions = texts_of(entry, "captions")
         image = text_of(entry, "image")
         image_id = "" if entry.get("image_id") is None else text_of(entry, "image_id")
-        return Annotation(image, captions, text_of(entry, "split"), image_id, unique=image)
+        ids = _text_ids(entry, captions)
+        return Annotation(image, captions, text_of(entry, "split"), image_id, unique=image, text_ids=ids)
+
+
+def _text_ids(entry: dict[str, Any], captions: tuple[str, ...]) -> tuple[str, ...]:
+    ids = entry.get("text_ids")
+    if ids is None:
+        return ()
+    if not isinstance(ids, list) or len(ids) != len(captions):
+        raise UnusableRecord(
+            f'"text_ids" is not a list of {len(captions)} ids, one for each caption (null for a caption without one)'
+        )
+    return tuple("" if text_id is None else as_text(text_id, 'an id of "text_ids"') for text_id in ids)

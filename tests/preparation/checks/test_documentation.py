@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+from parsing import parsed
+
 from r2d2_jax.preparation.checks import findings
 from r2d2_jax.preparation.checks.report import CheckSettings, Limits, Range, Report
 
@@ -68,7 +70,7 @@ def said(node: ast.expr, helpers: dict[str, ast.expr]) -> str:
 
 def messages() -> set[str]:
     """Every finding that the code can yield, without the split's name before it."""
-    tree = ast.parse(inspect.getsource(findings))
+    tree = parsed(inspect.getsource(findings))
     # Functions that put a part of a message together; all but `_of`, which is a figure with its share.
     helpers = {
         function.name: statement.value

@@ -32,7 +32,7 @@ def split(
 ) -> SplitReport:
     """A split of 1,000 sound images and 2,000 captions in eight shards, with changes."""
     some_tokens = TokenReport(None, 0, 0.0, 0, 0.0, {})
-    some_captions = CaptionReport(2000, None, None, 2000, 0, 0, 0.0, {}, replace(some_tokens, **tokens or {}))
+    some_captions = CaptionReport(2000, None, None, 2000, 0, 0, 0.0, {}, {}, replace(some_tokens, **tokens or {}))
     some_images = ImageReport(1000, None, None, 0, None, {}, {}, {}, {}, 0, 0, [], 0, [], 0, [])
     sound = SplitReport(
         1000,
@@ -181,6 +181,18 @@ def test_no_train_split() -> None:
             split(captions={"repeated_share": 0.05}),
             "train: 102 of the 2,000 captions (5.10%) are also a caption of another image; contrastive losses take "
             "these for mistakes",
+        ),
+        (
+            split(captions={"repeated": 500, "text_ids": {"texts": 9, "captions_of_several_images": 399}}),
+            split(captions={"repeated": 500, "text_ids": {"texts": 9, "captions_of_several_images": 400}}),
+            "train: 101 of the 2,000 captions (5.05%) are also a caption of another image; contrastive losses take "
+            "these for mistakes",
+        ),
+        (
+            split(captions={"text_ids": {"texts": 400, "of_several_wordings": 1}}),
+            split(captions={"text_ids": {"texts": 400, "of_several_wordings": 0}}),
+            "train: 1 of the 400 text_ids (0.25%) stand for captions of different characters; training and evaluation "
+            "take these for one text",
         ),
         (
             split(tokens={"cut": 102, "cut_share": 0.051}),

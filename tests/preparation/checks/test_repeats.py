@@ -43,6 +43,7 @@ def in_memory(seen: list[Seen]) -> Repeats:
         of[one[0], one[3]].append(one)
     for (split, _), all_seen in of.items():
         expected.different[split] += 1
+        expected.several[split] += len({image for *_, image in all_seen}) > 1
         expected.repeated[split] += len(all_seen) * (len({image for *_, image in all_seen}) > 1)
     for split, other in ((0, 1), (1, 0)):
         both = [one for one in seen if one[0] == split and (other, one[3]) in of]
@@ -61,6 +62,7 @@ def test_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch_r
     seen = random_seen(np.random.default_rng(0))
     found, expected = find_repeats(written(tmp_path, seen)), in_memory(seen)
     assert found.different == expected.different
+    assert found.several == expected.several
     assert found.repeated == expected.repeated
     assert found.shared == expected.shared
     assert found.shared_by_others == expected.shared_by_others

@@ -36,6 +36,24 @@ def test_captions_meet_at_their_image(catalog: Catalog) -> None:
     ]
 
 
+def test_text_ids_stay_with_their_captions(catalog: Catalog) -> None:
+    """A gallery image has no caption; a caption without an id has none beside others that have one."""
+    for number, (image, ids) in enumerate([("x", ("1",)), ("y", ()), ("x", ("",)), ("x", ("2",))]):
+        catalog.add(at(number), "train", Annotation(image, (f"{number}",), text_ids=ids), grouped=True)
+    catalog.add(at(9), "train", Annotation("z", ()), grouped=True)
+    catalog = reopened(catalog)
+    assert catalog.has_text_ids
+    assert [entry.text_ids for _, entry in catalog.entries("train", 0, 9)] == [("1", "", "2"), ("",), ()]
+
+
+def test_a_catalog_of_a_version_without_text_ids_goes_on_without(catalog: Catalog) -> None:
+    catalog.add(at(1), "train", Annotation("x", ("一",)), grouped=True)
+    catalog._database.execute("DROP TABLE text_id")
+    catalog = reopened(catalog)
+    assert not catalog.has_text_ids
+    assert [entry for _, entry in catalog.entries("train", 0, 9)] == [Annotation("x", ("一",), "train", "x")]
+
+
 def test_many_captions_of_an_image_cost_no_more_than_those_of_many_images(tmp_path: Path) -> None:
     steps = []
     for name, images in (("one", 1), ("many", 4000)):

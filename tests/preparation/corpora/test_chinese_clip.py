@@ -45,6 +45,9 @@ def test_texts_of_several_images_and_images_of_several_texts(tmp_path: Path) -> 
     assert texts(tmp_path / "out") == {"2": ("一",), "1": ("一", "二"), "4": ("三",)}
     assert texts(tmp_path / "out", "validation") == {"1": (), "5": (), "6": ("四",)}
     assert texts(tmp_path / "out", "test") == {"8": (), "9": ()}
+    ids = {record.image_id: record.text_ids for record in records(tmp_path / "out")}
+    assert ids == {"2": ("10",), "1": ("10", "11"), "4": ("12",)}
+    assert [record.text_ids for record in records(tmp_path / "out", "validation")] == [(), (), ("10",)]
     assert [record.image for record in records(tmp_path / "out")] == [encode(seed=seed) for seed in (2, 1, 4)]
     assert records(tmp_path / "out", "validation")[0].image == encode(seed=7)
     assert preparation.remarks == (
@@ -67,6 +70,7 @@ def test_names_of_the_original_release(tmp_path: Path) -> None:
     write(tmp_path / "example_pred.jsonl", "no file of ours")
     preparation = prepared(Muge(annotations=str(tmp_path)), tmp_path / "out")
     assert texts(tmp_path / "out") == {"1": ("一",), "2": ("一",)}
+    assert {record.text_ids for record in records(tmp_path / "out")} == {("1",)}
     assert texts(tmp_path / "out", "test") == {"3": ()}
     assert preparation.remarks == ("test: 1 texts name no image (no truth is published for them); left out",)
 

@@ -93,6 +93,14 @@ BAD_LINES: list[tuple[str | bytes, str]] = [
     (line(3, captions=["一", ["二"]]), 'a text of "captions" is not a text'),
     (line(3, image_id=""), '"image_id" is empty'),
     (line(3, image=[7]), '"image" is not a text'),
+    (
+        line(3, text_ids="q1"),
+        '"text_ids" is not a list of 1 ids, one for each caption (null for a caption without one)',
+    ),
+    (line(3, text_ids=["q1", "q2"]), '"text_ids" is not a list of 1 ids, one for each caption'),
+    (line(3, text_ids=[]), '"text_ids" is not a list of 1 ids, one for each caption'),
+    (line(3, text_ids=[" "]), 'an id of "text_ids" is empty'),
+    (line(3, text_ids=[["q1"]]), 'an id of "text_ids" is not a text'),
     (line(3, split="a/b"), "'a/b' cannot name a split; use letters, digits and underscores, a letter first"),
     (line(3, image="a\0b.jpg"), '"image" has half a surrogate pair or a NUL in it'),
     ('{"image": "3.jpg", "captions": ["\\ud83d"], "split": "train"}', 'a text of "captions" has half a surrogate'),
@@ -154,6 +162,25 @@ def test_the_first_ten_are_listed(images: Path) -> None:
 def test_image_id_of_null_is_left_out(images: Path) -> None:
     prepared(images, '{"image": "0.jpg", "captions": ["一"], "split": "train", "image_id": null}')
     assert RecordSource(images.parent / "out", "train")[0].image_id == "0.jpg"
+
+
+def test_text_ids_of_captions(images: Path) -> None:
+    """Numbers count as text; a line or a caption may have none. Without any, the dataset has no such feature."""
+    prepared(
+        images,
+        line(0, captions=["一", "二"], text_ids=["q1", None]),
+        line(1),
+        line(2, captions=["一", "三"], text_ids=["q1", 7]),
+        line(3, text_ids=[None], split="test"),
+    )
+    source = RecordSource(images.parent / "out", "train")
+    assert source.has_text_ids
+    assert [source[index].text_ids for index in range(3)] == [("q1", ""), ("",), ("q1", "7")]
+    assert RecordSource(images.parent / "out", "test")[0].text_ids == ("",)
+    plain = JsonLines(str(images), annotate(images, line(0, text_ids=[None]), line(1)))
+    prepare(plain, str(images.parent / "plain"))
+    source = RecordSource(images.parent / "plain", "train")
+    assert (source.has_text_ids, source[0].text_ids) == (False, ())
 
 
 def test_an_array_is_refused(images: Path) -> None:

@@ -1,0 +1,41 @@
+"""Parsing is not disturbed by finalizers that parse themselves."""
+
+import ast
+import gc
+import sys
+
+import pytest
+from parsing import parsed
+
+SOURCE = "\n".join(f"def f{number}(a, b): return [a + {number}, (b, {{'c': a}})]" for number in range(300))
+
+
+class Parses:
+    """Parses when it is collected."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        ast.parse("x = 1")
+
+
+def leave_garbage() -> None:
+    """Garbage that no collection has seen yet."""
+    gc.disable()
+    for _ in range(20):
+        Parses()
+    gc.enable()
+
+
+def test_a_finalizer_that_parses_changes_nothing() -> None:
+    leave_garbage()
+    assert len(parsed(SOURCE).body) == 300
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python collects between instructions only, from 3.12 on")
+def test_without_it_python_fails() -> None:
+    leave_garbage()
+    with pytest.raises(SystemError, match="recursion depth mismatch"):
+        ast.parse(SOURCE)
