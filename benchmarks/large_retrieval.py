@@ -3,6 +3,7 @@
     python benchmarks/large_retrieval.py --part=nearest                        # cosines and top k of 5,000 x 25,000
     python benchmarks/large_retrieval.py --part=pairs --sizes=64x128,128x256   # a child process for each size
     python benchmarks/large_retrieval.py --part=kill --sizes=64x128            # SIGKILL in the middle, and start again
+    python benchmarks/large_retrieval.py --part=plan --memory_limit=8          # what 5,000 x 25,000 would need
 
 Models have random weights and the widths of the published ones, images and texts are random, and the ground truth is
 random too: costs depend on none of these. `--layers` makes towers and cross encoders shallower and leaves all sizes of
@@ -39,15 +40,15 @@ from r2d2_jax.evaluation.memory import plan_memory, retrieval_needs, smallest_li
 from r2d2_jax.evaluation.nearest import nearest
 from r2d2_jax.evaluation.retrieval import RetrievalSettings, evaluate_retrieval
 from r2d2_jax.evaluation.scorer import Scorer
-from r2d2_jax.models.r2d2 import R2D2
-from r2d2_jax.sharding import make_mesh
+from r2d2_jax.models.r2d2 import R2D2, abstract_params
+from r2d2_jax.sharding import make_mesh, state_shardings
 from r2d2_jax.trees import nested
 
 GIB = 2**30
 SIZES = {"vitb": presets.vit_base, "vitl": presets.vit_large}
 
-PART = flags.DEFINE_enum("part", "nearest", ["nearest", "pairs", "kill", "child"], "What is measured.")
-GALLERY = flags.DEFINE_string("gallery", "5000x25000", "Images x texts of --part=nearest.")
+PART = flags.DEFINE_enum("part", "nearest", ["nearest", "pairs", "kill", "plan", "child"], "What is measured.")
+GALLERY = flags.DEFINE_string("gallery", "5000x25000", "Images x texts of the parts nearest and plan.")
 GALLERIES = flags.DEFINE_list("sizes", ["32x64", "64x128"], "Images x texts of the other parts.")
 MODEL = flags.DEFINE_enum("model", "vitl", list(SIZES), "Whose widths the model has.")
 LAYERS = flags.DEFINE_integer("layers", 0, "Layers of each tower and cross encoder; 0 for the published ones.")
@@ -64,6 +65,8 @@ def main(_: list[str]) -> None:
         print(json.dumps(child(*sizes(GALLERIES.value[0]))), flush=True)
     elif PART.value == "nearest":
         measure_nearest(*sizes(GALLERY.value))
+    elif PART.value == "plan":
+        print_plan(*sizes(GALLERY.value))
     else:
         for size in GALLERIES.value:
             (measure_pairs if PART.value == "pairs" else measure_kill)(size)
@@ -106,6 +109,42 @@ def random_truth(images: int, texts: int) -> GroundTruth:
     """Every text belongs to a random image."""
     owner = np.random.default_rng(1).integers(0, images, texts)
     return GroundTruth(images, texts, np.stack([owner, np.arange(texts)], axis=1))
+
+
+# --- what a large one would need ------------------------------------------------------------------------------------
+
+
+def print_plan(images: int, texts: int) -> None:
+    """What is planned for galleries of this size; the forwards are compiled, and no parameters are made."""
+    config = chosen_sizes()
+    model, mesh = R2D2(config, masked_lm=False), make_mesh(MeshConfig())
+    shapes = abstract_params(model)
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+    split: Any = RandomSplit(config, images, texts)
+    candidates = images * min(RERANK.value, texts) + texts * min(RERANK.value, images)
+    needs = retrieval_needs(Scorer(model, mesh, BATCH.value).encoder, config, params, split, candidates, measured=True)
+    least = smallest_limit(needs)
+    plan = plan_memory(needs, least if LIMIT.value is None else int(LIMIT.value * GIB))
+    blocks = -(-images // plan.images)
+    print(
+        f"{images} x {texts}, GiB: {listed(needs.fixed)}; the smallest limit is {gib(least)}, all tokens are "
+        f"{gib(needs.tokens)}\n  within {LIMIT.value or least / GIB:.2f}: blocks of {plan.images} images and "
+        f"{plan.texts} texts; at most {candidates} pairs, and again {images} images and {blocks * texts} texts"
+    )
+
+
+def gib(value: float | None) -> str:
+    """A number of bytes in GiB."""
+    return "unknown" if value is None else f"{value / GIB:.2f}"
+
+
+def listed(needs: dict[str, int]) -> str:
+    """What needs how much."""
+    return ", ".join(f"{name} {gib(size)}" for name, size in needs.items())
 
 
 # --- a whole evaluation, in a child ---------------------------------------------------------------------------------
@@ -228,12 +267,10 @@ def measure_pairs(size: str) -> None:
     seconds, forwards = found["seconds"], found["forwards"]
     again = max(0.0, seconds["_encode"] - seconds["__init__"])
     scored = seconds["match"] - again
-    gib = lambda value: "unknown" if value is None else f"{value / GIB:.2f}"  # noqa: E731
-    planned = ", ".join(f"{name} {gib(value)}" for name, value in found["needs"].items())
     lines = [
         f"{size}: limit {gib(found['limit'])} GiB, peak {gib(found['peak'])}, before the evaluation "
         f"{gib(found['loaded'])}, on the device {gib(found['device peak'])}",
-        f"  planned: {planned}; all tokens together are {gib(found['all tokens'])}",
+        f"  planned: {listed(found['needs'])}; all tokens together are {gib(found['all tokens'])}",
         f"  blocks of {found['plan']}; embeddings {seconds['__init__']:.1f} s, top k {seconds['nearest']:.2f} s",
         f"  {forwards['pairs']} pairs {scored:.1f} s, {forwards['pairs'] / scored:.1f} a second; tokens again "
         f"{again:.1f} s, {again / (again + scored + seconds['__init__']):.0%} of all, for {found['again']['images']} "

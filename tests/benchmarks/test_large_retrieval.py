@@ -38,3 +38,15 @@ def test_top_k_of_random_embeddings(large: ModuleType, capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert "queries x 40 candidates, the best 40 of each" in lines[0]
     assert lines[1].startswith("t2i: 40 queries x 30 candidates, the best 30 of each")
+
+
+def test_what_a_large_gallery_would_need(
+    large: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is allocated: 100,000 images; texts pass once more for each block of 8 images."""
+    monkeypatch.setattr(large, "chosen_sizes", lambda: MODEL.config)
+    large.print_plan(100_000, 10)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("100000 x 10, GiB: program 1.00, embeddings 0.01, ")
+    pairs = 100_000 * 10 + 10 * 128
+    assert lines[1].endswith(f"at most {pairs} pairs, and again 100000 images and {100_000 // 8 * 10} texts")
