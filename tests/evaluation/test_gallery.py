@@ -1,16 +1,17 @@
 """Tokens that are kept, or made again block by block: the same figures, each image twice, a kill loses one block."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from encoder_cases import MODEL
 from retrieval_cases import SmallSplit, evaluated, one_device
 
 from r2d2_jax.arrays import Params
-from r2d2_jax.encoder import Encoder, Keep
+from r2d2_jax.encoder import Encoder, Keep, PairBatch
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation import gallery as module
 from r2d2_jax.evaluation.finished import FinishedBlocks, finished_blocks
@@ -76,21 +77,19 @@ def test_each_image_passes_its_tower_once_more_in_all(made: Callable[..., Galler
 
 
 def test_no_more_tokens_than_planned_are_there(made: Callable[..., Gallery], monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[tuple[int, int]] = []
-    match = Encoder.match_batches
+    """Of 200 images and 300 texts those of a block, of two batches of pairs on their way, and of two being encoded."""
+    gallery = made(Plan(Keep.ON_DEVICES, 8, 16, whole=False), split=SmallSplit(200, 300))
+    alive, match = [], Encoder.match_batches
+    count = lambda: sum(array.nbytes for array in jax.live_arrays() if array.ndim == 3)  # noqa: E731
+    before, image, text = count(), 10 * 64 * 4, 7 * 64 * 4
 
-    def spied(encoder: Encoder, params: Params, batches: Any) -> np.ndarray:
-        def seen() -> Iterator[Any]:
-            for batch in batches:
-                found.append((len(batch.image_tokens), len(batch.text_tokens)))
-                yield batch
-
-        return match(encoder, params, seen())
+    def spied(encoder: Encoder, params: Params, batches: Iterable[PairBatch]) -> np.ndarray:
+        return match(encoder, params, (alive.append(count()) or batch for batch in batches))
 
     monkeypatch.setattr(Encoder, "match_batches", spied)
-    made(Plan(Keep.ON_DEVICES, 8, 16, whole=False)).match(pairs_of())
-    assert max(images for images, _ in found) == 8
-    assert max(texts for _, texts in found) == 16
+    gallery.match(np.random.default_rng(0).integers(0, [200, 300], (2000, 2)))
+    assert len(alive) > 200
+    assert max(alive) - before <= (8 * image + 16 * text) + 4 * BATCH * (image + text) < (200 * image + 300 * text) / 4
 
 
 def test_equal_texts_have_equal_scores(made: Callable[..., Gallery]) -> None:
