@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from raw_data import serialized, write_raw
-from small_model import CHEAPEST, assert_bitwise_equal, log_lines, saved_state, small_config
+from small_model import CHEAPEST, RETRIEVAL, assert_bitwise_equal, log_lines, saved_state, small_config
 
 from r2d2_jax.data.train_batches import text_id_hash
 from r2d2_jax.errors import UserError
@@ -17,6 +17,7 @@ from r2d2_jax.runs import config_differences
 from r2d2_jax.tasks import build_task
 from r2d2_jax.train import loop
 from r2d2_jax.train.loop import RunOutcome, train
+from r2d2_jax.train.setup import build_batches, build_parts
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,17 @@ def test_a_run_begun_without_identities_of_texts_goes_on_without(
     assert list(config_differences(saved, small_config().to_dict())) == []
     asked = small_config({"loss": {"text_ids": True}}).to_dict()
     assert list(config_differences(saved, asked)) == ["loss.text_ids: false in the checkpoint, true now"]
+
+
+def test_fine_tuning_reads_identities_of_texts_wherever_there_are_any(prepared: Path, corpora: Path) -> None:
+    for names, reads in ((("small", "large"), True), (("small",), False)):
+        data = {"directory": str(prepared), "corpora": tuple(str(corpora / name) for name in names)}
+        config = small_config(RETRIEVAL, {"data": data | {"validation_split": ""}})
+        parts = build_parts(config)
+        batches = build_batches(config, parts, 0, lambda lost: None)
+        assert parts.task.reads_text_ids is reads
+        assert ("text_id" in next(batches)) is reads
+        batches.close()
 
 
 def test_another_mixture_is_refused(prepared: Path, corpora: Path, undisturbed: Path, tmp_path: Path) -> None:
