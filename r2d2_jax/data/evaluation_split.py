@@ -72,24 +72,28 @@ class EvaluationSplit:
         """Number of images, with or without captions."""
         return len(self._indices)
 
-    def image_batches(self, batch_size: int, own: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """Every image once, resized to a square.
+    def image_batches(
+        self, batch_size: int, own: np.ndarray | None = None, images: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Images once each, resized to a square.
 
         Args:
             batch_size: images in a batch.
             own: bool [batch_size], the rows that this process needs; None means all of them.
+            images: int [i], positions of the images, in order; None means all of them.
 
         Yields:
             uint8 [batch_size image_size image_size 3]. Rows of the last batch beyond the images are zero, and so are
             rows that this process does not need: otherwise every process would decode every image.
         """
-        needed = np.resize(np.ones(batch_size, bool) if own is None else own, self.num_images)
-        indices = (index for index, need in zip(self._indices, needed, strict=True) if need)
-        images = map_ahead(lambda index: evaluation_image(self._source[index].image, self._image_size), indices)
-        for start in range(0, self.num_images, batch_size):
+        chosen = self._indices if images is None else [self._indices[place] for place in images]
+        needed = np.resize(np.ones(batch_size, bool) if own is None else own, len(chosen))
+        indices = (index for index, need in zip(chosen, needed, strict=True) if need)
+        decoded = map_ahead(lambda index: evaluation_image(self._source[index].image, self._image_size), indices)
+        for start in range(0, len(chosen), batch_size):
             batch = np.zeros((batch_size, self._image_size, self._image_size, 3), np.uint8)
             for row in np.flatnonzero(needed[start : start + batch_size]):
-                batch[row] = next(images)
+                batch[row] = next(decoded)
             yield batch
 
     def _inspect(self, index: int) -> Record | UnusableRecord:

@@ -6,7 +6,7 @@ from r2d2_jax.arrays import Params
 from r2d2_jax.config.run import EvaluationConfig
 from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.evaluation.foil import CHANCE, FoilReport, check_foil_split, evaluate_foils
-from r2d2_jax.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from r2d2_jax.evaluation.retrieval import RetrievalReport, RetrievalSettings, evaluate_retrieval
 from r2d2_jax.evaluation.scorer import Scorer
 
 
@@ -24,7 +24,7 @@ class EvaluationReport:
         """Flat names for the log, such as "validation/reranked/i2t_r1" and "foil/dual", in per cent."""
         result: dict[str, float] = {}
         if self.retrieval is not None:
-            for stage in ("dual", "reranked", "chance"):
+            for stage in ("dual", "cross", "reranked", "chance"):
                 for name, value in (getattr(self.retrieval, stage) or {}).items():
                     result[f"validation/{stage}/{name}"] = value
         if self.foil is not None:
@@ -118,8 +118,7 @@ class Evaluator:
     def _retrieval(self, params: Params, rerank: int) -> RetrievalReport | None:
         if self._validation is None:
             return None
-        encoded = self._scorer.encode(params, self._validation, keep_tokens=rerank > 0)
-        return evaluate_retrieval(self._scorer, params, encoded, rerank)
+        return evaluate_retrieval(self._scorer, params, self._validation, RetrievalSettings(rerank=rerank))
 
     def _foils(self, params: Params, rerank: bool) -> FoilReport | None:
         if self._foil is None:
