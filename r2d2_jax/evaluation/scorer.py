@@ -49,6 +49,11 @@ class Scorer:
         check_batch_divides(batch_size, mesh, "evaluation.batch_size")
         self._encoder, self._config, self._devices = Encoder(model, mesh, batch_size), model.config, mesh.size
 
+    @property
+    def encoder(self) -> Encoder:
+        """The compiled forwards, for those who feed them with rows of their own."""
+        return self._encoder
+
     def encode(self, params: Params, split: EvaluationSplit, *, keep_tokens: bool) -> EncodedSplit:
         """Encodes every image and every caption of a split.
 
