@@ -36,7 +36,12 @@ FREE_KEYS = (
 
 # What a run did before a key existed; a checkpoint without the key resumes if the configuration asks for the same.
 # Checkpoints of version 0.2 have every key that is not here.
-BEFORE_THE_KEY: dict[str, Any] = {"loss.text_ids": False}
+BEFORE_THE_KEY: dict[str, Any] = {
+    "loss.text_ids": False,
+    "matching.loss": "cross_entropy",  # there was no matching
+    "optimizer.initial_learning_rate": 0.0,
+    "optimizer.schedule": "cosine",
+}
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:

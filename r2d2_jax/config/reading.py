@@ -27,7 +27,14 @@ from r2d2_jax.config.run import (
     optimizer_contradictions,
     train_contradictions,
 )
-from r2d2_jax.config.tasks import LossConfig, RetrievalConfig, loss_contradictions, retrieval_contradictions
+from r2d2_jax.config.tasks import (
+    LossConfig,
+    MatchingConfig,
+    RetrievalConfig,
+    loss_contradictions,
+    matching_contradictions,
+    retrieval_contradictions,
+)
 from r2d2_jax.errors import UserError, bulleted
 
 
@@ -35,7 +42,7 @@ from r2d2_jax.errors import UserError, bulleted
 class Config:
     """Everything that a run depends on.
 
-    task: "pretraining", whose terms are in `loss`, or "retrieval", whose terms are in `retrieval`.
+    task: "pretraining", whose terms are in `loss`, "retrieval" or "matching", whose terms are in the blocks of that name.
     """
 
     model: ModelConfig
@@ -45,12 +52,13 @@ class Config:
     task: str = "pretraining"
     loss: LossConfig = field(default_factory=LossConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
     initial: InitialWeightsConfig = field(default_factory=InitialWeightsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
-    def terms(self) -> LossConfig | RetrievalConfig:
+    def terms(self) -> LossConfig | RetrievalConfig | MatchingConfig:
         """The block of the configured task's terms."""
         return getattr(self, TERMS[self.task][0])
 
@@ -181,6 +189,7 @@ def _contradictions(config: Config) -> Iterator[str]:
 TERMS: dict[str, tuple[str, Callable[[Any, ModelConfig, int], Iterator[str]]]] = {
     "pretraining": ("loss", loss_contradictions),
     "retrieval": ("retrieval", retrieval_contradictions),
+    "matching": ("matching", matching_contradictions),
 }
 
 

@@ -10,15 +10,20 @@ from r2d2_jax.trees import path_end
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up to `learning_rate` and cosine decay to `final_learning_rate`.
+    """AdamW and the schedule of its rate.
 
+    schedule: "cosine", `warmup_steps` up in a line from `initial_learning_rate` to `learning_rate`, then a cosine to
+        `final_learning_rate` at the end of the run; or "triangular", as many steps up and as many down again, over and
+        over, as PyTorch's CyclicLR in its mode "triangular".
     rates: (pattern, factor) pairs. A parameter's rate is the scheduled one times the factor of the first pattern that
         matches the end of its path, such as ("bias", 2.0) or ("text_encoder/.*", 0.1); 1 where none does.
     """
 
     learning_rate: float
+    initial_learning_rate: float = 0.0
     final_learning_rate: float = 0.0
     warmup_steps: int = 0
+    schedule: str = "cosine"
     weight_decay: float = 0.02
     beta1: float = 0.9
     beta2: float = 0.999
@@ -30,8 +35,9 @@ class OptimizerConfig:
 def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
     """Yields one sentence per value that is out of range."""
     yield from not_positive((f"optimizer.{name}", getattr(optimizer, name)) for name in ("learning_rate", "clip_norm"))
-    counts = ("warmup_steps", "weight_decay", "final_learning_rate", "epsilon")
+    counts = ("warmup_steps", "weight_decay", "initial_learning_rate", "final_learning_rate", "epsilon")
     yield from negative((f"optimizer.{name}", getattr(optimizer, name)) for name in counts)
+    yield from _schedule_contradictions(optimizer)
     for pattern, factor in optimizer.rates:
         yield from negative([(f"optimizer.rates of {pattern!r}", factor)])
         try:
@@ -41,6 +47,26 @@ def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
     for name, share in (("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)):
         if not 0 <= share < 1:  # at 1 nothing of any gradient would be seen, and the bias correction divide by zero
             yield f"{name} is {share}; expected 0 or more and less than 1"
+
+
+def _schedule_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
+    if optimizer.schedule not in ("cosine", "triangular"):
+        yield f"optimizer.schedule is {optimizer.schedule!r}; expected 'cosine' or 'triangular'"
+    if 0 < optimizer.learning_rate < optimizer.initial_learning_rate:
+        yield (
+            f"optimizer.initial_learning_rate is {optimizer.initial_learning_rate}; expected optimizer.learning_rate "
+            f"{optimizer.learning_rate} at most, to which the rate rises"
+        )
+    if optimizer.warmup_steps == 0 and (optimizer.initial_learning_rate > 0 or optimizer.schedule == "triangular"):
+        yield (
+            "optimizer.warmup_steps is 0, so there is no way up for optimizer.initial_learning_rate "
+            f"{optimizer.initial_learning_rate} or the schedule {optimizer.schedule!r}; expected a number of steps"
+        )
+    if optimizer.schedule == "triangular" and optimizer.final_learning_rate:
+        yield (
+            f"optimizer.final_learning_rate is {optimizer.final_learning_rate}, and a triangular schedule falls to "
+            "optimizer.initial_learning_rate; leave it at 0"
+        )
 
 
 @dataclass(frozen=True)

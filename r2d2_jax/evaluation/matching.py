@@ -125,7 +125,7 @@ class MatchingReport:
         chosen = "best" if self.chosen_here else "given"
         head = f"matching, {split}: {self.pairs} pairs of {self.images} images, {self.matches} match"
         lines = [head, f"{'per cent':<28}{'dual':>8}{'match':>11}{'chance':>8}"]
-        lines.append(_line("  AUC", self.dual.auc, self.match and self.match.auc, CHANCE_AUC))
+        lines.append(_line("  AUC", self.dual.auc, None if self.match is None else self.match.auc, CHANCE_AUC))
         rows = [
             (f"accuracy, {chosen} threshold", "accuracy", self.chance["accuracy"]),
             ("  of pairs that match", "match_accuracy", None),

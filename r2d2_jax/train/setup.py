@@ -15,6 +15,7 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
 from r2d2_jax.data.bad_records import UnusableRecords
 from r2d2_jax.data.evaluation_split import EvaluationSplit
+from r2d2_jax.data.labelled_pairs import check_labelled
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
@@ -71,7 +72,11 @@ def build_parts(config: Config) -> RunParts:
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.train.batch_size, mesh)
     mixture = build_mixture(config)  # before the vocabulary, which may lie beside records that are not there
-    tokenizer = build_tokenizer(config, number_words=build_task(config).reads_words)
+    planned = build_task(config)
+    if planned.reads_labels:
+        for source in mixture.sources:
+            check_labelled(source)
+    tokenizer = build_tokenizer(config, number_words=planned.reads_words)
     epoch_steps, total_steps = run_length(config, len(mixture))
     tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     task = build_task(config, tokens=tokens, epoch_steps=epoch_steps, text_ids=mixture.has_text_ids)
@@ -279,5 +284,6 @@ def build_batches(
         text_ids=parts.task.reads_text_ids,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        labelled=parts.task.reads_labels,
         on_loss=on_loss,
     )
