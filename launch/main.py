@@ -79,7 +79,9 @@ def _work(arguments: Sequence[str]) -> None:
     outcome = train(Config.from_config_dict(config), _workdir(), skip_damaged=SKIP_DAMAGED.value)
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.unusable} unusable records. Checkpoints and logs: {WORKDIR.value}")
-        if outcome.report.metrics():
+        if outcome.choice is not None:
+            print(outcome.choice.table())
+        elif outcome.report.metrics():
             print(outcome.report.table())
 
 

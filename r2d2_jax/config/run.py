@@ -74,6 +74,9 @@ class TrainConfig:
     """The run: `batch_size` is global, in pairs; `epochs` counts visits to every image.
 
     The intervals are in steps; `evaluate_every` and `checkpoint_every` 0 mean once, at the end.
+
+    evaluate_every_epochs: evaluate also after so many epochs, 1 for each. A run that does so ends with a choice: the
+        epoch that is best on validation.
     """
 
     batch_size: int
@@ -82,6 +85,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 1000
     evaluate_every: int = 1000
+    evaluate_every_epochs: float = 0.0
     keep_last: int = 2
     keep_best: int = 1
 
@@ -90,8 +94,10 @@ def train_contradictions(train: TrainConfig) -> Iterator[str]:
     """Yields one sentence per value that is out of range."""
     counts = ("batch_size", "epochs", "log_every", "keep_last")
     yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
-    counts = ("seed", "checkpoint_every", "evaluate_every", "keep_best")
-    yield from negative((f"train.{name}", getattr(train, name)) for name in counts)
+    intervals = ("seed", "checkpoint_every", "evaluate_every", "evaluate_every_epochs", "keep_best")
+    yield from negative((f"train.{name}", getattr(train, name)) for name in intervals)
+    if train.evaluate_every_epochs and not train.keep_best:
+        yield "train.evaluate_every_epochs chooses the best epoch and train.keep_best is 0; expected to keep 1 at least"
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,13 @@ class EvaluationConfig:
         A cut-off beyond them goes on in the order of the dual encoder.
     rerank_during_training: also re-rank in the evaluations before the last one.
     batch_size: images, texts or pairs per forward.
+    directions: of retrieval, those by whose mean recall checkpoints are compared: "i2t", "t2i" or both.
     """
 
     rerank_candidates: int = 16
     rerank_during_training: bool = True
     batch_size: int = 64
+    directions: tuple[str, ...] = ("i2t", "t2i")
 
     @property
     def compared_by(self) -> str:
@@ -158,6 +166,8 @@ def evaluation_contradictions(evaluation: EvaluationConfig, *, match_heads: bool
     """Yields one sentence per value that is out of range, or that asks untrained match heads to re-rank."""
     yield from not_positive([("evaluation.batch_size", evaluation.batch_size)])
     yield from negative([("evaluation.rerank_candidates", evaluation.rerank_candidates)])
+    if evaluation.directions not in (("i2t", "t2i"), ("i2t",), ("t2i",)):
+        yield f"evaluation.directions is {evaluation.directions}; expected ('i2t', 't2i'), or one of the two"
     if evaluation.rerank_candidates and not match_heads:
         yield (
             f"evaluation.rerank_candidates is {evaluation.rerank_candidates} but no match heads are trained "

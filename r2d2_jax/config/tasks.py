@@ -121,4 +121,4 @@ def matching_contradictions(matching: MatchingConfig, model: ModelConfig, batch_
     if matching.loss not in ("cross_entropy", "published"):
         yield f"matching.loss is {matching.loss!r}; expected 'cross_entropy' or 'published'"
     if not model.cross.layers:
-        yield "task is 'matching' but model.cross.layers is 0; PRD2 has no cross encoders, which are what matching trains"
+        yield "task is 'matching' but model.cross.layers is 0; PRD2 has no cross encoders, and matching trains these"

@@ -93,6 +93,7 @@ class MatchingReport:
 
     dual: by the cosine. match: by the cross encoders' match probability; None for a model without them.
     chosen_here: whether the thresholds are the best of this very split, and not given from another.
+    role: what the split is, "validation" or "test".
     """
 
     dual: MatchingFigures
@@ -101,11 +102,11 @@ class MatchingReport:
     images: int
     matches: int
     chosen_here: bool
+    role: str = "validation"
 
-    @property
-    def auc(self) -> float:
-        """By the best score that the model has: match probability, or the cosine without cross encoders."""
-        return (self.match or self.dual).auc
+    def scores(self) -> dict[str, float]:
+        """AUC in per cent by each score."""
+        return {"dual": self.dual.auc} | ({"match": self.match.auc} if self.match else {})
 
     @property
     def chance(self) -> dict[str, float]:
@@ -113,17 +114,18 @@ class MatchingReport:
         larger = max(self.matches, self.pairs - self.matches)
         return {"auc": CHANCE_AUC, "accuracy": 100 * larger / self.pairs}
 
-    def metrics(self, split: str = "validation") -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Flat names for the log, such as "validation/match/auc", in per cent."""
         stages = {"dual": self.dual.metrics(), "chance": self.chance} | (
             {"match": self.match.metrics()} if self.match else {}
         )
-        return {f"{split}/{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
+        flat = ((f"{stage}/{name}", value) for stage, values in stages.items() for name, value in values.items())
+        return {f"{self.role}/{name}": value for name, value in flat}
 
-    def table(self, split: str = "validation") -> str:
+    def table(self) -> str:
         """A table for people, in per cent."""
         chosen = "best" if self.chosen_here else "given"
-        head = f"matching, {split}: {self.pairs} pairs of {self.images} images, {self.matches} match"
+        head = f"matching on {self.role}, {self.pairs} pairs of {self.images} images, {self.matches} match"
         lines = [head, f"{'per cent':<28}{'dual':>8}{'match':>11}{'chance':>8}"]
         lines.append(_line("  AUC", self.dual.auc, None if self.match is None else self.match.auc, CHANCE_AUC))
         rows = [
@@ -148,6 +150,7 @@ def evaluate_matching(
     dual_threshold: float | None = None,
     *,
     intervals: bool = False,
+    role: str = "validation",
 ) -> MatchingReport:
     """Scores every pair of a split once, by cosine and by match probability.
 
@@ -158,6 +161,7 @@ def evaluate_matching(
         threshold: of the match probability, as another split's report says; None takes the best of this split.
         dual_threshold: the same of the cosine.
         intervals: also give 95 % bootstrap intervals over images.
+        role: what the split is, for the names of its figures.
     """
     cosine, probability = pair_scores(scorer, params, pairs)
 
@@ -171,7 +175,33 @@ def evaluate_matching(
         images=pairs.num_images,
         matches=int(pairs.match.sum()),
         chosen_here=threshold is None,
+        role=role,
     )
+
+
+class MatchingEvaluator:
+    """Evaluates parameters on labelled pairs.
+
+    Args:
+        scorer: encodes images and texts and matches them.
+        validation: the split by which checkpoints are compared, and which gives the thresholds.
+        test: the test split, or None.
+    """
+
+    def __init__(self, scorer: Scorer, validation: LabelledPairs, test: LabelledPairs | None = None) -> None:
+        self._scorer, self._validation, self._test = scorer, validation, test
+        self.has_test = test is not None
+
+    def evaluate(self, params: Params, *, final: bool) -> MatchingReport:
+        """Measures the validation split."""
+        return evaluate_matching(self._scorer, params, self._validation)
+
+    def test(self, params: Params, validation: MatchingReport) -> MatchingReport:
+        """Measures the test split at the thresholds that validation chose."""
+        assert self._test is not None
+        chosen = None if validation.match is None else validation.match.cut.threshold
+        dual = validation.dual.cut.threshold
+        return evaluate_matching(self._scorer, params, self._test, chosen, dual, role="test")
 
 
 def pair_scores(scorer: Scorer, params: Params, pairs: LabelledPairs) -> tuple[np.ndarray, np.ndarray | None]:

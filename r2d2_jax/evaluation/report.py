@@ -12,13 +12,19 @@ from r2d2_jax.evaluation.scorer import Scorer
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Retrieval on the validation split, and choosing between caption and foil; None where there is no such split."""
+    """Retrieval on a split, and choosing between caption and foil; None where there is no such split.
+
+    role: what the split is to the run, "validation" or "test".
+    directions: of retrieval, those that count.
+    """
 
     retrieval: RetrievalReport | None
     foil: FoilReport | None
     images: int
     captions: int
     foil_images: int
+    role: str = "validation"
+    directions: tuple[str, ...] = ("i2t", "t2i")
 
     def metrics(self) -> dict[str, float]:
         """Flat names for the log, such as "validation/reranked/i2t_r1" and "foil/dual", in per cent."""
@@ -26,23 +32,26 @@ class EvaluationReport:
         if self.retrieval is not None:
             for stage in ("dual", "reranked", "chance"):
                 for name, value in (getattr(self.retrieval, stage) or {}).items():
-                    result[f"validation/{stage}/{name}"] = value
+                    result[f"{self.role}/{stage}/{name}"] = value
         if self.foil is not None:
             for stage in ("dual", "reranked", "match"):
                 if getattr(self.foil, stage) is not None:
                     result[f"foil/{stage}"] = getattr(self.foil, stage)
         return result
 
-    def mean_recalls(self) -> dict[str, float]:
-        """The mean of the six recalls, in per cent, of each stage of retrieval that was measured."""
+    def scores(self) -> dict[str, float]:
+        """The mean of the recalls of the asked directions, in per cent, of each stage that was measured."""
         stages = {} if self.retrieval is None else {"dual": self.retrieval.dual, "reranked": self.retrieval.reranked}
-        return {stage: recalls["mean"] for stage, recalls in stages.items() if recalls}
+        (one, *others) = self.directions
+        name = "mean" if others else f"{one}_mean"
+        return {stage: recalls[name] for stage, recalls in stages.items() if recalls}
 
     def table(self) -> str:
         """A table for people: dual encoder, re-ranked and chance side by side, in per cent."""
         lines = [f"{'per cent':<28}{'dual':>8}{'re-ranked':>11}{'chance':>8}"]
         if self.retrieval is not None:
-            lines.append(f"retrieval, {self.images} images, {self.captions} captions")
+            on = "" if self.role == "validation" else f" on {self.role}"
+            lines.append(f"retrieval{on}, {self.images} images, {self.captions} captions")
             lines += _recall_lines(self.retrieval)
         if self.foil is not None:
             lines.append(f"caption or foil, {self.foil_images} images")
@@ -72,13 +81,13 @@ def _line(label: str, dual: float | None, reranked: float | None, chance: float)
     return f"{label:<28}{shown[0]:>8}{shown[1]:>11}{chance:>8.1f}"
 
 
-class Evaluator:
-    """Evaluates parameters on a validation and a foil split.
+class RetrievalEvaluator:
+    """Evaluates parameters on a validation, a foil and a test split.
 
     Args:
         settings: how many candidates are re-ranked, and when.
         scorer: encodes splits and matches pairs.
-        validation, foil: the splits, or None.
+        validation, foil, test: the splits, or None.
 
     Raises:
         UserError: the foil split is not one.
@@ -90,11 +99,13 @@ class Evaluator:
         scorer: Scorer,
         validation: EvaluationSplit | None,
         foil: EvaluationSplit | None,
+        test: EvaluationSplit | None = None,
     ) -> None:
         if foil is not None:
             check_foil_split(foil)
         self._settings, self._scorer = settings, scorer
-        self._validation, self._foil = validation, foil
+        self._validation, self._foil, self._test = validation, foil, test
+        self.has_test = test is not None
 
     def evaluate(self, params: Params, *, final: bool) -> EvaluationReport:
         """Measures everything there is to measure.
@@ -105,24 +116,35 @@ class Evaluator:
         """
         asked = final or self._settings.rerank_during_training
         rerank = self._settings.rerank_candidates if asked else 0
+        return self._report(self._validation, self._foil, params, rerank, "validation")
+
+    def test(self, params: Params, validation: EvaluationReport) -> EvaluationReport:
+        """Measures the test split, re-ranked if re-ranking is configured at all."""
+        return self._report(self._test, None, params, self._settings.rerank_candidates, "test")
+
+    def _report(
+        self, split: EvaluationSplit | None, foil: EvaluationSplit | None, params: Params, rerank: int, role: str
+    ) -> EvaluationReport:
         return EvaluationReport(
-            self._retrieval(params, rerank),
-            self._foils(params, rerank > 0),
-            images=self._validation.num_images if self._validation else 0,
-            captions=len(self._validation.captions) if self._validation else 0,
-            foil_images=self._foil.num_images if self._foil else 0,
+            self._retrieval(split, params, rerank),
+            self._foils(foil, params, rerank > 0),
+            images=split.num_images if split else 0,
+            captions=len(split.captions) if split else 0,
+            foil_images=foil.num_images if foil else 0,
+            role=role,
+            directions=self._settings.directions,
         )
 
     # One split after the other, so that the tokens of one have left the devices when those of the next arrive.
 
-    def _retrieval(self, params: Params, rerank: int) -> RetrievalReport | None:
-        if self._validation is None:
+    def _retrieval(self, split: EvaluationSplit | None, params: Params, rerank: int) -> RetrievalReport | None:
+        if split is None:
             return None
-        encoded = self._scorer.encode(params, self._validation, keep_tokens=rerank > 0)
+        encoded = self._scorer.encode(params, split, keep_tokens=rerank > 0)
         return evaluate_retrieval(self._scorer, params, encoded, rerank)
 
-    def _foils(self, params: Params, rerank: bool) -> FoilReport | None:
-        if self._foil is None:
+    def _foils(self, split: EvaluationSplit | None, params: Params, rerank: bool) -> FoilReport | None:
+        if split is None:
             return None
-        encoded = self._scorer.encode(params, self._foil, keep_tokens=rerank)
+        encoded = self._scorer.encode(params, split, keep_tokens=rerank)
         return evaluate_foils(self._scorer, params, encoded, rerank=rerank)

@@ -59,7 +59,7 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
 
     Args:
         config: the optimizer's settings.
-        total_steps: length of the run. A warm-up before a cosine is never longer; a triangle's sides do not depend on it.
+        total_steps: length of the run. A warm-up before a cosine is never longer; the sides of a triangle may be.
     """
     if config.schedule == "triangular":
         return triangular(config.initial_learning_rate, config.learning_rate, config.warmup_steps)
@@ -77,7 +77,7 @@ def triangular(low: float, high: float, steps: int) -> optax.Schedule:
     """Rises from `low` to `high` in so many steps, falls in as many, and begins again (PyTorch's CyclicLR)."""
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        share = jnp.asarray(step % (2 * steps), jnp.float32) / steps
+        share = jnp.asarray(jnp.mod(step, 2 * steps), jnp.float32) / steps
         return low + (high - low) * jnp.minimum(share, 2 - share)
 
     return schedule
