@@ -67,8 +67,7 @@ def train_batches(
         mixture: the training records, of one corpus or several.
         tokenizer: gives `l`.
         data: gives augmentation and number of worker processes.
-        image_size: side of the images in pixels.
-        batch_size: `b`, over all processes.
+        image_size, batch_size: side of the images in pixels, and `b`, over all processes.
         seed: of the order and of the augmentation, 0 or more.
         first_step: number of steps done before; a run continues exactly where it stopped.
         text_ids: whether the batches say which text each row has; zeros stand for one without an identity.
