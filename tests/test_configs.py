@@ -68,7 +68,7 @@ def resolved(name: str, *ablation: str) -> dict[str, Any]:
 def open_size(config: ConfigDict, path: str) -> bool:
     value = config.model
     for name in path.split("."):
-        value = value[name] if name in value else None
+        value = value.get(name)
     return value == presets.AS_INITIAL
 
 

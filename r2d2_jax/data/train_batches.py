@@ -71,16 +71,14 @@ def train_batches(
         seed: of the order and of the augmentation, 0 or more.
         first_step: number of steps done before; a run continues exactly where it stopped.
         text_ids: whether the batches say which text each row has; zeros stand for one without an identity.
-        process_index, process_count: this process's number, from 0, and how many there are; each gives
-            b' = b / process_count rows of every batch.
+        process_index, process_count: this process's number and how many there are; each gives b' = b / process_count.
         labelled: whether the batches say which of their pairs match.
         on_loss: called when a worker process is lost; from then on this process makes the batches itself, the same
             ones. Without it the loss is raised.
 
     Returns:
         A generator; `close()` ends its workers. Each batch has the fields of `Batch`, b' rows of each, word if the
-        tokenizer numbers words, text_id if `text_ids`, label if `labelled`; and problems str [b'] with one line for each
-        unusable record that the row replaces (see `UnusableRecords`).
+        tokenizer numbers words, text_id if `text_ids`, label if `labelled`; and problems str [b'] (`UnusableRecords`).
 
     Raises:
         UserError: the processes cannot share the batch evenly, or shared memory cannot hold the workers' batches.
