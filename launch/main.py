@@ -75,12 +75,16 @@ def _work(arguments: Sequence[str]) -> None:
     # Here, because every process that decodes imports this file again, and the loop brings 200 MB that none of them
     # needs (tensorboardX imports PyTorch, where that is installed).
     from r2d2_jax.train.loop import train
+    from r2d2_jax.train.sizes import with_sizes
 
     _join()
-    outcome = train(Config.from_config_dict(config), _workdir(), skip_damaged=SKIP_DAMAGED.value)
+    workdir = _workdir()
+    outcome = train(Config.from_config_dict(with_sizes(config, workdir)), workdir, skip_damaged=SKIP_DAMAGED.value)
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.unusable} unusable records. Checkpoints and logs: {WORKDIR.value}")
-        if outcome.report.metrics():
+        if outcome.choice is not None:
+            print(outcome.choice.table())
+        elif outcome.report.metrics():
             print(outcome.report.table())
         _draw(_workdir())
 

@@ -51,6 +51,7 @@ class Batch:
     text_id: uint32 [b 2], the same of the text's identity; zeros are a text without one, which is no other row's text.
         None unless a task reads it and the data has such identities.
     word: int32 [b l], which word of its text each token belongs to (`data.text.words`); None unless a task reads it.
+    label: int32 [b], 1 where image and text match, 0 where they do not; None unless a task reads it.
     """
 
     images: jax.Array
@@ -59,6 +60,7 @@ class Batch:
     image_id: jax.Array
     word: jax.Array | None = None
     text_id: jax.Array | None = None
+    label: jax.Array | None = None
 
     def words(self) -> jax.Array:
         """`word`, where a task reads it.
@@ -69,6 +71,16 @@ class Batch:
         if self.word is None:
             raise ValueError("the batch does not say which word each token belongs to; its tokenizer numbers none")
         return self.word
+
+    def labels(self) -> jax.Array:
+        """`label`, where a task reads it.
+
+        Raises:
+            ValueError: the batch was made without.
+        """
+        if self.label is None:
+            raise ValueError("the batch does not say which of its pairs match; its records have no labels")
+        return self.label
 
 
 @struct.dataclass

@@ -21,7 +21,7 @@ SET_ASIDE = "damaged"  # ends the name of a folder that is no longer looked at
 # Orbax writes some of these after the listing and reads none of them again.
 _UNLISTED = (LISTING, "_CHECKPOINT_METADATA", "commit_success.txt")
 # What every checkpoint has, and is JSON; metrics only if it was evaluated.
-_JSON_FILES, _METRICS = ("config/metadata", "progress/metadata", "state/_METADATA"), "metrics/metrics"
+_JSON_FILES, METRICS = ("config/metadata", "progress/metadata", "state/_METADATA"), "metrics/metrics"
 _STEP = re.compile(r"0|[1-9][0-9]*")  # as they are written: "08" is not read as a checkpoint, nor "９"
 _PIECE = 1 << 24  # bytes that are read at once
 # What TensorStore's messages begin with where a file is absent, too short, or cannot be decoded.
@@ -63,7 +63,7 @@ def find_damage(
                 check_whole(checkpoints / str(step))
                 whole = step
             else:
-                _check_json(checkpoints / str(step), _METRICS)
+                _check_json(checkpoints / str(step), METRICS)
         except DamagedError as damage:
             damaged[step] = damage
     if damaged and steps_of(checkpoints)[-1:] != steps[-1:]:  # a run at work there has saved, and may have removed some
@@ -90,7 +90,7 @@ def read_metadata(checkpoint: Path) -> Any:
         DamagedError: a file of it cannot be read.
     """
     per_process = (path.relative_to(checkpoint) for path in (checkpoint / "state").glob("array_metadatas/*"))
-    _check_json(checkpoint, *_JSON_FILES, _METRICS, "state/_sharding", *map(str, per_process))
+    _check_json(checkpoint, *_JSON_FILES, METRICS, "state/_sharding", *map(str, per_process))
     with reading(checkpoint):
         return ocp.StandardCheckpointHandler().metadata(literal_path(checkpoint, "the checkpoint") / "state").tree
 

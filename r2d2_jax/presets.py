@@ -159,3 +159,57 @@ def demo_data() -> ConfigDict:
             flip=False,  # left and right matter
         )
     )
+
+
+AS_INITIAL = -1  # a size that is the one of `initial.model`; see `train.sizes`
+
+
+def initial_model() -> ConfigDict:
+    """The model that `initial.model` names, whatever its sizes; any that is given here or by a flag counts instead."""
+    tower = dict(width=AS_INITIAL, layers=AS_INITIAL, heads=AS_INITIAL, mlp_width=AS_INITIAL)
+    text = dict(vocabulary_size=AS_INITIAL, text_length=AS_INITIAL, max_positions=AS_INITIAL, token_types=AS_INITIAL)
+    return ConfigDict(
+        dict(
+            image=dict(image_size=AS_INITIAL, patch_size=AS_INITIAL, **tower),
+            text=text | tower,
+            cross=tower,
+            embed_size=AS_INITIAL,
+            temperature_range=(0.001, 0.5),  # [C]
+            freeze_image_tower=True,  # [C]
+            dtype="bfloat16",  # [O]
+            remat=True,  # [O]
+        )
+    )
+
+
+def fine_tuning_data(dataset: str) -> ConfigDict:
+    """A set for fine-tuning below data/; that of one's own is named by a flag."""
+    own = dataset == "own"
+    return ConfigDict(
+        dict(
+            directory="data/mine" if own else f"data/{dataset}",
+            vocabulary="" if own else "hfl/chinese-roberta-wwm-ext",  # "": the copy beside the data
+            map_punctuation=True,  # [O]; the published code does not
+            augmentation="random_augment",  # [C]
+            crop_scale=(0.5, 1.0),  # [C]
+            augmentation_magnitude=5.0,  # [C]
+            flip_exempt_directions=True,  # [O]
+            workers=8,  # [O]
+        )
+    )
+
+
+def fine_tuning_train(batch_size: int, epochs: float) -> ConfigDict:
+    """Validation after every epoch; of the checkpoints the last one and the best one stay [O]."""
+    return ConfigDict(
+        dict(
+            batch_size=batch_size,
+            epochs=epochs,
+            log_every=50,
+            evaluate_every=0,
+            evaluate_every_epochs=1.0,
+            checkpoint_every=500,
+            keep_last=1,
+            keep_best=1,
+        )
+    )

@@ -1,13 +1,15 @@
 """A run's folder on disk: the state and configuration in its newest checkpoint, and whether another may resume it."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
-from r2d2_jax.damage import damage_refused, find_damage, refusal
+from r2d2_jax.config.run import EvaluationConfig
+from r2d2_jax.damage import METRICS, DamagedError, check_whole, damage_refused, find_damage, refusal, steps_of
 from r2d2_jax.errors import UserError
 from r2d2_jax.paths import literal_path
 from r2d2_jax.trees import flat
@@ -21,6 +23,8 @@ FREE_KEYS = (
     "data.corpora",  # folders may move; their numbers of records are checked
     "data.vocabulary",
     "data.validation_split",
+    "data.test_split",
+    "data.test_directory",
     "data.foil_split",
     "data.validation_images",
     "data.workers",
@@ -29,14 +33,21 @@ FREE_KEYS = (
     "model.unroll",
     "train.log_every",
     "train.checkpoint_every",
-    "train.evaluate_every",
+    "train.evaluate_every",  # and _epochs
     "train.keep_last",
     "train.keep_best",
 )
 
 # What a run did before a key existed; a checkpoint without the key resumes if the configuration asks for the same.
 # Checkpoints of version 0.2 have every key that is not here.
-BEFORE_THE_KEY: dict[str, Any] = {"loss.text_ids": False, "model.text.dropout": 0.0, "model.cross.dropout": 0.0}
+BEFORE_THE_KEY: dict[str, Any] = {
+    "loss.text_ids": False,
+    "matching.loss": "cross_entropy",  # there was no matching
+    "model.cross.dropout": 0.0,
+    "model.text.dropout": 0.0,
+    "optimizer.initial_learning_rate": 0.0,
+    "optimizer.schedule": "cosine",
+}
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -45,31 +56,88 @@ def item_handlers() -> dict[str, ocp.CheckpointHandler]:
     return {"state": ocp.StandardCheckpointHandler(), **json_items}
 
 
-def load_state(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The train state, as nested dicts in host memory, and the configuration of a run's newest checkpoint.
+class SavedRun(NamedTuple):
+    """What was read of a run.
+
+    state: the train state, as nested dicts in host memory. config: the configuration, as `Config.to_dict` gave it.
+    note: which step was read, and why, where there was a choice; otherwise "".
+    """
+
+    state: dict[str, Any]
+    config: dict[str, Any]
+    note: str
+
+
+def compared_by(config: dict[str, Any]) -> str:
+    """The stage by whose score on validation the checkpoints of a run are compared: "match", "reranked" or "dual"."""
+    settings = {name: config["evaluation"][name] for name in ("rerank_candidates", "rerank_during_training")}
+    return "match" if config["task"] == "matching" else EvaluationConfig(**settings).compared_by
+
+
+def best_step(directory: Path, stage: str) -> int | None:
+    """The checkpoint in a folder with the best score on validation, the first of equal ones; None if none has any."""
+    scores: dict[int, float] = {}
+    for step in steps_of(directory):
+        with contextlib.suppress(FileNotFoundError):  # saved without an evaluation
+            found = json.loads((directory / str(step) / METRICS).read_text(encoding="utf-8"))
+            if stage in (found or {}):
+                scores[step] = found[stage]
+    return max(scores, key=lambda step: (scores[step], -step)) if scores else None
+
+
+def load_state(workdir: Path, step: int | None = None) -> SavedRun:
+    """A checkpoint of a run: the newest, or the best on validation of a run that chooses (see `train.choice`).
+
+    Args:
+        workdir: the run's folder.
+        step: reads this checkpoint instead.
 
     Raises:
-        UserError: there is no checkpoint, the newest one is damaged, or it is of the former layout.
+        UserError: there is no such checkpoint, it or the newest one is damaged, or it is of the former layout.
     """
     directory = (workdir / "checkpoints").absolute()
-    damaged, step = find_damage(directory)
+    damaged, newest = find_damage(directory)
     if damaged:
-        raise refusal(directory, damaged, step)
-    if step is None:
+        raise refusal(directory, damaged, newest)
+    if newest is None:
         raise UserError(f"no checkpoint under {directory}; expected the --workdir of a run that has saved at least one")
     # Orbax warns about read_only every time; with these options it writes nothing either.
     options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False, cleanup_tmp_directories=False)
     manager = ocp.CheckpointManager(
         literal_path(directory, "the run's folder"), options=options, item_handlers=item_handlers()
     )
-    checkpoint, items = (
-        directory / str(step),
-        ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore()),
-    )
-    with damage_refused(directory, step):
-        check_layout(manager.item_metadata(step)["state"], checkpoint)
-        saved = manager.restore(step, args=items)
-    return saved["state"], saved["config"]
+    with damage_refused(directory, newest):
+        check_layout(manager.item_metadata(newest)["state"], directory / str(newest))
+        config = manager.restore(newest, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+    chosen, note = _chosen(directory, config, newest) if step is None else (step, f"step {step}, as asked for")
+    if chosen != newest:
+        _check_older(directory, chosen)
+    with damage_refused(directory, chosen):
+        saved = manager.restore(chosen, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    return SavedRun(saved["state"], config, note)
+
+
+def _chosen(directory: Path, config: dict[str, Any], newest: int) -> tuple[int, str]:
+    """The step to read, and a note where there was a choice."""
+    if not (config["data"].get("test_split") or config["train"].get("evaluate_every_epochs")):
+        return newest, ""
+    stage = compared_by(config)
+    best = best_step(directory, stage)
+    if best is None:
+        return newest, f"step {newest}, the newest: none was evaluated yet"
+    return best, f"step {best}, the best on validation by {stage}; the newest is {newest}"
+
+
+def _check_older(directory: Path, step: int) -> None:
+    """Raises UserError unless there is such a checkpoint and every byte of it is as it was written."""
+    if step not in (steps := steps_of(directory)):
+        raise UserError(f"there is no checkpoint of step {step} in {directory}; there are {', '.join(map(str, steps))}")
+    try:
+        check_whole(directory / str(step))
+    except DamagedError as damage:
+        raise UserError(
+            f"the checkpoint of step {step} in {directory} is damaged: {damage}; copy it back, or name another step"
+        ) from damage
 
 
 def check_layout(metadata: Any, checkpoint: Path) -> None:

@@ -24,10 +24,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from small_model import (
     DROPPED,
+    MATCHING,
     RETRIEVAL,
     named_leaves,
     random_state,
     small_config,
+    small_labels,
     small_plan,
     small_rows,
     small_text_ids,
@@ -53,6 +55,7 @@ SETTINGS: dict[str, Any] = {
 CONFIGS = {
     "pretraining": small_config(SETTINGS, DROPPED, {"loss": {"text_ids": True}}),
     "retrieval": small_config(SETTINGS, RETRIEVAL, {"optimizer": {"rates": (("bias", 2.0),)}}),
+    "matching": small_config(SETTINGS, MATCHING, {"optimizer": {"rates": (("bias", 2.0),)}}),
 }
 
 
@@ -77,7 +80,8 @@ def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for number in range(STEPS):
         rows, part = small_rows(number, 16), 16 // jax.process_count()
-        rows["text_id"] = small_text_ids(number, 16)
+        rows |= {"text_id": small_text_ids(number, 16)} if plan.task.reads_text_ids else {}
+        rows |= {"label": small_labels(number, 16)} if plan.task.reads_labels else {}
         own = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
         state, metrics = step(state, global_batch(mesh, {name: value[own] for name, value in rows.items()}), key)
         found |= {f"metrics/{number}/{name}": np.asarray(value) for name, value in metrics.items()}

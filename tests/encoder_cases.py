@@ -1,6 +1,7 @@
 """What test_encoder compares between one device and eight: images, texts and pairs of a small model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ from jax.sharding import Mesh
 from random_models import VOCABULARY, random_model
 
 from r2d2_jax.encoder import Encoder, Keep
+from r2d2_jax.evaluation.matching import pair_scores
+from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.inference import Ranker
 
 IMAGES, TEXTS, PAIRS, BATCH = 21, 37, 43, 16  # no last batch is full
@@ -45,7 +48,34 @@ def encoded(mesh: Mesh) -> dict[str, np.ndarray]:
                 found[f"{name} rows by device"] = np.array([len(part.data) for part in values.addressable_shards])
         if keep is not Keep.NOTHING:
             found[f"match {keep.name}"] = encoder.match(params, image.tokens, text.tokens, mask, pairs)
-    return found
+    return found | labelled(mesh)
+
+
+@dataclass
+class Pairs:
+    """What `pair_scores` reads of a labelled split; some images have no pair among the first, some have many."""
+
+    image: np.ndarray
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+
+    def image_batches(self, batch_size: int, own: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, IMAGES, batch_size):
+            rows = images()[start : start + batch_size]
+            yield np.pad(rows, ((0, batch_size - len(rows)), (0, 0), (0, 0), (0, 0)))
+
+
+def labelled_pairs() -> Pairs:
+    """`TEXTS` texts, each beside an image."""
+    return Pairs(np.sort(np.random.default_rng(3).integers(0, IMAGES, TEXTS)), *texts())
+
+
+def labelled(mesh: Mesh, batch_size: int = BATCH) -> dict[str, np.ndarray]:
+    """Scores of the labelled pairs."""
+    scorer = Scorer(MODEL.module, mesh, batch_size)
+    cosine, match = pair_scores(scorer, scorer.encoder.placed(MODEL.params), labelled_pairs())
+    assert match is not None
+    return {"labelled cosine": cosine, "labelled match": match}
 
 
 def ranked(devices: Sequence[jax.Device]) -> dict[str, np.ndarray]:

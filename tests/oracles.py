@@ -138,6 +138,12 @@ def match_loss(logits: np.ndarray, label: np.ndarray, counts: np.ndarray, class_
     return loss
 
 
+def softmax_twice_loss(logits: np.ndarray, label: np.ndarray) -> float:
+    """mean_i( -log_softmax( 1/c sum_c softmax(l_ic) )_{y_i} )."""
+    means = [sum(map(softmax, row)) / len(row) for row in logits]
+    return float(np.mean([-log_softmax(mean)[int(answer)] for mean, answer in zip(means, label, strict=True)]))
+
+
 def match_probability(logits: np.ndarray) -> np.ndarray:
     """1/c sum_c softmax(l_ic)_match."""
     return np.array([sum(softmax(encoder)[1] for encoder in row) / len(row) for row in logits])

@@ -77,6 +77,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 RETRIEVAL: dict[str, Any] = {"task": "retrieval", "loss": {"queue_length": LossConfig().queue_length}}
 # With dropout, as the published fine-tuning has it.
 DROPPED: dict[str, Any] = {"model": {"text": {"dropout": 0.1}, "cross": {"dropout": 0.1}}}
+# Fine-tuning for matching, likewise.
+MATCHING: dict[str, Any] = {**RETRIEVAL, "task": "matching"}
 # GCPR alone: the variant that compiles fastest.
 CHEAPEST: dict[str, Any] = {**NO_CROSS, "loss": {"fgr": False, "mlm": False, "fgd": False, "contrastive": "gcpr"}}
 
@@ -143,6 +145,11 @@ def small_text_ids(seed: int, rows: int) -> np.ndarray:
     """Random identities of texts: every third text has none, and the others are of seven."""
     number = np.random.default_rng(seed).integers(1, 8, rows) * (np.arange(rows) % 3 > 0)
     return np.stack([number, 2 * number], axis=1).astype(np.uint32)
+
+
+def small_labels(seed: int, rows: int = BATCH_SIZE) -> np.ndarray:
+    """Random labels of `small_rows`, of both kinds."""
+    return np.random.default_rng(seed + 1).permutation(np.resize([0, 1, 1], rows)).astype(np.int32)
 
 
 def small_batch(seed: int, rows: int = BATCH_SIZE, same_image: bool = False) -> Batch:

@@ -79,7 +79,7 @@ def test_round_trip_through_json() -> None:
         (
             changed(trian={}),
             "unknown key trian; "
-            "known here: model, data, optimizer, train, task, loss, retrieval, initial, mesh, evaluation",
+            "known here: model, data, optimizer, train, task, loss, retrieval, matching, initial, mesh, evaluation",
         ),
         (without("train.epochs"), "missing key train.epochs (float)"),
         (without("data.directory"), "missing key data.directory (str)"),

@@ -28,6 +28,7 @@ NOT_NEGATIVE = (
     "evaluation__rerank_candidates",
     "optimizer__warmup_steps",
     "optimizer__weight_decay",
+    "optimizer__initial_learning_rate",
 )
 SHARES = ("soft_target_share", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
 WHOLE = {"batch_size", "log_every", "keep_last"}
@@ -44,7 +45,7 @@ def test_numbers_that_must_be_positive(path: str) -> None:
 
 @pytest.mark.parametrize("path", NOT_NEGATIVE)
 def test_numbers_that_must_not_be_negative(path: str) -> None:
-    number = -0.5 if path.endswith("decay") else -1
+    number = -0.5 if path.endswith(("decay", "rate")) else -1
     assert problems(changed(**{path: number})) == [f"{path.replace('__', '.')} is {number}; expected 0 or more"]
 
 
@@ -186,7 +187,7 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             {"model__cross__layers": 0, "loss__fgr": False, "evaluation__rerank_candidates": 0},
             "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither",
         ),
-        ({"task": "captioning"}, "task is 'captioning'; expected one of pretraining, retrieval"),
+        ({"task": "captioning"}, "task is 'captioning'; expected one of pretraining, retrieval, matching"),
         (
             {"retrieval__fgr": False},
             "retrieval has terms of retrieval and task is 'pretraining'; leave them out, or at retrieval.fgr=True",

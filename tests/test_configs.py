@@ -6,7 +6,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
+from r2d2_jax import presets
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 
@@ -53,7 +55,21 @@ def module(name: str) -> ModuleType:
 
 
 def resolved(name: str, *ablation: str) -> dict[str, Any]:
-    return Config.from_config_dict(module(name).get_config(*ablation)).to_dict()
+    """With the sizes of the article's model where a fine-tuning leaves them to its initial model."""
+    config = module(name).get_config(*ablation)
+    sizes = flat(presets.article_model(presets.vit_large()).to_dict() | {"text": {**ROBERTA}})
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {f"model.{path}": size for path, size in sizes.items() if open_size(config, path)}
+        )
+    return Config.from_config_dict(config).to_dict()
+
+
+def open_size(config: ConfigDict, path: str) -> bool:
+    value = config.model
+    for name in path.split("."):
+        value = value.get(name)
+    return value == presets.AS_INITIAL
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -66,7 +82,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_resolves(name: str) -> None:
     config = resolved(name)
-    assert config["evaluation"]["rerank_candidates"] == (16 if config["model"]["cross"]["layers"] else 0)
+    if name not in ("retrieval", "matching"):
+        assert config["evaluation"]["rerank_candidates"] == (16 if config["model"]["cross"]["layers"] else 0)
     assert config["evaluation"]["batch_size"] % 64 == 0
 
 
@@ -121,3 +138,50 @@ def test_unknown_ablation() -> None:
     message = "vitb_2m has no ablation 'without_mlm'; it has without_et, without_tgd, without_fgd, without_twd, without"
     with pytest.raises(UserError, match=message):
         module("vitb_2m").get_config("without_mlm")
+
+
+# set -> epochs, candidates, test split, its folder, directions
+RETRIEVAL_SETS = {
+    "flickr30k_cn": (20.0, 128, "test", "", ["i2t", "t2i"]),
+    "flickr30k_cna": (20.0, 128, "test", "data/flickr30k_cn", ["i2t", "t2i"]),
+    "coco_cn": (20.0, 128, "test", "", ["i2t", "t2i"]),
+    "aic_icc": (10.0, 64, "", "", ["i2t", "t2i"]),
+    "muge": (10.0, 64, "", "", ["t2i"]),
+    "icr": (10.0, 64, "", "", ["i2t", "t2i"]),
+    "iqr": (10.0, 64, "", "", ["i2t", "t2i"]),
+    "own": (20.0, 128, "", "", ["i2t", "t2i"]),
+}
+
+
+@pytest.mark.parametrize("dataset", RETRIEVAL_SETS)
+def test_golden_retrieval(dataset: str) -> None:
+    config = resolved("retrieval", dataset)
+    data, train, asked, optimizer = (config[block] for block in ("data", "train", "evaluation", "optimizer"))
+    test = (data["test_split"], data["test_directory"])
+    assert (train["epochs"], asked["rerank_candidates"], *test, asked["directions"]) == RETRIEVAL_SETS[dataset]
+    assert data["directory"] == ("data/mine" if dataset == "own" else f"data/{dataset}")
+    assert data["augmentation"] == "random_augment"
+    assert config["retrieval"] == {"fgr": True, "match_class_weights": [1.0, 2.0]}
+    rates = [optimizer[name] for name in ("learning_rate", "initial_learning_rate", "final_learning_rate")]
+    assert (rates, optimizer["warmup_steps"], optimizer["schedule"]) == ([1e-5, 1e-6, 0.0], 500, "cosine")
+    assert (optimizer["weight_decay"], optimizer["rates"], train["batch_size"]) == (0.05, [], 8 * 32)
+    assert (train["evaluate_every"], train["evaluate_every_epochs"], train["keep_best"]) == (0, 1.0, 1)
+    assert (config["model"]["image"], config["model"]["freeze_image_tower"]) == (VITL, True)
+
+
+@pytest.mark.parametrize("dataset", ["icm", "iqm", "own"])
+def test_golden_matching(dataset: str) -> None:
+    config = resolved("matching", dataset)
+    train, optimizer = config["train"], config["optimizer"]
+    assert (config["task"], config["matching"]) == ("matching", {"loss": "cross_entropy"})
+    assert (optimizer["learning_rate"], optimizer["initial_learning_rate"]) == (3e-6, pytest.approx(0.15e-6))
+    schedule = (optimizer["schedule"], optimizer["warmup_steps"])
+    assert schedule == (("cosine", 100) if dataset == "own" else ("triangular", 3125))
+    assert (optimizer["weight_decay"], optimizer["rates"]) == (0.01, [["bias", 2.0]])
+    assert (train["batch_size"], train["epochs"], train["evaluate_every_epochs"]) == (8 * 64, 20.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["retrieval", "matching"])
+def test_unknown_data_set(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} has no data set 'mine'; it has .*own"):
+        module(name).get_config("mine")

@@ -31,6 +31,8 @@ TOGETHER = (
     ("retrieval", 1, "8x1"),
     ("retrieval", 1, "2x4"),
     ("retrieval", 2, "2x4"),
+    ("matching", 1, "8x1"),
+    ("matching", 1, "2x4"),
 )
 
 

@@ -12,6 +12,8 @@ class DataConfig:
 
     directory: the prepared data set. validation_split, foil_split: "" for none; a foil record's captions are the true
         one and the foil.
+    test_split: measured once, at the end of the run, with the weights that are best on validation; "" for none.
+    test_directory: the prepared data set that has the test split; "" means `directory`.
     corpora: prepared data sets that are trained on together, instead of `directory`'s training split; evaluation and
         vocabulary stay with `directory`. An epoch has as many rows as all of them have records.
     corpus_weights: the share of the rows that each of `corpora` gives, in any unit; a corpus with a larger share than
@@ -34,6 +36,8 @@ class DataConfig:
     train_split: str = "train"
     validation_split: str = "validation"
     foil_split: str = ""
+    test_split: str = ""
+    test_directory: str = ""
     vocabulary: str = ""
     map_punctuation: bool = True
     augmentation: str = "crop_and_flip"
@@ -57,7 +61,14 @@ def data_contradictions(data: DataConfig) -> Iterator[str]:
     yield from not_a_share([("data.max_broken_share", data.max_broken_share)])
     if not data.directory:
         yield "data.directory is empty; expected the folder of a prepared dataset"
-    for name in ("directory", "vocabulary"):
+    if data.test_directory and not data.test_split:
+        yield "data.test_directory is set and data.test_split is not; expected the name of a split, such as 'test'"
+    if data.test_split and not data.validation_split:
+        yield (
+            "data.test_split is set and data.validation_split is not; the weights to test are chosen on validation: "
+            "expected the name of that split, or no test_split: launch/evaluate.py measures any split"
+        )
+    for name in ("directory", "vocabulary", "test_directory"):
         if "://" in (path := getattr(data, name)):
             yield f"data.{name} is {path}, an address; expected a local or mounted path: mount it first"
     yield from _corpora_contradictions(data)

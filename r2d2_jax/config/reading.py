@@ -27,7 +27,14 @@ from r2d2_jax.config.run import (
     optimizer_contradictions,
     train_contradictions,
 )
-from r2d2_jax.config.tasks import LossConfig, RetrievalConfig, loss_contradictions, retrieval_contradictions
+from r2d2_jax.config.tasks import (
+    LossConfig,
+    MatchingConfig,
+    RetrievalConfig,
+    loss_contradictions,
+    matching_contradictions,
+    retrieval_contradictions,
+)
 from r2d2_jax.errors import UserError, bulleted
 
 
@@ -35,7 +42,8 @@ from r2d2_jax.errors import UserError, bulleted
 class Config:
     """Everything that a run depends on.
 
-    task: "pretraining", whose terms are in `loss`, or "retrieval", whose terms are in `retrieval`.
+    task: "pretraining", whose terms are in `loss`, or "retrieval" or "matching", whose terms are in the block of that
+        name.
     """
 
     model: ModelConfig
@@ -45,12 +53,13 @@ class Config:
     task: str = "pretraining"
     loss: LossConfig = field(default_factory=LossConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
     initial: InitialWeightsConfig = field(default_factory=InitialWeightsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
-    def terms(self) -> LossConfig | RetrievalConfig:
+    def terms(self) -> LossConfig | RetrievalConfig | MatchingConfig:
         """The block of the configured task's terms."""
         return getattr(self, TERMS[self.task][0])
 
@@ -172,15 +181,30 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from data_contradictions(config.data)
     yield from mesh_contradictions(config.mesh)
     yield from initial_contradictions(config.initial)
+    yield from _choice_contradictions(config)
     if config.task in TERMS:
         match_heads = config.terms.fgr and config.model.cross.layers != 0
         yield from evaluation_contradictions(config.evaluation, match_heads=match_heads)
+
+
+def _choice_contradictions(config: Config) -> Iterator[str]:
+    """What a run needs to choose its best weights on validation."""
+    data, train = config.data, config.train
+    if data.test_split and not train.keep_best:
+        yield "data.test_split is set and train.keep_best is 0; the best weights are tested: expected 1 at least"
+    if train.evaluate_every_epochs and not data.validation_split:
+        yield "train.evaluate_every_epochs is set and data.validation_split is not; expected the name of a split"
+    if config.task == "matching" and not data.validation_split:
+        yield "task is 'matching' and data.validation_split is not set; expected a split of labelled pairs"
+    if config.task == "matching" and data.foil_split:
+        yield f"data.foil_split is {data.foil_split!r} and task is 'matching', which measures no foils; leave it out"
 
 
 # Task -> the block of its terms, and what contradicts them.
 TERMS: dict[str, tuple[str, Callable[[Any, ModelConfig, int], Iterator[str]]]] = {
     "pretraining": ("loss", loss_contradictions),
     "retrieval": ("retrieval", retrieval_contradictions),
+    "matching": ("matching", matching_contradictions),
 }
 
 

@@ -10,15 +10,20 @@ from r2d2_jax.trees import path_end
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up to `learning_rate` and cosine decay to `final_learning_rate`.
+    """AdamW and the schedule of its rate.
 
+    schedule: "cosine", `warmup_steps` up in a line from `initial_learning_rate` to `learning_rate`, then a cosine to
+        `final_learning_rate` at the end of the run; or "triangular", as many steps up and as many down again, over and
+        over, as PyTorch's CyclicLR in its mode "triangular".
     rates: (pattern, factor) pairs. A parameter's rate is the scheduled one times the factor of the first pattern that
         matches the end of its path, such as ("bias", 2.0) or ("text_encoder/.*", 0.1); 1 where none does.
     """
 
     learning_rate: float
+    initial_learning_rate: float = 0.0
     final_learning_rate: float = 0.0
     warmup_steps: int = 0
+    schedule: str = "cosine"
     weight_decay: float = 0.02
     beta1: float = 0.9
     beta2: float = 0.999
@@ -30,8 +35,9 @@ class OptimizerConfig:
 def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
     """Yields one sentence per value that is out of range."""
     yield from not_positive((f"optimizer.{name}", getattr(optimizer, name)) for name in ("learning_rate", "clip_norm"))
-    counts = ("warmup_steps", "weight_decay", "final_learning_rate", "epsilon")
+    counts = ("warmup_steps", "weight_decay", "initial_learning_rate", "final_learning_rate", "epsilon")
     yield from negative((f"optimizer.{name}", getattr(optimizer, name)) for name in counts)
+    yield from _schedule_contradictions(optimizer)
     for pattern, factor in optimizer.rates:
         yield from negative([(f"optimizer.rates of {pattern!r}", factor)])
         try:
@@ -43,11 +49,34 @@ def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
             yield f"{name} is {share}; expected 0 or more and less than 1"
 
 
+def _schedule_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
+    if optimizer.schedule not in ("cosine", "triangular"):
+        yield f"optimizer.schedule is {optimizer.schedule!r}; expected 'cosine' or 'triangular'"
+    if 0 < optimizer.learning_rate < optimizer.initial_learning_rate:
+        yield (
+            f"optimizer.initial_learning_rate is {optimizer.initial_learning_rate}; expected optimizer.learning_rate "
+            f"{optimizer.learning_rate} at most, to which the rate rises"
+        )
+    if optimizer.warmup_steps == 0 and (optimizer.initial_learning_rate > 0 or optimizer.schedule == "triangular"):
+        yield (
+            "optimizer.warmup_steps is 0, so there is no way up for optimizer.initial_learning_rate "
+            f"{optimizer.initial_learning_rate} or the schedule {optimizer.schedule!r}; expected a number of steps"
+        )
+    if optimizer.schedule == "triangular" and optimizer.final_learning_rate:
+        yield (
+            f"optimizer.final_learning_rate is {optimizer.final_learning_rate}, and a triangular schedule falls to "
+            "optimizer.initial_learning_rate; leave it at 0"
+        )
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The run: `batch_size` is global, in pairs; `epochs` counts visits to every image.
 
     The intervals are in steps; `evaluate_every` and `checkpoint_every` 0 mean once, at the end.
+
+    evaluate_every_epochs: evaluate also after so many epochs, 1 for each. A run that does so ends with a choice: the
+        epoch that is best on validation.
     """
 
     batch_size: int
@@ -56,6 +85,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 1000
     evaluate_every: int = 1000
+    evaluate_every_epochs: float = 0.0
     keep_last: int = 2
     keep_best: int = 1
 
@@ -64,8 +94,10 @@ def train_contradictions(train: TrainConfig) -> Iterator[str]:
     """Yields one sentence per value that is out of range."""
     counts = ("batch_size", "epochs", "log_every", "keep_last")
     yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
-    counts = ("seed", "checkpoint_every", "evaluate_every", "keep_best")
-    yield from negative((f"train.{name}", getattr(train, name)) for name in counts)
+    intervals = ("seed", "checkpoint_every", "evaluate_every", "evaluate_every_epochs", "keep_best")
+    yield from negative((f"train.{name}", getattr(train, name)) for name in intervals)
+    if train.evaluate_every_epochs and not train.keep_best:
+        yield "train.evaluate_every_epochs chooses the best epoch and train.keep_best is 0; expected to keep 1 at least"
 
 
 @dataclass(frozen=True)
@@ -116,11 +148,13 @@ class EvaluationConfig:
         A cut-off beyond them goes on in the order of the dual encoder.
     rerank_during_training: also re-rank in the evaluations before the last one.
     batch_size: images, texts or pairs per forward.
+    directions: of retrieval, those that are asked: "i2t", "t2i" or both; checkpoints are compared by their mean recall.
     """
 
     rerank_candidates: int = 16
     rerank_during_training: bool = True
     batch_size: int = 64
+    directions: tuple[str, ...] = ("i2t", "t2i")
 
     @property
     def compared_by(self) -> str:
@@ -132,6 +166,8 @@ def evaluation_contradictions(evaluation: EvaluationConfig, *, match_heads: bool
     """Yields one sentence per value that is out of range, or that asks untrained match heads to re-rank."""
     yield from not_positive([("evaluation.batch_size", evaluation.batch_size)])
     yield from negative([("evaluation.rerank_candidates", evaluation.rerank_candidates)])
+    if evaluation.directions not in (("i2t", "t2i"), ("i2t",), ("t2i",)):
+        yield f"evaluation.directions is {evaluation.directions}; expected ('i2t', 't2i'), or one of the two"
     if evaluation.rerank_candidates and not match_heads:
         yield (
             f"evaluation.rerank_candidates is {evaluation.rerank_candidates} but no match heads are trained "

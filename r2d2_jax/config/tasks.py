@@ -98,3 +98,27 @@ def retrieval_contradictions(retrieval: RetrievalConfig, model: ModelConfig, bat
     if batch_size < 2:
         yield "a pair is compared with the others of its batch, so train.batch_size must be at least 2"
     yield from negative([("retrieval.match_class_weights", min(retrieval.match_class_weights))])
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """Fine-tuning for matching: cross-entropy of labelled pairs.
+
+    loss: "cross_entropy", the mean of both cross encoders' on their logits; or "published", that of the published code,
+        which takes the averaged probabilities for logits and so applies softmax twice.
+    """
+
+    loss: str = "cross_entropy"
+
+    @property
+    def fgr(self) -> bool:
+        """Whether the match heads are trained, as in the other tasks' blocks: they are all that this task trains."""
+        return True
+
+
+def matching_contradictions(matching: MatchingConfig, model: ModelConfig, batch_size: int) -> Iterator[str]:
+    """Yields one sentence per value that is out of range or contradicts the model."""
+    if matching.loss not in ("cross_entropy", "published"):
+        yield f"matching.loss is {matching.loss!r}; expected 'cross_entropy' or 'published'"
+    if not model.cross.layers:
+        yield "task is 'matching' but model.cross.layers is 0; PRD2 has no cross encoders, and matching trains these"

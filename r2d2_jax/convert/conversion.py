@@ -38,17 +38,21 @@ def open_model(
     path: Path,
     *,
     weights: str = STUDENT,
+    step: int | None = None,
     image_heads: int | None = None,
     text_heads: int | None = None,
     vocabulary: Path | None = None,
     map_punctuation: bool | None = None,
 ) -> Model:
-    """Opens a published checkpoint, a model that was converted before, or the newest checkpoint of a run.
+    """Opens a published checkpoint, a model that was converted before, or a checkpoint of a run.
+
+    Of a run it is the newest, or the best on validation where the run chooses; a note says which.
 
     Args:
         path: a `.pth` or `.safetensors` file, a folder of `save_model` or of `save_transformers`, or the --workdir of a
             run.
         weights: which parameters of a run: STUDENT, or TEACHER, the momentum teacher where it has its own.
+        step: another checkpoint of a run.
         image_heads, text_heads: heads in a published checkpoint, see `from_published`.
         vocabulary: the model's WordPiece vocabulary, a file, a folder that holds one, or a hub name; None keeps the one
             that lies beside the model.
@@ -69,7 +73,7 @@ def open_model(
     elif is_transformers(path):
         model = load_transformers(path)
     elif _is_run(path):
-        model = _of_run(path, weights)
+        model = _of_run(path, weights, step)
         check_finite(dict(flat(model.params)), str(path))
     else:
         raise UserError(
@@ -78,6 +82,8 @@ def open_model(
         )
     if weights != STUDENT and not _is_run(path):
         raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
+    if step is not None and not _is_run(path):
+        raise UserError(f"step is {step}, which only a run has; {path} holds one set of weights: leave it out")
     if (image_heads is not None or text_heads is not None) and not is_published(path):
         raise UserError(f"heads are given, which only a published file does not say; {path} does: leave them out")
     if vocabulary is not None:
@@ -152,7 +158,7 @@ def write_rest(workdir: Path, path: Path) -> None:
     Raises:
         UserError: there is no checkpoint, or the file cannot be written.
     """
-    state, _ = load_state(workdir)
+    state = load_state(workdir).state
     params = {name: value for name, value in state.pop("params").items() if name == "masked_lm_head"}
     kept = {**(state.pop("memory") or {}), **state, "params": params}
     leaves = dict(flat({name: _as_dicts(value) for name, value in kept.items()}))
@@ -185,10 +191,10 @@ def _check_the_same(kept: Vocabulary | None, given: Vocabulary) -> None:
         )
 
 
-def _of_run(workdir: Path, weights: str) -> Model:
+def _of_run(workdir: Path, weights: str, step: int | None) -> Model:
     if weights not in (STUDENT, TEACHER):
         raise UserError(f"weights is {weights!r}; expected {STUDENT!r} or {TEACHER!r}")
-    state, config = load_state(workdir)
+    state, config, note = load_state(workdir, step)
     params = dict(state["params"])
     if weights == TEACHER:
         teacher = (state.get("memory") or {}).get("teacher")
@@ -197,7 +203,8 @@ def _of_run(workdir: Path, weights: str) -> Model:
         params |= teacher
     sizes = dataclasses.replace(model_config(config["model"], f"the run in {workdir}"), dtype="float32")
     maps = config["data"]["map_punctuation"]
-    return Model(sizes, jax.tree.map(np.asarray, params), {}, vocabulary_in(workdir), maps)
+    notes = (f"read {note}",) if note else ()
+    return Model(sizes, jax.tree.map(np.asarray, params), {}, vocabulary_in(workdir), maps, notes)
 
 
 def _as_dicts(tree: Any) -> Any:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r2d2_jax.data.bad_records import UnusableRecord, problem
-from r2d2_jax.data.image.transforms import evaluation_image, map_ahead, verify_image
+from r2d2_jax.data.evaluation_images import image_batches
+from r2d2_jax.data.image.transforms import map_ahead, verify_image
 from r2d2_jax.data.records import Record, RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import FIRST_NAMES, UserError
@@ -75,26 +76,15 @@ class EvaluationSplit:
     def image_batches(
         self, batch_size: int, own: np.ndarray | None = None, images: np.ndarray | None = None
     ) -> Iterator[np.ndarray]:
-        """Images once each, resized to a square.
+        """Images once each, as `evaluation_images.image_batches` gives them.
 
         Args:
             batch_size: images in a batch.
             own: bool [batch_size], the rows that this process needs; None means all of them.
             images: int [i], positions of the images, in order; None means all of them.
-
-        Yields:
-            uint8 [batch_size image_size image_size 3]. Rows of the last batch beyond the images are zero, and so are
-            rows that this process does not need: otherwise every process would decode every image.
         """
         chosen = self._indices if images is None else [self._indices[place] for place in images]
-        needed = np.resize(np.ones(batch_size, bool) if own is None else own, len(chosen))
-        indices = (index for index, need in zip(chosen, needed, strict=True) if need)
-        decoded = map_ahead(lambda index: evaluation_image(self._source[index].image, self._image_size), indices)
-        for start in range(0, len(chosen), batch_size):
-            batch = np.zeros((batch_size, self._image_size, self._image_size, 3), np.uint8)
-            for row in np.flatnonzero(needed[start : start + batch_size]):
-                batch[row] = next(decoded)
-            yield batch
+        return image_batches(self._source, chosen, self._image_size, batch_size, own)
 
     def _inspect(self, index: int) -> Record | UnusableRecord:
         """The record without its picture."""

@@ -24,6 +24,7 @@ from r2d2_jax.config.data import DataConfig
 from r2d2_jax.cores import allowed_cores
 from r2d2_jax.data.bad_records import UnusableRecord, problem
 from r2d2_jax.data.image.transforms import may_flip, train_image
+from r2d2_jax.data.labelled_pairs import matching_label
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import Record
 from r2d2_jax.data.text.tokenizer import Tokenizer
@@ -57,6 +58,7 @@ def train_batches(
     text_ids: bool = False,
     process_index: int = 0,
     process_count: int = 1,
+    labelled: bool = False,
     on_loss: Callable[[LostWorker], None] | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Endless batches of this process, from `first_step` on; every epoch is another permutation of the records.
@@ -65,20 +67,18 @@ def train_batches(
         mixture: the training records, of one corpus or several.
         tokenizer: gives `l`.
         data: gives augmentation and number of worker processes.
-        image_size: side of the images in pixels.
-        batch_size: `b`, over all processes.
+        image_size, batch_size: side of the images in pixels, and `b`, over all processes.
         seed: of the order and of the augmentation, 0 or more.
         first_step: number of steps done before; a run continues exactly where it stopped.
         text_ids: whether the batches say which text each row has; zeros stand for one without an identity.
-        process_index, process_count: this process's number, from 0, and how many there are; each gives
-            b' = b / process_count rows of every batch.
+        process_index, process_count: this process's number and how many there are; each gives b' = b / process_count.
+        labelled: whether the batches say which of their pairs match.
         on_loss: called when a worker process is lost; from then on this process makes the batches itself, the same
             ones. Without it the loss is raised.
 
     Returns:
         A generator; `close()` ends its workers. Each batch has the fields of `Batch`, b' rows of each, word if the
-        tokenizer numbers words and text_id if `text_ids`; and problems str [b'] with one line for each unusable record
-        that the row replaces (see `UnusableRecords`).
+        tokenizer numbers words, text_id if `text_ids`, label if `labelled`; and problems str [b'] (`UnusableRecords`).
 
     Raises:
         UserError: the processes cannot share the batch evenly, or shared memory cannot hold the workers' batches.
@@ -89,9 +89,10 @@ def train_batches(
             f"train.batch_size {batch_size} is not a multiple of the {process_count} processes; each "
             "process reads an equal part of every batch. Change train.batch_size"
         )
+    make_row = _TrainRow(mixture, data, image_size, text_ids, labelled)
     order_seed, row_seed, *more = np.random.SeedSequence(seed).generate_state(1 + len(mixture.sources)).tolist()
     order = mixture.order((order_seed, *more))
-    rows = grain.MapDataset.source(order).random_map(_TrainRow(mixture, data, image_size, text_ids), seed=row_seed)
+    rows = grain.MapDataset.source(order).random_map(make_row, seed=row_seed)
     parts = rows.batch(batch_size // process_count, batch_fn=_Batched(tokenizer))
 
     def stream(step: int, workers: int) -> grain.IterDataset:
@@ -179,6 +180,7 @@ class _TrainRow:
     data: DataConfig
     image_size: int
     text_ids: bool
+    labelled: bool = False
 
     def __call__(self, number: int, rng: np.random.Generator) -> dict[str, Any]:
         """Makes the row of a record, or of the next usable one in its corpus; "problems" names those passed over."""
@@ -213,4 +215,6 @@ class _TrainRow:
         row = {"images": image, "caption": caption, "image_id": image_id_hash(record.image_id)}
         if self.text_ids:
             row["text_id"] = text_id_hash(record.text_ids[number] if record.text_ids else "")
+        if self.labelled:
+            row["label"] = np.int32(matching_label(record))
         return row

@@ -1,4 +1,4 @@
-"""Fine-grained ranking (FGR): two-way match classification of pairs and their hard negatives."""
+"""Two-way match classification: fine-grained ranking (FGR) with its hard negatives, and labelled pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,22 @@ def match_loss(
     chosen = jnp.where(label[:, None], log_probability[..., 1], log_probability[..., 0])
     weight = jnp.where(label, class_weights[1], class_weights[0]) * has_negative
     return -jnp.sum(weight[:, None] * chosen) / (jnp.sum(weight) * logits.shape[1])
+
+
+@checked
+def softmax_twice_loss(logits: Float[Array, "b c 2"], label: Bool[Array, " b"]) -> Float[Array, ""]:
+    """Cross-entropy that takes the averaged probabilities for logits (published code, fine-tuning for matching).
+
+    loss = mean_i( -log_softmax( mean_c softmax(logits_ic) )[label_i] ). A softmax of numbers within [0, 1] never comes
+    near 0 or 1, so the loss stays above log(1 + 1/e) = 0.313 and its gradient vanishes where the model is surely wrong.
+
+    Args:
+        logits: of (no match, match) on the last axis, of c cross encoders.
+        label: True where image and text belong together.
+    """
+    probability = jnp.mean(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), axis=1)
+    log_probability = jax.nn.log_softmax(probability, axis=-1)
+    return -jnp.mean(jnp.where(label, log_probability[:, 1], log_probability[:, 0]))
 
 
 @checked

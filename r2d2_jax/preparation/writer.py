@@ -228,6 +228,7 @@ def write_dataset(
     *,
     shards: int = 1,
     text_ids: bool = False,
+    class_names: Sequence[str] = (),
 ) -> list[SplitSummary]:
     """Writes the dataset `directory/image_text/1.0.0` in this process, whole or not at all.
 
@@ -238,6 +239,7 @@ def write_dataset(
         examples: split name -> its examples; every iterable is walked once, in order.
         shards: number of files a split, 1 to 512; a split with fewer records has one record a file.
         text_ids: whether to write the identities of texts.
+        class_names: names of the labels, by number; () for examples without labels.
 
     Returns:
         The counts of each split, in the order of `examples`.
@@ -259,12 +261,12 @@ def write_dataset(
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(work.enter_context(tempfile.TemporaryDirectory(prefix="unfinished-", dir=root)))
         work.enter_context(naming(str(folder), str(root)))
-        features = dataset_features(text_ids=text_ids)
+        features = dataset_features(class_names, text_ids=text_ids)
         written = {
             split: _write_split([folder / f"{split}-{index:05d}" for index in range(shards)], items, features)
             for split, items in examples.items()
         }
-        return publish_dataset(root, "image_text", written, text_ids=text_ids)
+        return publish_dataset(root, "image_text", written, class_names=class_names, text_ids=text_ids)
 
 
 def _write_split(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from r2d2_jax.config.reading import Config
+from r2d2_jax.tasks.matching import matching
 from r2d2_jax.tasks.pretraining import pretraining
 from r2d2_jax.tasks.retrieval import retrieval
 from r2d2_jax.tasks.task import BERT_TOKENS, SpecialTokens, Task
@@ -26,5 +27,6 @@ def build_task(
     builders: dict[str, Callable[[], Task]] = {
         "pretraining": lambda: pretraining(config, tokens, epoch_steps, text_ids),
         "retrieval": lambda: retrieval(config, text_ids),
+        "matching": lambda: matching(config),
     }
     return builders[config.task]()

@@ -56,12 +56,14 @@ class Task(abc.ABC):
         trainable_parts: names of the top-level parameter groups that receive gradients.
         reads_words: whether the batches must say which word each token belongs to.
         reads_text_ids: whether they must say which rows have the same text.
+        reads_labels: whether they must say which of their pairs match.
     """
 
     model: R2D2
     trainable_parts: tuple[str, ...]
     reads_words: bool
     reads_text_ids: bool = field(default=False, kw_only=True)
+    reads_labels: bool = field(default=False, kw_only=True)
 
     @abc.abstractmethod
     def init(self, params: Params) -> Memory:

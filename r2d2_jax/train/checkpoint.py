@@ -41,23 +41,23 @@ class Checkpoints:
     Args:
         workdir: the run's folder; checkpoints lie in `checkpoints/STEP` below it.
         train: how many of the last and of the best are kept.
-        compared_by: the stage of retrieval, "dual" or "reranked", by whose mean recall the best are chosen.
+        compared_by: the stage of an evaluation, such as "reranked", by whose score the best are chosen.
     """
 
     def __init__(self, workdir: Path, train: TrainConfig, compared_by: str = "dual") -> None:
         self.directory = (workdir / "checkpoints").absolute()
         self._saving: tuple[int, dict[str, str]] | None = None  # the step that is being written, and its leaves
 
-        def recall(mean_recalls: dict[str, float]) -> float:
+        def score(scores: dict[str, float]) -> float:
             # A run may have gone on with other evaluation settings: what was not measured is never the best.
-            return mean_recalls.get(compared_by, -math.inf)
+            return scores.get(compared_by, -math.inf)
 
         kept = [LatestN(train.keep_last)]
         if train.keep_best:
-            kept.append(BestN(get_metric_fn=recall, n=train.keep_best, keep_checkpoints_without_metrics=False))
+            kept.append(BestN(get_metric_fn=score, n=train.keep_best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             # The policy decides what is kept; only with best_fn are the metrics it goes by written and read again.
-            best_fn=recall,
+            best_fn=score,
             preservation_policy=AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             save_root_metadata=False,
@@ -89,7 +89,7 @@ class Checkpoints:
         )
 
     def save(
-        self, state: TrainState, config: Config, progress: dict[str, Any], mean_recalls: dict[str, float] | None = None
+        self, state: TrainState, config: Config, progress: dict[str, Any], scores: dict[str, float] | None = None
     ) -> None:
         """Starts writing a checkpoint and returns as soon as the state may change again.
 
@@ -97,7 +97,7 @@ class Checkpoints:
             state: the train state; its step names the checkpoint.
             config: the resolved configuration.
             progress: plain JSON values: the data position and the open window of the log.
-            mean_recalls: the validation figures by which the best are kept, by stage of retrieval, if there are any.
+            scores: the validation figures by which the best are kept, by stage, if there are any.
 
         Raises:
             UserError: this checkpoint, or the one before it, cannot be written.
@@ -111,16 +111,20 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
             self._saving = int(state.step), _leaves(state)
-            self._manager.save(int(state.step), args=items, metrics=mean_recalls or None, force=True)
+            if self._manager.latest_step() == int(state.step):  # saved before it was evaluated
+                self._manager.delete(int(state.step))
+            self._manager.save(int(state.step), args=items, metrics=scores or None, force=True)
 
-    def restore(self, abstract: TrainState, config: Config) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, placed as `abstract` says, and its progress.
+    def restore(
+        self, abstract: TrainState, config: Config, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, or that of a step, placed as `abstract` says, and its progress.
 
         Raises:
             UserError: the checkpoint is of another model or configuration, with what differs, of the former layout, or
                 of another step than its folder says.
         """
-        step = self._manager.latest_step()
+        step = self._manager.latest_step() if step is None else step
         with damage_refused(self.directory, step):
             metadata = self._manager.item_metadata(step)["state"]
             check_layout(metadata, self.directory / str(step))

@@ -28,6 +28,7 @@ def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> Batch:
         image_id=rows((2,), jnp.uint32),
         word=rows((length,), jnp.int32) if task.reads_words else None,
         text_id=rows((2,), jnp.uint32) if task.reads_text_ids else None,
+        label=rows((), jnp.int32) if task.reads_labels else None,
     )
 
 

@@ -144,11 +144,23 @@ def _whole_model(initial: InitialWeightsConfig, config: Config, vocabulary: Voca
     if model.maps_punctuation != config.data.map_punctuation:
         notes.append(_other_punctuation(config.data.map_punctuation))
     positions = params["image_encoder"]["position_embedding"]
-    if initial.resize_positions and len(positions) != patches + 1:
+    if len(positions) != patches + 1:
+        _check_resizing(initial, config, len(positions) - 1)
         resized = resized_positions(positions, patches, initial.model)
         params = params | {"image_encoder": params["image_encoder"] | {"position_embedding": resized}}
         notes.append(interpolated(len(positions) - 1, patches))
     return params, notes
+
+
+def _check_resizing(initial: InitialWeightsConfig, config: Config, patches: int) -> None:
+    """Raises UserError unless position embeddings for so many patches may be interpolated."""
+    image = config.model.image
+    if not initial.resize_positions:
+        raise UserError(
+            f"{initial.model} reads images of {patches} patches, and model.image.image_size {image.image_size} with "
+            f"patches of {image.patch_size} makes {image.patches}; set initial.resize_positions = True to interpolate "
+            "the position embeddings, or go back to the model's image_size"
+        )
 
 
 def _other_punctuation(now: bool) -> str:

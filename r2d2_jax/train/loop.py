@@ -1,6 +1,5 @@
 """The training loop: steps, logs, evaluates and saves, and resumes where it stopped."""
 
-import json
 import logging
 import time
 from collections.abc import Generator, Iterator
@@ -11,15 +10,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
 from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
-from r2d2_jax.evaluation.report import EvaluationReport
+from r2d2_jax.evaluation.evaluator import Report
 from r2d2_jax.paths import literal_path
-from r2d2_jax.processes import by_first_process, check_shared
+from r2d2_jax.processes import by_first_process, check_shared, gather_json
+from r2d2_jax.runs import best_step, compared_by
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
+from r2d2_jax.train.choice import Choice, chooses, epoch_ends, scores_of, write_evaluation
 from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
@@ -34,7 +34,7 @@ from r2d2_jax.train.setup import (
     start_or_go_on,
 )
 from r2d2_jax.train.signals import StopRequest
-from r2d2_jax.train.state import TrainState
+from r2d2_jax.train.state import TrainState, abstract_state
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,14 @@ class RunOutcome:
     """How a run ended.
 
     step: completed steps. finished: whether that is the end of the run. report: the last evaluation.
-    unusable: how many records were, to all processes together.
+    unusable: how many records were, to all processes together. choice: of a run that chooses its best weights.
     """
 
     step: int
     finished: bool
-    report: EvaluationReport | None
+    report: Report | None
     unusable: int
+    choice: Choice | None = None
 
 
 def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOutcome:
@@ -77,7 +78,7 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
         check_shared(workdir)
         ends.enter_context(only_run_in(workdir))
         by_first_process(lambda: settle_damage(workdir, skip=skip_damaged))
-        checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, config.evaluation.compared_by)))
+        checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by(config.to_dict()))))
         check_newest_is_agreed(checkpoints)
         state, position = start_or_go_on(config, parts, checkpoints)
         keep_vocabulary(parts.tokenizer, workdir, resuming=checkpoints.latest_step() is not None)
@@ -112,7 +113,9 @@ class Run:
         self._config, self._workdir, self._parts = config, workdir, parts
         self._checkpoints, self._stop = checkpoints, stop
         self._state, self._position = state, position
-        self._report: EvaluationReport | None = None
+        self._report: Report | None = None
+        self._choice: Choice | None = None
+        self._stage = compared_by(config.to_dict())
         self._leader = jax.process_index() == 0
         built = (parts.task, parts.optimizer, parts.mesh)
         if not self._done():  # a finished run that is started again is only evaluated
@@ -136,7 +139,9 @@ class Run:
         with closing(batches):
             stopped = self._stop.agreed(position.step)  # it may have come while everything was set up
             if not self._done() and not stopped:
-                self._evaluate_if_due()
+                report = self._evaluate_if_due()
+                if report is not None:
+                    self._save(report)  # without its score, this checkpoint could never be the best
             while not self._done() and not stopped:
                 self._one_step(next_batch(batches, self._progress))
                 if position.step % every == 0:
@@ -148,7 +153,7 @@ class Run:
             self._finish()
         else:
             self._leave()
-        return RunOutcome(position.step, self._done(), self._report, position.unusable.unusable)
+        return RunOutcome(position.step, self._done(), self._report, position.unusable.unusable, self._choice)
 
     def lost_worker(self, error: LostWorker) -> None:
         """Asks to stop, as soon as all processes can; until then this one decodes itself."""
@@ -187,10 +192,12 @@ class Run:
             with self._progress.pause():
                 self._save(report)
 
-    def _evaluate_if_due(self) -> EvaluationReport | None:
+    def _evaluate_if_due(self) -> Report | None:
         """Evaluates if this step is due and not in the log yet; a run stopped at one makes it when it resumes."""
         every, position = self._config.train.evaluate_every, self._position
-        if not every or not position.step or position.step % every or position.evaluated:
+        due = every and position.step and position.step % every == 0
+        due = due or epoch_ends(self._config, position.unusable.epoch_size, position.step)
+        if not due or position.evaluated:
             return None
         with self._progress.pause():
             return self._evaluate(final=False)
@@ -199,10 +206,30 @@ class Run:
         report = self._evaluate(final=True)
         if self._checkpoints.latest_step() != self._position.step:
             self._save(report)
+        if chooses(self._config):
+            self._choice = self._choose(report)
         if self._leader:
-            text = json.dumps({"step": self._position.step, **report.metrics()}, indent=1) + "\n"
-            with written_whole(self._workdir / "evaluation.json") as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+            write_evaluation(self._workdir / "evaluation.json", self._position.step, report, self._choice)
+
+    def _choose(self, report: Report) -> Choice:
+        """Goes back to the weights that are best on validation, and measures the test split with them."""
+        config, position, evaluator = self._config, self._position, self._parts.evaluator
+        self._checkpoints.wait()
+        step = gather_json(best_step(self._checkpoints.directory, self._stage))[0] or position.step
+        if step != position.step:
+            logger.info("going back to step %d, which is the best on validation", step)
+            del self._state  # makes room
+            built = (self._parts.task, self._parts.optimizer, self._parts.mesh)
+            self._state, _ = self._checkpoints.restore(abstract_state(*built), config, step)
+            report = evaluator.evaluate(self._state.params, final=True)
+        test = None
+        if evaluator.has_test:
+            logger.info("measuring the test split with the weights of step %d", step)
+            test = evaluator.test(self._state.params, report)
+            if not self._log.tested:  # a finished run that is started again measures the same
+                self._log.write(position.step, {"best_step": float(step), **test.metrics()})
+        scores = scores_of(position.validations, config, position.unusable.epoch_size)
+        return Choice(step, self._stage, scores, report, test)
 
     def _leave(self) -> None:
         """Saves what a stop signal or a lost worker interrupted, unless nothing is new.
@@ -221,7 +248,7 @@ class Run:
         name = self._stop.received.name if self._stop.received else "another process"
         logger.info("stopped by %s after step %d; run the same command again to resume", name, step)
 
-    def _evaluate(self, *, final: bool) -> EvaluationReport:
+    def _evaluate(self, *, final: bool) -> Report:
         self._check_state()
         position, start = self._position, time.perf_counter()
         if self._config.data.validation_split or self._config.data.foil_split:
@@ -230,18 +257,20 @@ class Run:
         if not position.evaluated:
             self._log.write(position.step, report.metrics())
             position.evaluated = True
+            if self._stage in (scores := report.scores()):
+                position.validations.append((position.step, scores[self._stage]))
         if self._leader and report.metrics():
             table = "" if final else f"\n{report.table()}"  # the program prints the last one
             logger.info("evaluation at step %d, %.0f s%s", position.step, time.perf_counter() - start, table)
         self._report = report
         return report
 
-    def _save(self, report: EvaluationReport | None = None) -> None:
+    def _save(self, report: Report | None = None) -> None:
         self._position.unusable.share()
         self._check_state()
-        recalls = None if report is None else report.mean_recalls()
+        scores = None if report is None else report.scores()
         progress = self._position.to_json(self._config.train.batch_size)
-        self._checkpoints.save(self._state, self._config, progress, recalls)
+        self._checkpoints.save(self._state, self._config, progress, scores)
 
     def _check_metrics(self) -> None:
         found = self._position.window.first_not_finite()

@@ -1,9 +1,10 @@
-"""AdamW with warm-up, cosine decay and clipping: what it does not decay, and which leaves have a rate of their own."""
+"""AdamW with clipping and its schedules: what it does not decay, and which leaves have a rate of their own."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from r2d2_jax.arrays import Params
@@ -54,15 +55,32 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine to the final learning rate at `total_steps`."""
+    """The rate of each step; see `OptimizerConfig`.
+
+    Args:
+        config: the optimizer's settings.
+        total_steps: length of the run. A warm-up before a cosine is never longer; the sides of a triangle may be.
+    """
+    if config.schedule == "triangular":
+        return triangular(config.initial_learning_rate, config.learning_rate, config.warmup_steps)
     warmup = min(config.warmup_steps, max(total_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.learning_rate,
+        init_value=config.initial_learning_rate if warmup else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=warmup,
         decay_steps=max(total_steps, 1),
         end_value=config.final_learning_rate,
     )
+
+
+def triangular(low: float, high: float, steps: int) -> optax.Schedule:
+    """Rises from `low` to `high` in so many steps, falls in as many, and begins again (PyTorch's CyclicLR)."""
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        share = jnp.asarray(jnp.mod(step, 2 * steps), jnp.float32) / steps
+        return low + (high - low) * jnp.minimum(share, 2 - share)
+
+    return schedule
 
 
 def decayed(params: Any) -> Any:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
 from r2d2_jax.data.bad_records import UnusableRecords
 from r2d2_jax.data.evaluation_split import EvaluationSplit
+from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.data.train_batches import train_batches
 from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
-from r2d2_jax.evaluation.report import Evaluator
+from r2d2_jax.evaluation.evaluator import Evaluator
+from r2d2_jax.evaluation.matching import MatchingEvaluator
+from r2d2_jax.evaluation.report import RetrievalEvaluator
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.lock import held
 from r2d2_jax.models.r2d2 import abstract_params
@@ -71,7 +74,11 @@ def build_parts(config: Config) -> RunParts:
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.train.batch_size, mesh)
     mixture = build_mixture(config)  # before the vocabulary, which may lie beside records that are not there
-    tokenizer = build_tokenizer(config, number_words=build_task(config).reads_words)
+    planned = build_task(config)
+    if planned.reads_labels:
+        for source in mixture.sources:
+            check_labelled(source)
+    tokenizer = build_tokenizer(config, number_words=planned.reads_words)
     epoch_steps, total_steps = run_length(config, len(mixture))
     tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     task = build_task(config, tokens=tokens, epoch_steps=epoch_steps, text_ids=mixture.has_text_ids)
@@ -88,6 +95,7 @@ class Position:
 
     step: completed steps. records: how many training records each corpus has. unusable: records that could not be read.
     window: metrics since the last line of the log. evaluated: whether the log has this step's evaluation.
+    validations: step and score of every validation so far.
     """
 
     step: int
@@ -95,6 +103,7 @@ class Position:
     unusable: UnusableRecords
     window: Window
     evaluated: bool = False
+    validations: list[tuple[int, float]] = field(default_factory=list)
 
     def to_json(self, batch_size: int) -> dict[str, Any]:
         """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
@@ -104,6 +113,7 @@ class Position:
             "broken": self.unusable.state(),
             "window": self.window.fetched(),
             "evaluated": self.evaluated,
+            "validations": self.validations,
         }
 
 
@@ -195,21 +205,26 @@ def run_length(config: Config, records: int) -> tuple[int, int]:
 
 
 def build_evaluator(config: Config, task: Task, mesh: Mesh, tokenizer: Tokenizer) -> Evaluator:
-    """The evaluation of the configured validation and foil splits.
+    """The evaluation of the configured validation, foil and test splits.
 
     Raises:
         UserError: a split is absent, or the mesh does not divide `evaluation.batch_size`.
     """
 
-    def split(name: str, limit: int) -> EvaluationSplit | None:
-        if not name:
-            return None
-        source = RecordSource(config.data.directory, name)
-        return EvaluationSplit(source, tokenizer, config.model.image.image_size, limit)
-
+    data, read = config.data, (tokenizer, config.model.image.image_size)
     scorer = Scorer(task.model, mesh, config.evaluation.batch_size)
-    validation = split(config.data.validation_split, config.data.validation_images)
-    return Evaluator(config.evaluation, scorer, validation, split(config.data.foil_split, 0))
+    test = RecordSource(data.test_directory or data.directory, data.test_split) if data.test_split else None
+    if task.reads_labels:
+        pairs = LabelledPairs(RecordSource(data.directory, data.validation_split), *read, data.validation_images)
+        return MatchingEvaluator(scorer, pairs, LabelledPairs(test, *read) if test else None)
+
+    def split(name: str, limit: int = 0) -> EvaluationSplit | None:
+        return EvaluationSplit(RecordSource(data.directory, name), *read, limit) if name else None
+
+    validation, foil = split(data.validation_split, data.validation_images), split(data.foil_split)
+    return RetrievalEvaluator(
+        config.evaluation, scorer, validation, foil, EvaluationSplit(test, *read) if test else None
+    )
 
 
 def check_newest_is_agreed(checkpoints: Checkpoints) -> None:
@@ -244,7 +259,8 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     check_same_records(progress["records"], records, config)
     unusable.restore(progress["broken"])
     logger.info("resuming after step %d; %s", int(state.step), _sizes(parts, state))
-    return state, Position(int(state.step), records, unusable, Window(progress["window"]), progress["evaluated"])
+    window, validations = Window(progress["window"]), progress.get("validations", [])
+    return state, Position(int(state.step), records, unusable, window, progress["evaluated"], validations)
 
 
 def check_same_records(before: Sequence[int], now: Sequence[int], config: Config) -> None:
@@ -279,5 +295,6 @@ def build_batches(
         text_ids=parts.task.reads_text_ids,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        labelled=parts.task.reads_labels,
         on_loss=on_loss,
     )

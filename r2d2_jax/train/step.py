@@ -35,7 +35,8 @@ def train_step(
     (_, result), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
     updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
-    trainable["temperature"] = jnp.clip(trainable["temperature"], *task.model.config.temperature_range)
+    if "temperature" in trainable:
+        trainable["temperature"] = jnp.clip(trainable["temperature"], *task.model.config.temperature_range)
     params = {**state.params, **trainable}
     memory, more = task.after(state.memory, params, batch, result)
     metrics = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_data import encode, example
 
-from r2d2_jax.data import evaluation_split
+from r2d2_jax.data import evaluation_images
 from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.data.image.transforms import evaluation_image
 from r2d2_jax.data.records import RecordSource
@@ -70,8 +70,8 @@ def test_evaluation_decodes_only_the_rows_asked_for(
 ) -> None:
     split, decoded = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16), []
     whole = list(split.image_batches(4))
-    original = evaluation_split.evaluation_image
-    monkeypatch.setattr(evaluation_split, "evaluation_image", lambda *given: decoded.append(given) or original(*given))
+    original = evaluation_images.evaluation_image
+    monkeypatch.setattr(evaluation_images, "evaluation_image", lambda *given: decoded.append(given) or original(*given))
     own = np.array([True, False, False, True])
     for batch, expected in zip(split.image_batches(4, own), whole, strict=True):
         np.testing.assert_array_equal(batch, np.where(own[:, None, None, None], expected, 0))

@@ -1,5 +1,6 @@
 """The training stream depends on nothing but the position."""
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -176,3 +177,18 @@ def test_settings_of_other_libraries_are_left_alone(reading_process: dict[str, A
     """OpenCV's threads and Pillow's limit; and flags that the program's author may still want to parse."""
     assert reading_process["settings_kept"]
     assert not reading_process["flags_parsed"]
+
+
+def test_labelled_batches_say_which_pairs_match(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pairs = [dataclasses.replace(example(n, f"{n}只狗"), label=n % 2) for n in range(8)]
+    pairs[3] = dataclasses.replace(pairs[3], captions=("一", "二"))
+    write_dataset(tmp_path, {"train": pairs}, class_names=("no match", "match"))
+    (batch,) = batches(RecordSource(tmp_path, "train"), tokenizer, 1, batch_size=8, labelled=True)
+    numbers = {tuple(image_id_hash(f"image{n}").tolist()): n for n in range(8)}
+    shown = [numbers[tuple(row)] for row in batch["image_id"].tolist()]
+    assert batch["label"].tolist() == [n % 2 for n in shown]
+    assert batch["label"].dtype == np.int32
+    assert 3 not in shown
+    assert "#3: it has a label and 2 texts; expected one" in "".join(batch["problems"])
+    (unlabelled,) = batches(RecordSource(tmp_path, "train"), tokenizer, 1, batch_size=8)
+    assert "label" not in unlabelled

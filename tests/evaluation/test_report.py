@@ -10,7 +10,7 @@ from r2d2_jax.config.run import EvaluationConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation import report as module
 from r2d2_jax.evaluation.foil import FoilReport
-from r2d2_jax.evaluation.report import EvaluationReport, Evaluator
+from r2d2_jax.evaluation.report import EvaluationReport, RetrievalEvaluator
 from r2d2_jax.evaluation.retrieval import RetrievalReport
 
 NAMES = [f"{way}_{at}" for way in ("i2t", "t2i") for at in ("r1", "r5", "r10", "mean")] + ["mean", "r10"]
@@ -40,10 +40,10 @@ def test_metrics() -> None:
     assert NOTHING.metrics() == {}
 
 
-def test_mean_recalls() -> None:
-    assert FULL.mean_recalls() == {"dual": 18.0, "reranked": 38.0}
-    assert DUAL.mean_recalls() == {"dual": 18.0}
-    assert NOTHING.mean_recalls() == {}
+def test_scores() -> None:
+    assert FULL.scores() == {"dual": 18.0, "reranked": 38.0}
+    assert DUAL.scores() == {"dual": 18.0}
+    assert NOTHING.scores() == {}
 
 
 def test_table() -> None:
@@ -96,7 +96,7 @@ def test_when_an_evaluation_reranks(
     pairs = np.stack([np.repeat(np.arange(3), 2), np.arange(6)], axis=1)
     split: Any = SimpleNamespace(num_images=3, captions=[""] * 6, pairs=pairs, image_ids=[])
     scorer: Any = FakeScorer()
-    report = Evaluator(settings, scorer, split, split).evaluate({}, final=final)
+    report = RetrievalEvaluator(settings, scorer, split, split).evaluate({}, final=final)
     assert asked == [expected, expected > 0]
     assert scorer.kept == [expected > 0]
     assert (report.images, report.captions, report.foil_images) == (3, 6, 3)
@@ -106,5 +106,5 @@ def test_evaluator_refuses_a_foil_split_that_is_none() -> None:
     split: Any = SimpleNamespace(num_images=1, captions=["a"], pairs=np.zeros((1, 2), int), image_ids=["x"])
     scorer: Any = FakeScorer()
     with pytest.raises(UserError, match="record 'x' has 1 caption"):
-        Evaluator(EvaluationConfig(), scorer, None, split)
-    assert Evaluator(EvaluationConfig(), scorer, None, None).evaluate({}, final=True).metrics() == {}
+        RetrievalEvaluator(EvaluationConfig(), scorer, None, split)
+    assert RetrievalEvaluator(EvaluationConfig(), scorer, None, None).evaluate({}, final=True).metrics() == {}

@@ -8,7 +8,13 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.losses.matching import match_loss, match_probability, negative_logits, sample_negatives
+from r2d2_jax.losses.matching import (
+    match_loss,
+    match_probability,
+    negative_logits,
+    sample_negatives,
+    softmax_twice_loss,
+)
 
 IDS = np.array([0, 1, 0, 2, 3, 1])
 POSITIVE = IDS[:, None] == IDS[None, :]
@@ -190,3 +196,14 @@ def test_match_probability_is_the_mean_of_both_encoders() -> None:
     np.testing.assert_allclose(probability, oracles.match_probability(logits), rtol=1e-5, atol=1e-6)
     by_hand = match_probability(jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5]]])))
     np.testing.assert_allclose(by_hand, [0.3], rtol=1e-5)
+
+
+def test_softmax_twice_equals_the_oracle_and_never_comes_close_to_zero() -> None:
+    rng = np.random.default_rng(3)
+    logits, label = rng.normal(size=(7, 2, 2)).astype(np.float32), np.arange(7) % 3 == 0
+    loss = softmax_twice_loss(jnp.array(logits), jnp.array(label))
+    np.testing.assert_allclose(loss, oracles.softmax_twice_loss(logits, label), rtol=1e-5)
+    sure = jnp.array(np.where(label[:, None, None], [-50.0, 50.0], [50.0, -50.0]).repeat(2, axis=1), jnp.float32)
+    assert float(softmax_twice_loss(sure, jnp.array(label))) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+    correct = match_loss(sure, jnp.array(label), jnp.ones(7, bool), (1.0, 1.0))
+    assert float(correct) == pytest.approx(0, abs=1e-6)

@@ -74,7 +74,7 @@ def test_the_newest_is_restored_bit_by_bit(tmp_path: Path) -> None:
 
 def test_params_alone(tmp_path: Path) -> None:
     saved(tmp_path, {3: None, 7: 1.0}, keep_last=2).close()
-    state, config = load_state(tmp_path)
+    state, config, _ = load_state(tmp_path)
     assert_bitwise_equal(named_leaves(state["params"]), named_leaves(state_of(7).params))
     assert config == CONFIG.to_dict()
 

@@ -124,7 +124,9 @@ def test_a_whole_model_of_another_image_size_is_interpolated_only_when_asked(tmp
     side, patch = config.model.image.image_size, config.model.image.patch_size
     larger = small_config({"model": {"image": {"image_size": side + patch}}})
     asked = with_initial(larger, model=str(tmp_path / "model"))
-    with pytest.raises(UserError, match="image_encoder/position_embedding: "):
+    with pytest.raises(
+        UserError, match="reads images of . patches, and model.image.image_size .* set initial.resize_positions"
+    ):
         started(asked)
     initial = dataclasses.replace(asked.initial, resize_positions=True)
     _, state, notes = started(dataclasses.replace(asked, initial=initial))

@@ -102,3 +102,25 @@ def test_a_rate_for_nothing_is_refused() -> None:
         message = f"optimizer.rates has a factor for '{pattern}', which is the end of no trainable parameter's path"
         with pytest.raises(UserError, match=message):
             check_rates(OptimizerConfig(learning_rate=0.1, rates=rates), params)
+
+
+def test_a_warm_up_may_begin_above_zero() -> None:
+    config = OptimizerConfig(learning_rate=1e-5, initial_learning_rate=1e-6, warmup_steps=500)
+    schedule = learning_rate_schedule(config, 2000)
+    for step, rate in ((0, 1e-6), (250, 5.5e-6), (500, 1e-5), (1250, 5e-6), (2000, 0.0)):
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5, abs=1e-11)
+
+
+def test_a_triangular_schedule_is_torch_s() -> None:
+    """Up in 7 steps, down in 7, and again, to the end of the run."""
+    torch = pytest.importorskip("torch")
+    low, high = 0.05 * 3e-6, 3e-6
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=high)
+    theirs = torch.optim.lr_scheduler.CyclicLR(optimizer, low, high, step_size_up=7, mode="triangular")
+    config = OptimizerConfig(high, low, warmup_steps=7, schedule="triangular")
+    ours = learning_rate_schedule(config, 20)
+    for step in range(40):
+        assert float(ours(step)) == pytest.approx(theirs.get_last_lr()[0], rel=1e-5), step
+        assert float(ours(np.int32(step))) == float(ours(step))
+        optimizer.step()
+        theirs.step()

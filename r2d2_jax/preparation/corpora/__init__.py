@@ -9,6 +9,7 @@ from r2d2_jax.preparation.corpora.flickr30k_cn import Flickr30kCn
 from r2d2_jax.preparation.corpora.flickr30k_cna import Flickr30kCna
 from r2d2_jax.preparation.corpora.huggingface import HuggingFace
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
+from r2d2_jax.preparation.corpora.pairs import Pairs
 from r2d2_jax.preparation.corpora.webdataset import WebDataset
 from r2d2_jax.preparation.corpora.zero import Zero
 from r2d2_jax.preparation.corpora.zero_folder import ZeroFolder
@@ -18,6 +19,7 @@ CORPORA: dict[str, type[Corpus]] = {
     corpus.name: corpus
     for corpus in (
         JsonLines,
+        Pairs,
         WebDataset,
         HuggingFace,
         ChineseClip,

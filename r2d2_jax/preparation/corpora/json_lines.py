@@ -53,9 +53,13 @@ class JsonLines(LineCorpus):
             raise UnusableRecord(f"{error}; expected {EXPECTED}") from error
         captions = texts_of(entry, "captions")
         image = text_of(entry, "image")
-        image_id = "" if entry.get("image_id") is None else text_of(entry, "image_id")
-        ids = _text_ids(entry, captions)
-        return Annotation(image, captions, text_of(entry, "split"), image_id, unique=image, text_ids=ids)
+        split, ids = text_of(entry, "split"), _text_ids(entry, captions)
+        return Annotation(image, captions, split, image_id_of(entry), unique=image, text_ids=ids)
+
+
+def image_id_of(entry: dict[str, Any]) -> str:
+    """The identity that a line gives its image; "" if it is the image's path."""
+    return "" if entry.get("image_id") is None else text_of(entry, "image_id")
 
 
 def _text_ids(entry: dict[str, Any], captions: tuple[str, ...]) -> tuple[str, ...]:

@@ -22,15 +22,13 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.preparation.corpora.annotation_corpus import LineCorpus
 from r2d2_jax.preparation.corpora.formats.fields import json_object, text_of
 from r2d2_jax.preparation.corpora.formats.lines import refuse_array
 from r2d2_jax.preparation.corpora.image_stores import ImageFolder, ImageStore
+from r2d2_jax.preparation.corpora.pairs import MATCH_NAMES, match_label
 from r2d2_jax.preparation.corpora.zero import HOMEPAGE
 from r2d2_jax.preparation.examples import Annotation
-
-_LABELS = {"0": 0, "1": 1}
 
 
 class _ZeroPairs(LineCorpus):
@@ -72,15 +70,12 @@ class _Retrieval(_ZeroPairs):
 
 class _Matching(_ZeroPairs):
     grouped = False
-    class_names = ("no match", "match")
+    class_names = MATCH_NAMES
 
     def parse(self, line: str) -> Annotation:
         """Image, text and whether they match."""
         entry = json_object(line, "image_path", "text", "label")
-        label = entry["label"]
-        if isinstance(label, bool) or str(label) not in _LABELS:
-            raise UnusableRecord(f'"label" is {label!r}; expected 1 (match) or 0 (no match)')
-        return self._annotation(entry, _LABELS[str(label)])
+        return self._annotation(entry, match_label(entry))
 
 
 class Icr(_Retrieval):

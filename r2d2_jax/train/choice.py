@@ -1,0 +1,74 @@
+"""The end of a run that chooses: the weights that are best on validation, and their one test."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.config.reading import Config
+from r2d2_jax.evaluation.evaluator import Report
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which weights a run chose, and what they are worth.
+
+    step: of the checkpoint that is best on validation.
+    stage: what it was compared by, such as "reranked" or "match".
+    scores: (step, epoch, score) of every validation of the run, in order.
+    validation: of the chosen weights. test: of the same weights, measured once; None without a test split.
+    """
+
+    step: int
+    stage: str
+    scores: tuple[tuple[int, float, float], ...]
+    validation: Report
+    test: Report | None
+
+    def metrics(self) -> dict[str, float]:
+        """Of both splits, by the names of the log."""
+        return self.validation.metrics() | (self.test.metrics() if self.test else {})
+
+    def table(self) -> str:
+        """Every validation, the chosen one marked; then the tables of the chosen weights."""
+        lines = [f"{'epoch':>8}{'step':>10}{f'validation, {self.stage}':>24}"]
+        for step, epoch, score in self.scores:
+            mark = "  best: these weights are kept, and measured below" if step == self.step else ""
+            lines.append(f"{epoch:>8.4g}{step:>10}{score:>24.2f}{mark}")
+        lines.append(self.validation.table())
+        if self.test is not None:
+            lines.append(f"the same weights on the test split, measured once\n{self.test.table()}")
+        return "\n".join(lines)
+
+
+def chooses(config: Config) -> bool:
+    """Whether a run ends with the choice of its best weights; `runs.py` reads such a run's best, not its newest."""
+    return bool(config.data.test_split or config.train.evaluate_every_epochs)
+
+
+def epoch_ends(config: Config, records: int, step: int) -> bool:
+    """Whether a step ends one of the spans of `train.evaluate_every_epochs`, to the nearest step."""
+    span = config.train.evaluate_every_epochs * records / config.train.batch_size
+    if not span or not step:
+        return False
+    return round(max(1, round(step / span)) * span) == step
+
+
+def scores_of(
+    validations: Sequence[Sequence[Any]], config: Config, records: int
+) -> tuple[tuple[int, float, float], ...]:
+    """(step, epoch, score) of (step, score)."""
+    return tuple((step, step * config.train.batch_size / records, score) for step, score in validations)
+
+
+def write_evaluation(path: Path, step: int, report: Report, choice: Choice | None) -> None:
+    """Writes `evaluation.json`: the last evaluation, or the choice with every validation before it."""
+    if choice is None:
+        values: dict[str, Any] = {"step": step, **report.metrics()}
+    else:
+        validations = [{"step": at, "epoch": epoch, choice.stage: score} for at, epoch, score in choice.scores]
+        values = {"step": choice.step, **choice.metrics(), "last_step": step, "validations": validations}
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
