@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from r2d2_jax.arrays import Params, checked
 from r2d2_jax.data.labelled_pairs import LabelledPairs
 from r2d2_jax.encoder import Keep
+from r2d2_jax.evaluation.progress import Progress
 from r2d2_jax.evaluation.scorer import Scorer
 
 HALF = 0.5  # the threshold of a match probability, where none was chosen
@@ -229,9 +230,12 @@ def pair_scores(scorer: Scorer, params: Params, pairs: LabelledPairs) -> tuple[n
 def _blocks(scorer: Scorer, pairs: LabelledPairs) -> Iterator[tuple[np.ndarray, list[slice]]]:
     """Each batch of images, and where its pairs are, in slices of at most a batch."""
     size = scorer.encoder.batch_size
-    for number, images in enumerate(pairs.image_batches(size, scorer.encoder.own_rows())):
-        start, stop = np.searchsorted(pairs.image, (number * size, (number + 1) * size)).tolist()
-        yield images, [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+    batches = pairs.image_batches(size, scorer.encoder.own_rows())
+    scorer.announce()
+    with Progress("images", int(pairs.image.max()) + 1) as progress:
+        for number, images in enumerate(progress.over(batches)):
+            start, stop = np.searchsorted(pairs.image, (number * size, (number + 1) * size)).tolist()
+            yield images, [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 @checked
