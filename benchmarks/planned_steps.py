@@ -30,6 +30,13 @@ def planned(config: ConfigDict, devices: list[Any], mesh: MeshConfig | None = No
     return dataclasses.replace(plan, task=dataclasses.replace(plan.task, tokens=special_tokens(plan)))
 
 
+def with_dropout(config: ConfigDict, rate: float | None) -> ConfigDict:
+    """The configuration with another rate of dropout in text tower and cross encoders; None leaves it."""
+    if rate is not None:
+        config.model.text.dropout = config.model.cross.dropout = rate
+    return config
+
+
 def special_tokens(plan: StepPlan) -> SpecialTokens:
     """BERT's, unless the vocabulary is too small for them."""
     return BERT_TOKENS if plan.task.model.config.text.vocabulary_size > BERT_TOKENS.mask_id else SMALL_TOKENS

@@ -3,12 +3,14 @@
     python benchmarks/step_cost.py                      # vitl_250m: multiply-adds per pair with and without ET
     python benchmarks/step_cost.py --memory --devices=8 # its whole train step, compiled for 8 imitated devices
     python benchmarks/step_cost.py --memory --topology=v5e:4x4  # for TPU chips that need not be there; needs libtpu
+    python benchmarks/step_cost.py --memory --dropout=0 # the same without dropout, to see what dropout adds
     python benchmarks/step_cost.py --run                # one real train step of it on this CPU, and the peak memory
 
 The first and the last fail, with exit status 1, where a figure is above what the project promises.
 
 The forward is the task's loss: student, teacher, all terms. XLA counts the body of a loop once, so the layers are
-unrolled; it counts two operations per multiply-add. The similarity with the queue is part of the count; it is the same
+unrolled; it counts two operations per multiply-add. It counts random bits too, so the forward has no dropout unless
+`--dropout` gives it one. The similarity with the queue is part of the count; it is the same
 for every pair, so the queue keeps its configured length and the batch is small.
 """
 
@@ -22,7 +24,7 @@ from typing import Any
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, random_rows
+from planned_steps import CONFIGS, planned, random_rows, with_dropout
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
@@ -41,6 +43,7 @@ MEMORY = flags.DEFINE_bool("memory", False, "Compile the whole sharded step inst
 RUN = flags.DEFINE_bool("run", False, "Run one train step of --pairs pairs in float32 on this CPU.")
 DEVICES = flags.DEFINE_integer("devices", 8, "With --memory: devices to imitate.", lower_bound=1)
 TOPOLOGY = flags.DEFINE_string("topology", None, "With --memory: a TPU topology to compile for, such as v5e:4x4.")
+DROPOUT = flags.DEFINE_float("dropout", None, "Rate of dropout; the configuration's unless given, 0 in the count.")
 BATCH = flags.DEFINE_integer("batch_size", 256, "With --memory: the global batch.", lower_bound=1)
 
 
@@ -49,17 +52,22 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     if MEMORY.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
-        print_memory(read_configuration(CONFIG.value))
+        print_memory(configuration())
         return
     if RUN.value:
-        run_one_step(read_configuration(CONFIG.value))
+        run_one_step(configuration())
         return
-    costs = (forward_cost(read_configuration(CONFIG.value), PAIRS.value, enhanced) for enhanced in (True, False))
+    costs = (forward_cost(configuration(0.0), PAIRS.value, enhanced) for enhanced in (True, False))
     with_et, without_et = costs
     print(f"{Path(CONFIG.value).stem}: G multiply-adds per pair, forward, counted by XLA {jax.__version__}")
     print(f"  with enhanced training     {with_et:7.1f}   (article, ViT-L: {ARTICLE})")
     print(f"  without enhanced training  {without_et:7.1f}   (x {without_et / with_et:.3f})")
     check_cost(with_et, without_et)
+
+
+def configuration(dropout: float | None = None) -> ConfigDict:
+    """What the flags name, with a rate of dropout where they name none; None keeps the configuration's."""
+    return with_dropout(read_configuration(CONFIG.value), dropout if DROPOUT.value is None else DROPOUT.value)
 
 
 def check_cost(with_et: float, without_et: float) -> None:

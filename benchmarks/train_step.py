@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, random_rows, random_state
+from planned_steps import CONFIGS, planned, random_rows, random_state, with_dropout
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.config.tasks import LossConfig
@@ -64,6 +64,7 @@ TASK = flags.DEFINE_list("task", list(TASKS), f"Of {', '.join(TASKS)}.")
 KIND = flags.DEFINE_list("kind", list(KINDS), f"Of {', '.join(KINDS)}.")
 BATCHES = flags.DEFINE_list("batch_sizes", ["32", "64", "128", "256", "512"], "Pairs per step, ascending.")
 FLOAT32_BATCH = flags.DEFINE_integer("float32_batch_size", 32, "Pairs per step of the float32 kinds.", lower_bound=2)
+DROPOUT = flags.DEFINE_float("dropout", None, "Rate of dropout; each configuration's unless given.")
 STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of a row, after two that are not.", lower_bound=1)
 MATRIX = flags.DEFINE_integer("matrix", 8192, "Side of the square product that gives the rate.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", None, "Begin no further row once so many seconds have passed.", lower_bound=0)
@@ -110,7 +111,7 @@ def main(_: list[str]) -> None:
     print(HEADER)
     chosen(KIND.value, KINDS)
     for task, path in ((task, path) for task in chosen(TASK.value, TASKS) for path in CONFIG.value):
-        name, config = Path(path).stem, for_task(read_configuration(path), task)
+        name, config = Path(path).stem, for_task(with_dropout(read_configuration(path), DROPOUT.value), task)
         work = multiply_adds(config, batch_sizes(KIND.value[0])[0])
         report["g_multiply_adds_per_pair"][f"{name} {task}"] = work / 1e9
         print(f"{name} {task}: {work / 1e9:.1f} G multiply-adds per pair")
@@ -197,9 +198,10 @@ def step_times(
 def multiply_adds(config: ConfigDict, pairs: int) -> float:
     """Per pair of a train step of so many, as XLA counts them before it optimises the program: every layer once.
 
-    Optimizer and teacher average are counted too; from 32 pairs on they are less than a thousandth.
+    Optimizer and teacher average are counted too; from 32 pairs on they are less than a thousandth. Dropout is not: its
+    random bits are no products.
     """
-    counted = config.copy_and_resolve_references()
+    counted = with_dropout(config.copy_and_resolve_references(), 0.0)
     counted.model.update(unroll=True, remat=False)
     counted.train.batch_size = pairs
     plan = planned(counted, jax.devices("cpu")[:1], MeshConfig(1, 1))

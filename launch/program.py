@@ -26,6 +26,7 @@ LIBRARY_LEVELS = {
     "orbax": logging.WARNING,
     "httpx": logging.WARNING,
     "jax": logging.WARNING,
+    "matplotlib": logging.ERROR,  # warns of fonts with odd weights, which none of the pictures needs
     "torch.onnx._internal.exporter._registration": logging.ERROR,
 }
 # How messages of other libraries begin that say nothing: Orbax's of a checkpoint without an evaluation, of one that had

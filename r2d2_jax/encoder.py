@@ -6,6 +6,7 @@ are gathered from them, and travel to the host only if the caller asks for that.
 """
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Encoder:
 
     Attributes:
         batch_size: the most rows of one forward, over all devices.
+        mesh: the devices.
     """
 
     def __init__(self, model: R2D2, mesh: Mesh, batch_size: int, *, buckets: bool = False) -> None:
@@ -110,13 +112,13 @@ class Encoder:
         """
         if batch_size < 1 or batch_size % mesh.size:
             raise ValueError(f"batch_size is {batch_size}; expected a positive multiple of {mesh.size} devices")
-        self.batch_size = batch_size
-        self._mesh, self._buckets = mesh, buckets
+        self.batch_size, self.mesh = batch_size, mesh
+        self._buckets = buckets
         self._compiled = compiled_forwards(model, mesh)
 
     def placed(self, params: Params) -> Params:
         """Parameters on the devices, placed as in training."""
-        return jax.device_put(params, state_shardings(params, self._mesh))
+        return jax.device_put(params, state_shardings(params, self.mesh))
 
     def encode_images(self, params: Params, batches: Iterable[np.ndarray], count: int, keep: Keep) -> Encodings:
         """Encodes images that arrive in batches, so that a gallery of any size streams through.
@@ -130,7 +132,14 @@ class Encoder:
         forwards = self._compiled.embed_image, self._compiled.encode_image
         return self._encode(forwards, params, ((images,) for images in batches), count, keep)
 
-    def encode_texts(self, params: Params, input_ids: np.ndarray, attention_mask: np.ndarray, keep: Keep) -> Encodings:
+    def encode_texts(
+        self,
+        params: Params,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        keep: Keep,
+        watched: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] = iter,
+    ) -> Encodings:
         """Encodes texts.
 
         Args:
@@ -138,8 +147,9 @@ class Encoder:
             input_ids: int32 [b l].
             attention_mask: bool [b l].
             keep: what becomes of the tokens [b l d].
+            watched: the batches pass through it, so that they can be counted.
         """
-        batches = zip(self.slices(input_ids), self.slices(attention_mask), strict=True)
+        batches = zip(watched(self.slices(input_ids)), self.slices(attention_mask), strict=True)
         forwards = self._compiled.embed_text, self._compiled.encode_text
         return self._encode(forwards, params, batches, len(input_ids), keep)
 
@@ -178,6 +188,35 @@ class Encoder:
         results = jax.device_get(self._compiled.cross(params, *self._gathered(pairs)))
         return results[0][: len(pairs.pairs)], results[1][: len(pairs.pairs)]
 
+    def forward_bytes(self, params: Params, image_shape: tuple[int, ...], text_length: int) -> int:
+        """Bytes that the largest forward of a full batch takes on a device beside parameters and kept tokens.
+
+        That is what XLA plans for its intermediate values, and results and inputs of the batches that are on their way.
+        All forwards are compiled for it, which they would be anyway.
+
+        Args:
+            params: the model's parameters.
+            image_shape: [h w 3] of uint8 images.
+            text_length: `l`.
+        """
+        rows, call = batch_sharding(self.mesh), self._compiled
+
+        def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=rows)
+
+        images, mask = shaped(image_shape, np.uint8), shaped((text_length,), bool)
+        ids = shaped((text_length,), np.int32)
+        image = jax.eval_shape(call.encode_image, params, images).tokens
+        text = jax.eval_shape(call.encode_text, params, ids, mask).tokens
+        image_tokens, text_tokens = (shaped(each.shape[1:], each.dtype) for each in (image, text))
+        lowered = [call.encode_image.lower(params, images), call.encode_text.lower(params, ids, mask)]
+        if "text_image_match_head" in params:
+            lowered.append(call.match.lower(params, text_tokens, mask, image_tokens))
+        sizes = [each.compile().memory_analysis() for each in lowered]
+        inputs = sum(math.prod(each.shape) * each.dtype.itemsize for each in (images, image_tokens, text_tokens))
+        largest = max(each.temp_size_in_bytes + IN_FLIGHT * each.output_size_in_bytes for each in sizes)
+        return largest + IN_FLIGHT * inputs // self.mesh.size
+
     def slices(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Rows in batches, the last one as long as it is."""
         return (rows[each] for each in self.ranges(len(rows)))
@@ -189,7 +228,7 @@ class Encoder:
     def own_rows(self) -> np.ndarray:
         """bool [batch_size], True where a row of a full batch lies on a device of this process."""
         own = np.zeros(self.batch_size, bool)
-        for rows in batch_sharding(self._mesh).addressable_devices_indices_map(own.shape).values():
+        for rows in batch_sharding(self.mesh).addressable_devices_indices_map(own.shape).values():
             own[rows] = True
         return own
 
@@ -204,7 +243,7 @@ class Encoder:
         """Runs (embeddings alone, everything) of a tower over all batches, of which only the last may be filled up."""
         embed, encode = forwards
         sizes = [self._bucket(min(self.batch_size, count - start)) for start in range(0, count, self.batch_size)]
-        kept = _TokenBuffer(self._compiled, self._mesh, sizes)
+        kept = _TokenBuffer(self._compiled, self.mesh, sizes)
 
         def dispatched() -> Iterator[tuple[jax.Array, ...]]:
             for rows in batches:
@@ -221,8 +260,7 @@ class Encoder:
                     tokens = encoded.tokens if local else self._compiled.replicate(encoded.tokens)
                     yield encoded.feature, encoded.embed, tokens
 
-        columns = zip(*fetched(dispatched()), strict=True)
-        feature, embedding, *tokens = (np.concatenate(parts)[:count] for parts in columns)
+        feature, embedding, *tokens = _rows_in_order(fetched(dispatched()), count)
         on_host = tokens[0] if tokens else None
         return Encodings(feature, embedding, kept.tokens(count) if keep is Keep.ON_DEVICES else on_host)
 
@@ -243,7 +281,7 @@ class Encoder:
     def _placed(self, rows: np.ndarray) -> jax.Array:
         """A global array, filled up, of rows of which every process holds at least those of its devices."""
         filled = self._filled(rows)
-        return jax.make_array_from_callback(filled.shape, batch_sharding(self._mesh), lambda index: filled[index])
+        return jax.make_array_from_callback(filled.shape, batch_sharding(self.mesh), lambda index: filled[index])
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """A batch filled up by repeating its first row."""
@@ -254,8 +292,8 @@ class Encoder:
         """How many rows a batch of `count` is filled up to."""
         if not self._buckets:
             return self.batch_size
-        per_device = -(-count // self._mesh.size)
-        return min(self.batch_size, self._mesh.size << (per_device - 1).bit_length())
+        per_device = -(-count // self.mesh.size)
+        return min(self.batch_size, self.mesh.size << (per_device - 1).bit_length())
 
 
 def fetched(dispatched: Iterable[Any]) -> Iterator[Any]:
@@ -266,6 +304,18 @@ def fetched(dispatched: Iterable[Any]) -> Iterator[Any]:
         if len(waiting) == IN_FLIGHT:
             yield jax.device_get(waiting.popleft())
     yield from map(jax.device_get, waiting)
+
+
+def _rows_in_order(batches: Iterable[tuple[np.ndarray, ...]], count: int) -> list[np.ndarray]:
+    """The first `count` rows of all batches, column by column; each batch is copied once, so nothing is there twice."""
+    whole: list[np.ndarray] = []
+    start = 0
+    for batch in batches:
+        whole = whole or [np.empty((count, *part.shape[1:]), part.dtype) for part in batch]
+        for rows, part in zip(whole, batch, strict=True):
+            rows[start : start + len(part)] = part[: count - start]
+        start += len(batch[0])
+    return whole
 
 
 class _TokenBuffer:

@@ -5,6 +5,10 @@
 
 from ml_collections import ConfigDict
 
+# BERT's rate, in the text tower and both cross encoders. Of fine-tuning [C]; in pre-training, whose code was never
+# published, the same [O].
+DROPOUT = 0.1
+
 
 def vit_base() -> ConfigDict:
     """ViT-B/16 at 224 pixels [A]."""
@@ -17,15 +21,24 @@ def vit_large() -> ConfigDict:
 
 
 def roberta_base() -> ConfigDict:
-    """RoBERTa-wwm-ext base with 64 text tokens [A]; 21,128 tokens in its vocabulary [C]."""
+    """RoBERTa-wwm-ext base with 64 text tokens [A]; 21,128 tokens in its vocabulary, and dropout [C]."""
     return ConfigDict(
-        dict(vocabulary_size=21128, text_length=64, width=768, layers=12, heads=12, mlp_width=3072, max_positions=512)
+        dict(
+            vocabulary_size=21128,
+            text_length=64,
+            width=768,
+            layers=12,
+            heads=12,
+            mlp_width=3072,
+            max_positions=512,
+            dropout=DROPOUT,
+        )
     )
 
 
 def cross_six_layers() -> ConfigDict:
-    """Each of the two cross encoders: six BERT-base layers [A]."""
-    return ConfigDict(dict(layers=6, width=768, heads=12, mlp_width=3072))
+    """Each of the two cross encoders: six BERT-base layers [A], with dropout while they are trained [C]."""
+    return ConfigDict(dict(layers=6, width=768, heads=12, mlp_width=3072, dropout=DROPOUT))
 
 
 def no_cross_encoders() -> ConfigDict:
@@ -158,8 +171,8 @@ def initial_model() -> ConfigDict:
     return ConfigDict(
         dict(
             image=dict(image_size=AS_INITIAL, patch_size=AS_INITIAL, **tower),
-            text=text | tower,
-            cross=tower,
+            text=text | tower | dict(dropout=DROPOUT),
+            cross=tower | dict(dropout=DROPOUT),
             embed_size=AS_INITIAL,
             temperature_range=(0.001, 0.5),  # [C]
             freeze_image_tower=True,  # [C]

@@ -43,6 +43,8 @@ FREE_KEYS = (
 BEFORE_THE_KEY: dict[str, Any] = {
     "loss.text_ids": False,
     "matching.loss": "cross_entropy",  # there was no matching
+    "model.cross.dropout": 0.0,
+    "model.text.dropout": 0.0,
     "optimizer.initial_learning_rate": 0.0,
     "optimizer.schedule": "cosine",
 }

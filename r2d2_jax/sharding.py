@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from r2d2_jax.arrays import Batch
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
+from r2d2_jax.models.dropout import DROPOUT, Dropout
 from r2d2_jax.trees import path_end
 
 DATA, FSDP = "data", "fsdp"
@@ -70,13 +71,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def apply_by_rows(model: nn.Module, params: Any, mesh: Mesh, stage: str, *inputs: jax.Array) -> Any:
+def apply_by_rows(
+    model: nn.Module, params: Any, mesh: Mesh, stage: str, *inputs: jax.Array, dropout: jax.Array | None = None
+) -> Any:
     """One stage of a model whose parameters are placed by `RULES`: parameters travel to the rows, never rows to them.
 
     Left alone, XLA takes a parameter's split over to whatever is computed with it: activations split along the width,
     and all-reduced in every layer. So what goes into every Dense layer and what comes out, and with them their
     gradients, must stay split by rows; XLA then gathers the kernel, layer by layer inside the scan. An embedding table
-    is gathered whole before it is used, since a lookup in a split one gives rows split along the width.
+    is gathered whole before it is used, since a lookup in a split one gives rows split along the width. Masks of
+    dropout are drawn by rows too.
 
     Args:
         model: the Linen module.
@@ -84,9 +88,11 @@ def apply_by_rows(model: nn.Module, params: Any, mesh: Mesh, stage: str, *inputs
         mesh: the devices.
         stage: the name of the module's method.
         inputs: of the method; the leading axis of each is the global batch, or a multiple of it.
+        dropout: random key of the pass; None for a pass without dropout.
     """
+    rngs = None if dropout is None else {DROPOUT: dropout}
     with nn.intercept_methods(_rows_stay(batch_sharding(mesh))):
-        return model.apply({"params": _whole_tables(params, mesh)}, *inputs, method=stage)
+        return model.apply({"params": _whole_tables(params, mesh)}, *inputs, method=stage, rngs=rngs)
 
 
 def _rows_stay(rows: NamedSharding) -> Callable[..., Any]:
@@ -95,6 +101,8 @@ def _rows_stay(rows: NamedSharding) -> Callable[..., Any]:
     def interceptor(method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
             return stay(method(*map(stay, args), **kwargs))
+        if isinstance(context.module, Dropout) and context.method_name == "kept":
+            return stay(method(*args, **kwargs))
         return method(*args, **kwargs)
 
     return interceptor

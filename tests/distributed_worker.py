@@ -23,6 +23,7 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from small_model import (
+    DROPPED,
     MATCHING,
     RETRIEVAL,
     named_leaves,
@@ -52,7 +53,7 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"epsilon": 1e-2},
 }
 CONFIGS = {
-    "pretraining": small_config(SETTINGS, {"loss": {"text_ids": True}}),
+    "pretraining": small_config(SETTINGS, DROPPED, {"loss": {"text_ids": True}}),
     "retrieval": small_config(SETTINGS, RETRIEVAL, {"optimizer": {"rates": (("bias", 2.0),)}}),
     "matching": small_config(SETTINGS, MATCHING, {"optimizer": {"rates": (("bias", 2.0),)}}),
 }

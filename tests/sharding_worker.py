@@ -5,11 +5,13 @@
 "collectives": {"all-gather 56 48": 4, ...}, the number of collectives of each kind and result shape in the optimised
 train step, of those alone that move rows of the batch. That a shape has rows can be told from its sizes: the global
 batch is 8 * 7, and nothing else has a size that 7 divides.
+"masks": arrays of that program as large as a mask of dropout, "u32[21,2,17,9]": with one device's rows, and with all.
 "whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
 "ring_gather_rows": rows that `ring_gather_rows` takes, and the gradient of their weighted sum.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from typing import Any
@@ -32,8 +34,8 @@ CONFIG = small_config(
     {
         "model": {
             "image": {"image_size": 32, **WIDE},
-            "text": {"vocabulary_size": 320, "text_length": 11, **WIDE},
-            "cross": WIDE | {"layers": 3},
+            "text": {"vocabulary_size": 320, "text_length": 11, "dropout": 0.1, **WIDE},
+            "cross": WIDE | {"layers": 3, "dropout": 0.1},
         },
         "train": {"batch_size": DEVICES * ROWS},
         "loss": {"queue_length": 80},
@@ -45,6 +47,17 @@ def collectives_of_rows(program: str) -> Counter[str]:
     """Kind and result shape of every collective in an HLO text that moves rows of the batch, with its number."""
     found = ((kind, shape) for kind, shape in collectives(program) if any(size % ROWS == 0 for size in shape))
     return Counter(" ".join([kind, *map(str, shape)]) for kind, shape in found)
+
+
+def masks(program: str) -> dict[str, list[str]]:
+    """Arrays of several tokens or heads for each row, of pairs or of triples: what dropout draws for them."""
+    arrays = sorted(set(re.findall(r"\b\w+\[\d+(?:,\d+)+\]", program)))
+
+    def with_rows(rows: int) -> list[str]:
+        shape = re.compile(rf"\w+\[({rows}|{3 * rows}),([2-9]|\d\d+),\d+(,\d+)?\]")
+        return [array for array in arrays if shape.fullmatch(array)]
+
+    return {"own": with_rows(ROWS), "all": with_rows(DEVICES * ROWS)}
 
 
 def rows_taken(mesh: Mesh) -> dict[str, Any]:
@@ -85,6 +98,7 @@ def main() -> None:
         plan = step_plan(CONFIG, jax.devices(), MeshConfig(*map(int, axes.split("x"))))
         program, mesh = plan.compiled().as_text(), plan.mesh
         found = {"collectives": collectives_of_rows(program), "ring_gather_rows": rows_taken(mesh)}
+        found["masks"] = masks(program)
         print(json.dumps(found | {"whole_words": whole_words(mesh)}))
 
 

@@ -211,6 +211,9 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             "model.text.text_length 13 is larger than model.text.max_positions 12; there is no position embedding for "
             "the last tokens",
         ),
+        ({"model__text__dropout": 1.0}, "model.text.dropout is 1.0; expected 0 or more and less than 1"),
+        ({"model__cross__dropout": -0.1}, "model.cross.dropout is -0.1; expected 0 or more and less than 1"),
+        ({"model__cross__dropout": float("nan")}, "model.cross.dropout is nan; expected 0 or more and less than 1"),
         ({"model__text__text_length": 2}, "model.text.text_length is 2; expected at least 3: CLS, one token, SEP"),
         (
             {"model__cross__width": 32},

@@ -18,7 +18,7 @@ VITB = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads"
 VITL = {"image_size": 224, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
 ROBERTA = {
     "vocabulary_size": 21128, "text_length": 64, "width": 768, "layers": 12, "heads": 12, "mlp_width": 3072,
-    "max_positions": 512, "token_types": 2,
+    "max_positions": 512, "token_types": 2, "dropout": 0.1,
 }  # fmt: skip
 ARTICLE_LOSS = {
     "contrastive": "tgd", "fgr": True, "mlm": True, "fgd": True, "enhanced_training": True, "soft_target_share": 0.4,
@@ -98,7 +98,8 @@ def test_golden(name: str) -> None:
     model, train = config["model"], config["train"]
     assert model["image"] == image
     assert model["text"] == ROBERTA
-    assert model["cross"] == {"layers": cross_layers, "width": 768, "heads": 12, "mlp_width": 3072}
+    dropout = 0.1 if cross_layers else 0.0
+    assert model["cross"] == {"layers": cross_layers, "width": 768, "heads": 12, "mlp_width": 3072, "dropout": dropout}
     assert (model["embed_size"], model["temperature_init"], model["temperature_range"]) == (768, 0.07, [0.001, 0.5])
     assert (model["freeze_image_tower"], model["dtype"], model["remat"]) == (True, "bfloat16", True)
     ranking = {} if cross_layers else {"fgr": False, "mlm": False}
@@ -116,6 +117,7 @@ def test_golden_demo() -> None:
     assert {key: config["loss"][key] for key in terms} == {key: ARTICLE_LOSS[key] for key in terms}
     assert config["model"]["freeze_image_tower"] is False
     assert config["model"]["dtype"] == "float32"
+    assert config["model"]["text"]["dropout"] == config["model"]["cross"]["dropout"] == 0
     assert config["data"]["directory"] == "data/demo"
     assert config["data"]["foil_split"] == "swapped"
     assert config["data"]["flip"] is False

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from encoder_cases import BATCH, IMAGES, MODEL, TEXTS, encoded, images, ranked, texts
+from retrieval_cases import retrieved
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.encoder import Encoder, Keep, fetched
@@ -67,6 +68,16 @@ def test_a_ranker_on_eight_devices_gives_what_it_gives_on_one(on_eight_devices: 
     assert found.keys() == alone.keys()
     for name in found:
         np.testing.assert_allclose(found[name], alone[name], err_msg=name, **CLOSE)
+
+
+def test_recall_depends_on_neither_batch_size_nor_devices(on_eight_devices: dict[str, np.ndarray]) -> None:
+    """To the last digit, with ties: every third text is one before it."""
+    alone = retrieved(make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert len(alone) == 2 * 3 * 2 * (10 + 5)
+    for name, figure in alone.items():
+        assert figure.tolist() == alone[f"{name.rsplit(maxsplit=1)[0]} 8"].tolist(), name
+        for mesh in MESHES:
+            assert figure.tolist() == on_eight_devices[f"retrieval {mesh} {name}"].tolist(), f"{mesh} {name}"
 
 
 @pytest.mark.parametrize("mesh", MESHES)

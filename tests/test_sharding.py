@@ -136,6 +136,13 @@ def test_parameters_travel_and_activations_stay(worker: list[dict[str, Any]]) ->
     assert tokens == {"collective-permute 7 17 64": 1, "collective-permute 7 11 64": 2}
 
 
+def test_each_device_draws_dropout_for_its_own_rows(worker: list[dict[str, Any]]) -> None:
+    """Numbers for the weights among 17 patches, two to a number, are there for 21 rows of 168, and no array has all."""
+    for found in worker:
+        assert "u32[21,2,17,9]" in found["masks"]["own"]
+        assert found["masks"]["all"] == []
+
+
 @pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))
 def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str, Any]], place: int, mesh: str) -> None:
     """24 rows on 8 devices, some wanted more than once and some never; every bit the same, and so the gradients."""

@@ -22,6 +22,7 @@ FORBIDDEN = {
     "evaluation": ("train", "tasks", "preparation"),
     "convert": ("train", "tasks", "preparation"),
     "preparation": ("train", "tasks", "models", "losses", "evaluation", "convert"),
+    "plots": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert"),
     "config": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert"),
     "encoder": ("train", "tasks", "data", "preparation", "evaluation", "convert"),
     "forwards": ("train", "tasks", "data", "preparation", "evaluation", "convert"),

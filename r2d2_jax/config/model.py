@@ -1,7 +1,9 @@
-"""The sizes of the model."""
+"""The sizes of the model, and its dropout while it is trained."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from r2d2_jax.config.ranges import not_positive
 
@@ -28,7 +30,10 @@ class ImageTowerConfig:
 
 @dataclass(frozen=True)
 class TextTowerConfig:
-    """Sizes of the text tower; `text_length` is the `l` every text is padded or cut to."""
+    """Sizes of the text tower; `text_length` is the `l` every text is padded or cut to.
+
+    dropout: rate on embeddings, attention weights and hidden states while the tower is trained (published code: 0.1).
+    """
 
     vocabulary_size: int
     text_length: int
@@ -38,16 +43,21 @@ class TextTowerConfig:
     mlp_width: int
     max_positions: int = 512
     token_types: int = 2
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
 class CrossEncoderConfig:
-    """Sizes of each of the two cross encoders; `layers` 0 means that there are none (PRD2)."""
+    """Sizes of each of the two cross encoders; `layers` 0 means that there are none (PRD2).
+
+    dropout: rate on attention weights and hidden states while they are trained (published code: 0.1).
+    """
 
     layers: int
     width: int
     heads: int
     mlp_width: int
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,18 @@ class ModelConfig:
     dtype: str = "bfloat16"
     remat: bool = False
     unroll: bool = False
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training drops anything."""
+        return self.text.dropout > 0 or (self.cross.layers > 0 and self.cross.dropout > 0)
+
+    def described(self) -> dict[str, Any]:
+        """As nested plain values without dropout, which says how a run trains and nothing about its weights."""
+        values = dataclasses.asdict(self)
+        for part in ("text", "cross"):
+            del values[part]["dropout"]
+        return values
 
 
 def model_contradictions(model: ModelConfig) -> Iterator[str]:
@@ -95,6 +117,9 @@ def model_contradictions(model: ModelConfig) -> Iterator[str]:
         )
     if cross.layers < 0:
         yield f"model.cross.layers is {cross.layers}; expected 1 or more, or 0 for PRD2"
+    for name, rate in (("text", text.dropout), ("cross", cross.dropout)):
+        if not 0 <= rate < 1:
+            yield f"model.{name}.dropout is {rate}; expected 0 or more and less than 1"
     if model.dtype not in ("bfloat16", "float32"):
         yield f"model.dtype is {model.dtype!r}; expected 'bfloat16' or 'float32'"
     low, high = model.temperature_range
@@ -110,5 +135,5 @@ def _sizes(model: ModelConfig) -> Iterator[tuple[str, int]]:
     yield "model.embed_size", model.embed_size
     for part in ("image", "text", "cross"):
         for name, size in vars(getattr(model, part)).items():
-            if (part, name) != ("cross", "layers"):
+            if name != "dropout" and (part, name) != ("cross", "layers"):
                 yield f"model.{part}.{name}", size

@@ -148,7 +148,8 @@ class EvaluationConfig:
         A cut-off beyond them goes on in the order of the dual encoder.
     rerank_during_training: also re-rank in the evaluations before the last one.
     batch_size: images, texts or pairs per forward.
-    directions: of retrieval, those by whose mean recall checkpoints are compared: "i2t", "t2i" or both.
+    directions: of retrieval, those that are measured, and whose mean recall compares checkpoints: "i2t", "t2i" or
+        both.
     """
 
     rerank_candidates: int = 16

@@ -1,7 +1,5 @@
 """The PyTorch model of `modeling_r2d2.py` with the weights of a model of ours or of a published file. Needs PyTorch."""
 
-import dataclasses
-
 import torch
 
 from r2d2_jax.config.model import ModelConfig
@@ -18,7 +16,7 @@ def torch_model(config: ModelConfig, tensors: Tensors) -> R2D2Model:
         config: the sizes.
         tensors: published name -> tensor; what no output reads may be among them.
     """
-    sizes = dataclasses.asdict(config)
+    sizes = config.described()
     model = R2D2Model(R2D2Config(**{name: sizes[name] for name in SIZES}))
     state = {name: torch.tensor(tensors[name]) for name in published_places(config)}
     model.load_state_dict(state, strict=True)

@@ -5,7 +5,6 @@ Without r2d2_jax, `AutoModel.from_pretrained(folder, trust_remote_code=True)` lo
 reads are left out.
 """
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -102,7 +101,7 @@ def write_description(model: Model, folder: Path, config: dict[str, Any], use: s
 
 def config_json(model: Model) -> dict[str, Any]:
     """The sizes, and what the tokenizer does: the part of `config.json` that depends on the model."""
-    sizes = dataclasses.asdict(model.config)
+    sizes = model.config.described()
     return {**{name: sizes[name] for name in SIZES}, "maps_punctuation": model.maps_punctuation}
 
 

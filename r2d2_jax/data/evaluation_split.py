@@ -73,9 +73,18 @@ class EvaluationSplit:
         """Number of images, with or without captions."""
         return len(self._indices)
 
-    def image_batches(self, batch_size: int, own: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """Every image once, as `evaluation_images.image_batches` gives them."""
-        return image_batches(self._source, self._indices, self._image_size, batch_size, own)
+    def image_batches(
+        self, batch_size: int, own: np.ndarray | None = None, images: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Images once each, as `evaluation_images.image_batches` gives them.
+
+        Args:
+            batch_size: images in a batch.
+            own: bool [batch_size], the rows that this process needs; None means all of them.
+            images: int [i], positions of the images, in order; None means all of them.
+        """
+        chosen = self._indices if images is None else [self._indices[place] for place in images]
+        return image_batches(self._source, chosen, self._image_size, batch_size, own)
 
     def _inspect(self, index: int) -> Record | UnusableRecord:
         """The record without its picture."""

@@ -6,7 +6,7 @@ from r2d2_jax.arrays import Params
 from r2d2_jax.config.run import EvaluationConfig
 from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.evaluation.foil import CHANCE, FoilReport, check_foil_split, evaluate_foils
-from r2d2_jax.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from r2d2_jax.evaluation.retrieval import RetrievalReport, RetrievalSettings, evaluate_retrieval
 from r2d2_jax.evaluation.scorer import Scorer
 
 
@@ -15,7 +15,6 @@ class EvaluationReport:
     """Retrieval on a split, and choosing between caption and foil; None where there is no such split.
 
     role: what the split is to the run, "validation" or "test".
-    directions: of retrieval, those that count.
     """
 
     retrieval: RetrievalReport | None
@@ -24,13 +23,12 @@ class EvaluationReport:
     captions: int
     foil_images: int
     role: str = "validation"
-    directions: tuple[str, ...] = ("i2t", "t2i")
 
     def metrics(self) -> dict[str, float]:
         """Flat names for the log, such as "validation/reranked/i2t_r1" and "foil/dual", in per cent."""
         result: dict[str, float] = {}
         if self.retrieval is not None:
-            for stage in ("dual", "reranked", "chance"):
+            for stage in ("dual", "cross", "reranked", "chance"):
                 for name, value in (getattr(self.retrieval, stage) or {}).items():
                     result[f"{self.role}/{stage}/{name}"] = value
         if self.foil is not None:
@@ -42,9 +40,7 @@ class EvaluationReport:
     def scores(self) -> dict[str, float]:
         """The mean of the recalls of the asked directions, in per cent, of each stage that was measured."""
         stages = {} if self.retrieval is None else {"dual": self.retrieval.dual, "reranked": self.retrieval.reranked}
-        (one, *others) = self.directions
-        name = "mean" if others else f"{one}_mean"
-        return {stage: recalls[name] for stage, recalls in stages.items() if recalls}
+        return {stage: recalls["mean"] for stage, recalls in stages.items() if recalls}
 
     def table(self) -> str:
         """A table for people: dual encoder, re-ranked and chance side by side, in per cent."""
@@ -72,7 +68,9 @@ _RECALL_LABELS = (
 def _recall_lines(retrieval: RetrievalReport) -> list[str]:
     reranked = retrieval.reranked or {}
     return [
-        _line(label, retrieval.dual[name], reranked.get(name), retrieval.chance[name]) for name, label in _RECALL_LABELS
+        _line(label, retrieval.dual[name], reranked.get(name), retrieval.chance[name])
+        for name, label in _RECALL_LABELS
+        if name in retrieval.dual  # one direction may be all that was asked
     ]
 
 
@@ -132,7 +130,6 @@ class RetrievalEvaluator:
             captions=len(split.captions) if split else 0,
             foil_images=foil.num_images if foil else 0,
             role=role,
-            directions=self._settings.directions,
         )
 
     # One split after the other, so that the tokens of one have left the devices when those of the next arrive.
@@ -140,8 +137,8 @@ class RetrievalEvaluator:
     def _retrieval(self, split: EvaluationSplit | None, params: Params, rerank: int) -> RetrievalReport | None:
         if split is None:
             return None
-        encoded = self._scorer.encode(params, split, keep_tokens=rerank > 0)
-        return evaluate_retrieval(self._scorer, params, encoded, rerank)
+        settings = RetrievalSettings(rerank=rerank, directions=self._settings.directions)
+        return evaluate_retrieval(self._scorer, params, split, settings)
 
     def _foils(self, split: EvaluationSplit | None, params: Params, rerank: bool) -> FoilReport | None:
         if split is None:

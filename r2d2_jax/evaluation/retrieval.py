@@ -1,143 +1,223 @@
 """Two-stage retrieval: recall of the dual encoder alone, and after the cross encoders have re-ranked its best."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Params
-from r2d2_jax.evaluation.scorer import EncodedSplit, Scorer
+from r2d2_jax.data.evaluation_split import EvaluationSplit
+from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.bootstrap import recall_intervals
+from r2d2_jax.evaluation.finished import finished_blocks, params_checksum, rows_checksum
+from r2d2_jax.evaluation.gallery import Gallery
+from r2d2_jax.evaluation.ground_truth import DIRECTIONS, I2T, T2I, GroundTruth, texts_repeated_under_other_images
+from r2d2_jax.evaluation.memory import Plan, plan_memory, retrieval_needs
+from r2d2_jax.evaluation.nearest import Nearest, nearest
+from r2d2_jax.evaluation.ranks import CUTOFFS, recalls_of, reranked_ranks, with_means
+from r2d2_jax.evaluation.scorer import Scorer
 
-CUTOFFS = (1, 5, 10)
-NEVER = np.iinfo(np.int64).max  # the rank of what no cut-off finds
 
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """How a split is asked.
 
-def best_ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Rank from 0 of each row's best-ranked positive; `NEVER` without one.
-
-    Ties count against the model, so that a model with one score for everything has the worst rank, not the best; so
-    does NaN: a positive with this score is not found, and any other is ahead of every positive (our decision).
-
-    Args:
-        scores: [q c].
-        positive: bool [q c].
+    rerank: how many candidates of each query the cross encoders re-rank, clipped to the gallery; 0 for none. Each
+        direction re-ranks its own.
+    directions: "i2t" and "t2i", or one of them; MUGE asks for "t2i" alone.
+    same_text_is_right: texts of equal characters have each other's images.
+    memory_limit: bytes that host memory of a process, and memory of a device, may reach; None for no limit.
+    work: a folder in which finished blocks are kept, so that the same evaluation goes on there after a kill; None keeps
+        nothing. All processes must see it.
+    intervals: also give 95 % bootstrap intervals over images.
     """
-    found = positive & ~np.isnan(scores)
-    best = np.max(np.where(found, scores, -np.inf), axis=1, keepdims=True)
-    ahead = ~(scores < best) & ~positive
-    return np.where(found.any(axis=1), ahead.sum(axis=1), NEVER)
+
+    rerank: int = 0
+    directions: tuple[str, ...] = DIRECTIONS
+    same_text_is_right: bool = False
+    memory_limit: int | None = None
+    work: Path | None = None
+    intervals: bool = False
 
 
-def ground_truth(pairs: np.ndarray, num_images: int, num_texts: int) -> np.ndarray:
-    """bool [images, texts], True at the right pairs int [p 2] of (image, text)."""
-    positive = np.zeros((num_images, num_texts), bool)
-    positive[pairs[:, 0], pairs[:, 1]] = True
-    return positive
+@dataclass(frozen=True)
+class RetrievalCounts:
+    """What a split is made of.
 
-
-def recalls(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    """Recall both ways, in per cent.
-
-    Args:
-        scores: [images, texts].
-        positive: bool [images, texts], True where the two belong together. One right candidate within the cut-off is a
-            hit. An image without texts is a candidate in t2i and no query in i2t.
-
-    Returns:
-        "i2t_r1" ... "t2i_r10"; "i2t_mean", "t2i_mean" over the cut-offs; "mean" over all six; "r10" over both
-        directions.
+    image_queries, text_queries: images and texts with a right answer; the others are candidates only.
+    texts_with_several_images: any of them is a hit. repeated_texts: texts that have the very characters of a text of
+    another image; see `GroundTruth.with_equal_texts_shared`.
     """
-    queries = np.flatnonzero(positive.any(axis=1))
-    result = _one_way("i2t", best_ranks(scores[queries], positive[queries]))
-    result |= _one_way("t2i", best_ranks(scores.T, positive.T))
-    return result | _over_both(result)
 
-
-def _one_way(direction: str, ranks: np.ndarray) -> dict[str, float]:
-    """Recall at each cut-off by the queries' ranks [q], and the mean of these."""
-    at = {f"{direction}_r{cutoff}": 100 * float(np.mean(ranks < cutoff)) for cutoff in CUTOFFS}
-    return at | {f"{direction}_mean": float(np.mean(list(at.values())))}
-
-
-def _over_both(recall: dict[str, float]) -> dict[str, float]:
-    """The figures that average the two directions."""
-    return {name: (recall[f"i2t_{name}"] + recall[f"t2i_{name}"]) / 2 for name in ("mean", "r10")}
-
-
-def chance_recalls(positive: np.ndarray) -> dict[str, float]:
-    """The expected `recalls`, in per cent, of a random order of the candidates."""
-    num_images, num_texts = positive.shape
-    texts, images = positive.sum(axis=1), positive.sum(axis=0)
-    result: dict[str, float] = {}
-    for direction, candidates, positives in (("i2t", num_texts, texts[texts > 0]), ("t2i", num_images, images)):
-        at = {f"{direction}_r{k}": 100 * float(np.mean(_hit_chance(candidates, positives, k))) for k in CUTOFFS}
-        result |= at | {f"{direction}_mean": float(np.mean(list(at.values())))}
-    return result | _over_both(result)
-
-
-def _hit_chance(candidates: int, positives: np.ndarray, cutoff: int) -> np.ndarray:
-    """1 - C(candidates - positives, cutoff) / C(candidates, cutoff), as a product."""
-    draws = np.arange(min(cutoff, candidates))
-    missed = np.clip((candidates - positives[:, None] - draws) / (candidates - draws), 0, 1)
-    return 1 - np.prod(missed, axis=1)
-
-
-def top_candidates(scores: np.ndarray, positive: np.ndarray, count: int) -> np.ndarray:
-    """Columns [q min(count, c)] of each row's highest scores, the best first; of equal ones the positives come last."""
-    return np.lexsort((positive, -scores))[:, :count]
-
-
-def reranked_ranks(
-    scores: np.ndarray, positive: np.ndarray, candidates: np.ndarray, probability: np.ndarray
-) -> np.ndarray:
-    """`best_ranks` once each row's candidates are ordered by cosine + match probability (published code).
-
-    Behind the candidates the others follow in the order of their cosines, so a cut-off beyond the candidates measures
-    that list (our decision; the published code leaves them in no order).
-
-    Args:
-        scores: cosines [q c].
-        positive: bool [q c].
-        candidates: columns [q r], from `top_candidates`.
-        probability: match probability [q r] of the candidates.
-    """
-    answers = np.take_along_axis(positive, candidates, axis=1)
-    among = best_ranks(np.take_along_axis(scores, candidates, axis=1) + probability, answers)
-    return np.where(answers.any(axis=1), among, best_ranks(scores, positive))
+    images: int
+    texts: int
+    image_queries: int
+    text_queries: int
+    texts_with_several_images: int
+    repeated_texts: int
 
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """Recall in per cent of the dual encoder, re-ranked (None if not asked for), and of chance."""
+    """Recall in per cent by "i2t_r1" ... "t2i_r10", "i2t_mean", "t2i_mean", "mean", and "r10" if both are asked.
+
+    dual: by cosine. cross: the best by cosine re-ranked by match probability alone. reranked: by the published sum of
+    match probability and cosine. Both are None if not asked for. chance: expected of a random order.
+    intervals: by stage and name, low and high end of the 95 % interval; empty if not asked for.
+    counts: what the split is made of. forwards: how many images, texts and pairs this process passed through the model.
+    """
 
     dual: dict[str, float]
     reranked: dict[str, float] | None
     chance: dict[str, float]
+    cross: dict[str, float] | None = None
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    counts: RetrievalCounts | None = None
+    forwards: dict[str, int] = field(default_factory=dict)
 
 
-def evaluate_retrieval(scorer: Scorer, params: Params, encoded: EncodedSplit, rerank: int) -> RetrievalReport:
-    """Retrieval both ways within one encoded split.
+class Scored(Protocol):
+    """What ranking reads of a `Gallery`."""
+
+    image_embed: np.ndarray
+    text_embed: np.ndarray
+
+    def match(self, pairs: np.ndarray) -> np.ndarray:
+        """Match probability [p] of pairs [p 2] of (image, text)."""
+
+
+def evaluate_retrieval(
+    scorer: Scorer, params: Params, split: EvaluationSplit, settings: RetrievalSettings
+) -> RetrievalReport:
+    """Retrieval within one split.
 
     Args:
         scorer: the compiled forwards.
-        params: the model's parameters.
-        encoded: the split's images and captions.
-        rerank: how many candidates per query the cross encoders re-rank; 0 for none. Each direction re-ranks its own.
+        params: the model's parameters, placed on the mesh.
+        split: the images and texts, and which belong together.
+        settings: how they are asked.
+
+    Raises:
+        UserError: nothing has a partner, the model has no cross encoders to re-rank with, the memory limit is too
+            small, or the work folder is in use, of another evaluation, or cannot be written to.
     """
-    cosine = encoded.image_embed @ encoded.text_embed.T
-    positive = ground_truth(encoded.pairs, *cosine.shape)
-    report = RetrievalReport(recalls(cosine, positive), None, chance_recalls(positive))
-    if not rerank:
-        return report
-    queries = np.flatnonzero(positive.any(axis=1))  # images without captions are candidates only
-    text_fits, image_fits = positive[queries], positive.T
-    texts = top_candidates(cosine[queries], text_fits, rerank)
-    images = top_candidates(cosine.T, image_fits, rerank)
-    of_image = np.stack([np.repeat(queries, texts.shape[1]), texts.ravel()], axis=1)
-    of_text = np.stack([images.ravel(), np.repeat(np.arange(len(images)), images.shape[1])], axis=1)
-    # Pairs that both directions ask for are scored once.
-    pairs, places = np.unique(np.concatenate([of_image, of_text]), axis=0, return_inverse=True)
-    probability = scorer.match(params, encoded, pairs)[places.ravel()]
-    i2t, t2i = probability[: len(of_image)].reshape(texts.shape), probability[len(of_image) :].reshape(images.shape)
-    both = _one_way("i2t", reranked_ranks(cosine[queries], text_fits, texts, i2t))
-    both |= _one_way("t2i", reranked_ranks(cosine.T, image_fits, images, t2i))
-    return RetrievalReport(report.dual, both | _over_both(both), report.chance)
+    truth = GroundTruth(split.num_images, len(split.captions), split.pairs)
+    repeated = texts_repeated_under_other_images(truth, split.captions)
+    if settings.same_text_is_right:
+        truth = truth.with_equal_texts_shared(split.captions)
+    scorer.announce()
+    plan = _plan(scorer, params, split, truth, settings)
+    identity = lambda: _identity(scorer, params, split, plan, settings)  # noqa: E731
+    with finished_blocks(settings.work, identity) as finished:
+        gallery = Gallery(scorer.encoder, params, split, plan, finished, matched=settings.rerank > 0)
+        ranks = ranks_of(gallery, truth, settings, scorer.encoder.mesh)
+    return report_of(ranks, truth, settings, repeated, gallery.forwards)
+
+
+def ranks_of(
+    gallery: Scored, truth: GroundTruth, settings: RetrievalSettings, mesh: Mesh
+) -> dict[str, dict[str, np.ndarray]]:
+    """The rank from 0 of each query's best right answer, int [q], by stage ("dual", "cross", "reranked") and direction.
+
+    Args:
+        gallery: embeddings and match probabilities.
+        truth: the right answers.
+        settings: see `RetrievalSettings`; its memory limit and work are the gallery's.
+        mesh: the devices.
+    """
+    embed = gallery.image_embed, gallery.text_embed
+    found = {each: nearest(each, truth, *embed, settings.rerank, mesh) for each in settings.directions}
+    ranks = {"dual": {direction: near.ranks for direction, near in found.items()}}
+    if not settings.rerank:
+        return ranks
+    # Asked for together: a pair that both directions want is scored once.
+    pairs = [_pairs(direction, near) for direction, near in found.items()]
+    probability = np.split(gallery.match(np.concatenate(pairs)), np.cumsum([len(each) for each in pairs])[:-1])
+    for stage in ("cross", "reranked"):
+        ranks[stage] = {}
+        for (direction, near), match in zip(found.items(), probability, strict=True):
+            scores = match.reshape(near.candidates.shape)
+            scores = scores + near.cosine if stage == "reranked" else scores
+            ranks[stage][direction] = reranked_ranks(scores, near.answers, near.ranks)
+    return ranks
+
+
+def report_of(
+    ranks: Mapping[str, Mapping[str, np.ndarray]],
+    truth: GroundTruth,
+    settings: RetrievalSettings,
+    repeated_texts: int = 0,
+    forwards: dict[str, int] | None = None,
+) -> RetrievalReport:
+    """Recalls, chance, counts and intervals by the ranks of `ranks_of`."""
+    stages = {stage: recalls_of(by_direction) for stage, by_direction in ranks.items()}
+    image = {I2T: truth.queries(I2T), T2I: truth.first_images()}
+    image = {direction: image[direction] for direction in settings.directions}
+    return RetrievalReport(
+        dual=stages["dual"],
+        reranked=stages.get("reranked"),
+        chance=chance_recalls(truth, settings.directions),
+        cross=stages.get("cross"),
+        intervals={stage: recall_intervals(ranks[stage], image) for stage in ranks} if settings.intervals else {},
+        counts=RetrievalCounts(
+            truth.num_images,
+            truth.num_texts,
+            len(truth.queries(I2T)),
+            len(truth.queries(T2I)),
+            truth.texts_with_several_images,
+            repeated_texts,
+        ),
+        forwards=forwards or {},
+    )
+
+
+def chance_recalls(truth: GroundTruth, directions: Sequence[str] = DIRECTIONS) -> dict[str, float]:
+    """The expected recalls, in per cent, of a random order of the candidates."""
+    chances = {f"{each}_r{k}": truth.hit_chances(each, k) for each in directions for k in CUTOFFS}
+    return with_means({name: 100 * float(np.mean(chance)) for name, chance in chances.items()})
+
+
+def _pairs(direction: str, near: Nearest) -> np.ndarray:
+    """int32 [q * r, 2], (image, text) of every query's candidates."""
+    queries = np.repeat(near.queries.astype(np.int32), near.candidates.shape[1])
+    columns = [queries, near.candidates.ravel()]
+    return np.stack(columns if direction == I2T else columns[::-1], axis=1)
+
+
+def _plan(
+    scorer: Scorer, params: Params, split: EvaluationSplit, truth: GroundTruth, settings: RetrievalSettings
+) -> Plan:
+    if settings.rerank and not scorer.matches:
+        raise UserError(
+            f"{settings.rerank} candidates are to be re-ranked, but the model has no cross encoders (PRD2); "
+            "set that to 0"
+        )
+    pairs = sum(len(truth.queries(each)) * min(settings.rerank, truth.candidates(each)) for each in settings.directions)
+    limit = settings.memory_limit
+    needs = retrieval_needs(scorer.encoder, scorer.config, params, split, pairs, measured=limit is not None)
+    return plan_memory(needs, limit)
+
+
+def _identity(
+    scorer: Scorer,
+    params: Params,
+    split: EvaluationSplit,
+    plan: Plan,
+    settings: RetrievalSettings,
+) -> dict[str, Any]:
+    """What finished blocks depend on: the weights, the split and what is asked of it, and where blocks end."""
+    encoder = scorer.encoder
+    pixels = next(iter(split.image_batches(encoder.batch_size, encoder.own_rows())))
+    rows = (split.image_ids, split.captions, split.input_ids, split.attention_mask, split.pairs, pixels)
+    return {
+        "weights": params_checksum(params),
+        "split (images, texts, right pairs)": rows_checksum(*rows),
+        "re-ranked candidates": settings.rerank,
+        "directions": ", ".join(settings.directions),
+        "same text is right": settings.same_text_is_right,
+        "batch size": encoder.batch_size,
+        "images and texts of a block (memory limit)": f"{plan.images}, {plan.texts}",
+    }

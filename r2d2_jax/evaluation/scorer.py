@@ -1,20 +1,22 @@
 """A split through the towers, and pairs of it through the cross encoders, in fixed batches over the mesh."""
 
+import logging
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Params
+from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.encoder import Encoder, Keep, Tokens
+from r2d2_jax.evaluation.memory import TOKEN_BYTES_PER_DEVICE
 from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.sharding import check_batch_divides
 
-# Tokens of a split stay on the devices up to so many bytes each; those of a larger one wait in host memory, from where
-# every batch of pairs travels to the devices. A run's own state needs the rest of a device (our decision).
-TOKEN_BYTES_PER_DEVICE = 2 << 30
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,28 @@ class Scorer:
 
     def __init__(self, model: R2D2, mesh: Mesh, batch_size: int) -> None:
         check_batch_divides(batch_size, mesh, "evaluation.batch_size")
-        self._encoder, self._config, self._devices = Encoder(model, mesh, batch_size), model.config, mesh.size
+        self._encoder, self._model, self._announced = Encoder(model, mesh, batch_size), model, False
 
     @property
     def encoder(self) -> Encoder:
         """The compiled forwards, for those who feed them with rows of their own."""
         return self._encoder
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self._model.config
+
+    @property
+    def matches(self) -> bool:
+        """Whether the model has cross encoders."""
+        return self._model.matching
+
+    def announce(self) -> None:
+        """Says once, before the first forward, that it is compiled: that takes minutes for a large model."""
+        if not self._announced and jax.process_index() == 0:
+            logger.info("compiling the model's forwards for batches of %d", self._encoder.batch_size)
+        self._announced = True
 
     def encode(self, params: Params, split: EvaluationSplit, *, keep_tokens: bool) -> EncodedSplit:
         """Encodes every image and every caption of a split.
@@ -62,6 +80,7 @@ class Scorer:
             split: the split.
             keep_tokens: keep what the cross encoders need, too.
         """
+        self.announce()
         keep, encoder = self._kept(split) if keep_tokens else Keep.NOTHING, self._encoder
         batches = split.image_batches(encoder.batch_size, encoder.own_rows())
         image = encoder.encode_images(params, batches, split.num_images, keep)
@@ -77,7 +96,7 @@ class Scorer:
 
     def _kept(self, split: EvaluationSplit) -> Keep:
         """On the devices if the tokens of the split fit there."""
-        image, text = self._config.image, self._config.text
+        image, text = self.config.image, self.config.text
         numbers = split.num_images * (image.patches + 1) * image.width + split.input_ids.size * text.width
-        size = numbers * jnp.dtype(self._config.dtype).itemsize
-        return Keep.ON_DEVICES if size <= TOKEN_BYTES_PER_DEVICE * self._devices else Keep.ON_HOST
+        size = numbers * jnp.dtype(self.config.dtype).itemsize
+        return Keep.ON_DEVICES if size <= TOKEN_BYTES_PER_DEVICE * self._encoder.mesh.size else Keep.ON_HOST

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Bool, Float, Int, checked
 from r2d2_jax.config.model import TextTowerConfig
+from r2d2_jax.models.dropout import Dropout
 from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, dense, erf_gelu, scanned
 
 EPSILON = 1e-12  # layer-norm epsilon of BERT (published code)
 
 
 class BertLayer(nn.Module):
-    """One post-norm transformer layer: norm(h + attention(h)), then norm(h + mlp(h))."""
+    """One post-norm transformer layer: norm(h + attention(h)), then norm(h + mlp(h)); dropout before each sum."""
 
     config: TextTowerConfig
     dtype: Any
@@ -22,9 +23,10 @@ class BertLayer(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, attention_mask: jax.Array) -> tuple[jax.Array, None]:
         size = self.config
-        mixed = Attention(size.width, size.heads, self.dtype, name="attention")(hidden, hidden, attention_mask)
+        attention = Attention(size.width, size.heads, self.dtype, size.dropout, name="attention")
+        mixed = attention(hidden, hidden, attention_mask)
         hidden = LayerNorm(EPSILON, name="attention_norm")(hidden + mixed)
-        mixed = Mlp(size.width, size.mlp_width, erf_gelu, self.dtype, name="mlp")(hidden)
+        mixed = Mlp(size.width, size.mlp_width, erf_gelu, self.dtype, size.dropout, name="mlp")(hidden)
         return LayerNorm(EPSILON, name="mlp_norm")(hidden + mixed), None
 
 
@@ -48,6 +50,7 @@ class TextEncoder(nn.Module):
         self.position_embedding = nn.Embed(size.max_positions, size.width, embedding_init=EMBEDDING_INIT)
         self.type_embedding = nn.Embed(size.token_types, size.width, embedding_init=EMBEDDING_INIT)
         self.embedding_norm = LayerNorm(EPSILON)
+        self.embedding_dropout = Dropout(size.dropout)
         stack = scanned(BertLayer, size.layers, remat=self.remat, unroll=self.unroll)
         self.layers = stack(size, self.dtype)
 
@@ -57,7 +60,8 @@ class TextEncoder(nn.Module):
         length = input_ids.shape[1]
         hidden = self.word_embedding(input_ids) + self.position_embedding(jnp.arange(length))
         hidden = hidden + self.type_embedding(jnp.zeros((1,), jnp.int32))
-        hidden, _ = self.layers(self.embedding_norm(hidden).astype(self.dtype), attention_mask)
+        hidden = self.embedding_dropout(self.embedding_norm(hidden))
+        hidden, _ = self.layers(hidden.astype(self.dtype), attention_mask)
         return hidden
 
 

@@ -1,5 +1,6 @@
 """The cross encoders: BERT layers with a cross-attention between self-attention and MLP."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from r2d2_jax.models.layers import Attention, LayerNorm, Mlp, erf_gelu, scanned
 
 
 class CrossLayer(nn.Module):
-    """One post-norm layer: self-attention, cross-attention over the other modality, MLP."""
+    """One post-norm layer: self-attention, cross-attention over the other modality, MLP; dropout before each sum."""
 
     config: CrossEncoderConfig
     dtype: Any
@@ -31,11 +32,12 @@ class CrossLayer(nn.Module):
         queries = hidden
         if wanted_positions is not None:
             queries = jnp.take_along_axis(hidden, wanted_positions[..., None], axis=1)
-        mixed = Attention(size.width, size.heads, self.dtype, name="self_attention")(queries, hidden, mask)
+        attention = partial(Attention, size.width, size.heads, self.dtype, size.dropout)
+        mixed = attention(name="self_attention")(queries, hidden, mask)
         queries = LayerNorm(EPSILON, name="self_attention_norm")(queries + mixed)
-        mixed = Attention(size.width, size.heads, self.dtype, name="cross_attention")(queries, context, context_mask)
+        mixed = attention(name="cross_attention")(queries, context, context_mask)
         queries = LayerNorm(EPSILON, name="cross_attention_norm")(queries + mixed)
-        mixed = Mlp(size.width, size.mlp_width, erf_gelu, self.dtype, name="mlp")(queries)
+        mixed = Mlp(size.width, size.mlp_width, erf_gelu, self.dtype, size.dropout, name="mlp")(queries)
         return LayerNorm(EPSILON, name="mlp_norm")(queries + mixed), None
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from r2d2_jax.arrays import Array, Bool, Float, checked
+from r2d2_jax.models.dropout import DROPOUT, Dropout
 
 # Fan-in scaling rather than BERT's fixed 0.02, so that small models train from scratch too (our decision).
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -16,6 +17,7 @@ KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 # The variable collection of attention weights; they are computed only where a caller makes it mutable.
 ATTENTION = "attention"
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked token; that of `jax.nn.dot_product_attention`
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -64,14 +66,17 @@ class Attention(nn.Module):
         width: `d` of the queries and of the result.
         heads: `h`; divides the width.
         dtype: the dtype of the matrix products.
+        dropout: rate on the weights and on the result (published code); see `Dropout`.
     """
 
     width: int
     heads: int
     dtype: Any
+    dropout: float = 0.0
 
     def setup(self) -> None:
         self.query, self.key, self.value, self.out = (dense(self.width, self.dtype) for _ in range(4))
+        self.weights_dropout, self.out_dropout = Dropout(self.dropout), Dropout(self.dropout)
 
     def __call__(
         self, queries: jax.Array, context: jax.Array, context_mask: jax.Array | None = None
@@ -109,8 +114,12 @@ class Attention(nn.Module):
         mask = None if context_mask is None else context_mask[:, None, None, :]
         if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
             self.sow(ATTENTION, "weights", attention_weights(query, context.key, mask))
-        mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
-        return self.out(mixed.reshape(*mixed.shape[:2], self.width))
+        if self.weights_dropout.active():
+            weights = self.weights_dropout(attention_weights(query, context.key, mask)).astype(query.dtype)
+            mixed = jnp.einsum("bhqc,bchs->bqhs", weights, context.value)
+        else:
+            mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
+        return self.out_dropout(self.out(mixed.reshape(*mixed.shape[:2], self.width)))
 
     def _split(self, tokens: jax.Array) -> jax.Array:
         """[b t d] -> [b t h d/h]."""
@@ -121,9 +130,12 @@ class Attention(nn.Module):
 def attention_weights(
     query: Float[Array, "b q h s"], key: Float[Array, "b c h s"], mask: Bool[Array, "b 1 1 c"] | None
 ) -> Float[Array, "b h q c"]:
-    """softmax(query . key / sqrt(s)) over the context tokens whose mask is True, in float32."""
+    """softmax(query . key / sqrt(s)) over the context tokens whose mask is True, in float32.
+
+    Equal weights where no token's mask is, as in `jax.nn.dot_product_attention`: not NaN, which would spread.
+    """
     logits = jnp.einsum("bqhs,bchs->bhqc", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
-    return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf), axis=-1)
+    return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, MASKED), axis=-1)
 
 
 class Mlp(nn.Module):
@@ -134,17 +146,19 @@ class Mlp(nn.Module):
         mlp_width: the width between the two layers.
         activation: `quick_gelu` or `erf_gelu`.
         dtype: the dtype of the matrix products.
+        dropout: rate on the result; see `Dropout`.
     """
 
     width: int
     mlp_width: int
     activation: Callable[[jax.Array], jax.Array]
     dtype: Any
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
         hidden = self.activation(dense(self.mlp_width, self.dtype, "up")(hidden))
-        return dense(self.width, self.dtype, "down")(hidden)
+        return Dropout(self.dropout)(dense(self.width, self.dtype, "down")(hidden))
 
 
 def scanned(layer: type[nn.Module], length: int, *, remat: bool, unroll: bool) -> type[nn.Module]:
@@ -161,7 +175,7 @@ def scanned(layer: type[nn.Module], length: int, *, remat: bool, unroll: bool) -
     return nn.scan(
         layer,
         variable_axes={"params": 0, ATTENTION: 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, DROPOUT: True},
         in_axes=nn.broadcast,
         length=length,
         unroll=length if unroll else 1,

@@ -1,6 +1,5 @@
 """A model on disk without a train state: sizes, parameters, vocabulary, and tensors that no output reads."""
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +82,7 @@ def save_model(model: Model, folder: Path) -> None:
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
         save_file({path: np.asarray(leaf, order="C") for path, leaf in flat(model.params)}, unfinished / PARAMS)
-        described = {"model": dataclasses.asdict(model.config), "maps_punctuation": model.maps_punctuation}
+        described = {"model": model.config.described(), "maps_punctuation": model.maps_punctuation}
         (unfinished / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         if model.unused:
             save_file(model.unused, unfinished / UNUSED)

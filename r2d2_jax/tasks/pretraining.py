@@ -25,7 +25,16 @@ from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows, replicated
 from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
-from r2d2_jax.tasks.stages import Forward, Towers, best_column, contrastive_metrics, ranking, share_of, similarities
+from r2d2_jax.tasks.stages import (
+    Forward,
+    Towers,
+    best_column,
+    contrastive_metrics,
+    ranking,
+    share_of,
+    similarities,
+    student_forward,
+)
 from r2d2_jax.tasks.task import LossResult, Metrics, SpecialTokens, Task, trainable_parts
 
 logger = logging.getLogger(__name__)
@@ -88,7 +97,7 @@ class Pretraining(Task):
         self, params: Params, memory: PretrainingMemory, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
     ) -> tuple[jax.Array, LossResult]:
         """total = (tgd or gcpr) + fgr + fgd + mlm, each with weight 1 (article)."""
-        forward = partial(apply_by_rows, self.model, params, mesh)
+        forward = student_forward(self.model, params, mesh, key, step)
         masked = self.masked(batch, stream(key, "mask", step))
         student = self._student(forward, batch, masked)
         masked_text = self._masked_text(forward, student, batch, masked)

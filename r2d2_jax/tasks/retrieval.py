@@ -1,7 +1,6 @@
 """Fine-tuning for retrieval: GCPR with hard targets, and FGR, on unmasked text (published code)."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,7 @@ from r2d2_jax.config.tasks import RetrievalConfig
 from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import apply_by_rows
-from r2d2_jax.tasks.stages import Towers, contrastive_metrics, ranking, similarities
+from r2d2_jax.tasks.stages import Towers, contrastive_metrics, ranking, similarities, student_forward
 from r2d2_jax.tasks.task import LossResult, Metrics, Task, trainable_parts
 
 
@@ -35,7 +33,7 @@ class Retrieval(Task):
         self, params: Params, memory: None, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
     ) -> tuple[jax.Array, LossResult]:
         """total = gcpr + fgr (published code)."""
-        forward = partial(apply_by_rows, self.model, params, mesh)
+        forward = student_forward(self.model, params, mesh, key, step)
         towers = Towers(
             image=forward("encode_image", normalise_images(batch.images)),
             text=forward("encode_text", batch.input_ids, batch.attention_mask),

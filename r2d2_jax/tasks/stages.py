@@ -1,5 +1,6 @@
 """What several tasks compute alike: both towers, similarities over all devices, and ranking with hard negatives."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,15 +9,39 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, checked, right_pairs
+from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, Params, checked, right_pairs
 from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
-from r2d2_jax.models.r2d2 import cls_of
-from r2d2_jax.sharding import replicated, ring_gather_rows
+from r2d2_jax.models.r2d2 import R2D2, cls_of
+from r2d2_jax.rng import stream
+from r2d2_jax.sharding import apply_by_rows, replicated, ring_gather_rows
 from r2d2_jax.tasks.task import Metrics
 
 # One stage of the model with bound parameters: `forward("encode_text", input_ids, attention_mask)`.
 Forward = Callable[..., Any]
+
+
+def student_forward(model: R2D2, params: Params, mesh: Mesh, key: jax.Array, step: jax.Array) -> Forward:
+    """The stages of the model that is trained, with its dropout: what a loss makes anew for each step.
+
+    Each pass draws masks of its own: its key is a function of the run's key, the step, the stage and how often the step
+    has run that stage before. Teacher and evaluation have no key, and so no dropout.
+
+    Args:
+        model: the Linen module.
+        params: its parameters.
+        mesh: the devices.
+        key: the run's key.
+        step: completed steps.
+    """
+    passes: Counter[str] = Counter()
+
+    def forward(stage: str, *inputs: jax.Array) -> Any:
+        dropout = stream(key, f"dropout {stage} {passes[stage]}", step) if model.config.has_dropout else None
+        passes[stage] += 1
+        return apply_by_rows(model, params, mesh, stage, *inputs, dropout=dropout)
+
+    return forward
 
 
 @struct.dataclass

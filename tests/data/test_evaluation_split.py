@@ -39,6 +39,15 @@ def test_evaluation_images_are_padded_not_dropped(dataset: Path, tokenizer: Toke
     assert (by_two[-1][1] == 0).all()
 
 
+def test_some_evaluation_images_in_the_order_asked_for(dataset: Path, tokenizer: Tokenizer) -> None:
+    split = EvaluationSplit(RecordSource(dataset, "validation"), tokenizer, 16)
+    whole, own = next(split.image_batches(5)), np.array([True, False])
+    first, second = split.image_batches(2, own, np.array([3, 0, 4]))
+    np.testing.assert_array_equal(np.stack([first[0], second[0]]), whole[[3, 4]])
+    assert not first[1].any()
+    assert not second[1].any()
+
+
 @pytest.mark.parametrize("images", [1, 3, 4, 5, 7, 8, 9])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_no_evaluation_image_is_dropped(images: int, processes: int, tmp_path: Path, tokenizer: Tokenizer) -> None:

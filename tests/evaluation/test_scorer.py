@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_data import example
-from small_model import random_state, small_config, small_plan, write_small_dataset, write_vocabulary
+from small_model import DROPPED, random_state, small_config, small_plan, write_small_dataset, write_vocabulary
 
 from r2d2_jax.data.evaluation_split import EvaluationSplit
 from r2d2_jax.data.records import RecordSource
@@ -42,7 +42,8 @@ def host(tokens: Tokens | None) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def plan() -> StepPlan:
-    return small_plan(small_config())
+    """Of a model that is trained with dropout, of which no score may show anything."""
+    return small_plan(small_config(DROPPED))
 
 
 @pytest.fixture(scope="module")

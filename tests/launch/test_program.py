@@ -28,6 +28,7 @@ PROGRAMS = {
     "check_data": ("data", "corpus", "max_unknown_share"),
     "convert": ("input", "output", "rest"),
     "match": ("model", "image", "text"),
+    "plot": ("output",),
 }
 RUNNER_FLAGS = ("alsologtostderr", "pdb", "verbosity")  # absl's, of which programs show none
 

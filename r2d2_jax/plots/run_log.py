@@ -1,0 +1,104 @@
+"""What a run's metrics.jsonl says, as lines to draw."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2d2_jax.errors import UserError, first_line
+
+LOG = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values [n] over epochs [n], in order; at least one."""
+
+    epoch: np.ndarray
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The lines of a run by the names of the log, and the run's name in legends."""
+
+    name: str
+    lines: dict[str, Line]
+
+    def evaluated(self) -> list[str]:
+        """Names of what evaluations measured, such as "validation/dual/i2t_r1"."""
+        return [name for name in self.lines if "/" in name]
+
+    def trained(self) -> list[str]:
+        """Names of what steps measured, such as "loss"."""
+        return [name for name in self.lines if "/" not in name]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunLog]:
+    """The logs of several runs, under names that tell them apart.
+
+    Raises:
+        UserError: a folder is absent or no run's, or its log is empty, damaged or cannot be read.
+    """
+    return [RunLog(name, _lines(folder)) for folder, name in zip(folders, _short_names(folders), strict=True)]
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The end of each path that no other has: "demo", or "a/demo" and "b/demo"."""
+    paths = [folder.resolve() for folder in folders]
+
+    def end(path: Path, length: int) -> str:
+        return "/".join(path.parts[-length:])
+
+    def short(path: Path) -> str:
+        others = [other for other in paths if other != path]
+        lengths = range(1, len(path.parts) + 1)
+        length = next((n for n in lengths if end(path, n) not in {end(other, n) for other in others}), 1)
+        return end(path, length)
+
+    return [short(path) for path in paths]
+
+
+def _lines(folder: Path) -> dict[str, Line]:
+    values = [parsed for text in _read(folder) if (parsed := _parsed(text)) is not None]
+    if not values:
+        raise UserError(
+            f"{folder / LOG} has no line that can be drawn; it gets its first one after train.log_every steps"
+        )
+    per_step = next((line["epoch"] / line["step"] for line in values if line.get("epoch") and line["step"]), 1.0)
+    points: dict[str, dict[float, float]] = {}
+    for line in values:
+        epoch = line["step"] * per_step
+        for name, value in line.items():
+            if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value):
+                points.setdefault(name, {})[epoch] = float(value)  # of a step that is there twice, the later line
+    return {name: _line(found) for name, found in points.items()}
+
+
+def _line(points: dict[float, float]) -> Line:
+    epochs = sorted(points)
+    return Line(np.array(epochs), np.array([points[epoch] for epoch in epochs]))
+
+
+def _read(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; expected the --workdir of a run")
+    if not (folder / LOG).is_file():
+        raise UserError(f"{folder} holds no {LOG}; expected the --workdir of a run that has made its first steps")
+    try:
+        return (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {folder / LOG}: {first_line(error)}; mend the folder or name another") from error
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """The values of a line; None if it is no whole one, as the last of a run that is at work may be."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and type(values.get("step")) is int else None
