@@ -171,8 +171,8 @@ def initial_model() -> ConfigDict:
     return ConfigDict(
         dict(
             image=dict(image_size=AS_INITIAL, patch_size=AS_INITIAL, **tower),
-            text=text | tower,
-            cross=tower,
+            text=text | tower | dict(dropout=DROPOUT),
+            cross=tower | dict(dropout=DROPOUT),
             embed_size=AS_INITIAL,
             temperature_range=(0.001, 0.5),  # [C]
             freeze_image_tower=True,  # [C]

@@ -75,14 +75,14 @@ def compared_by(config: dict[str, Any]) -> str:
 
 
 def best_step(directory: Path, stage: str) -> int | None:
-    """The checkpoint in a folder with the best score on validation, the first of equal ones; None if none has any."""
+    """The checkpoint in a folder with the best score on validation, the last of equal ones; None if none has any."""
     scores: dict[int, float] = {}
     for step in steps_of(directory):
         with contextlib.suppress(FileNotFoundError):  # saved without an evaluation
             found = json.loads((directory / str(step) / METRICS).read_text(encoding="utf-8"))
             if stage in (found or {}):
                 scores[step] = found[stage]
-    return max(scores, key=lambda step: (scores[step], -step)) if scores else None
+    return max(scores, key=lambda step: (scores[step], step)) if scores else None
 
 
 def load_state(workdir: Path, step: int | None = None) -> SavedRun:

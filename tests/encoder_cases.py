@@ -58,6 +58,7 @@ class Pairs:
     image: np.ndarray
     input_ids: np.ndarray
     attention_mask: np.ndarray
+    num_images = IMAGES
 
     def image_batches(self, batch_size: int, own: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, IMAGES, batch_size):

@@ -109,6 +109,63 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"optimizer__beta2": -0.1}, "optimizer.beta2 is -0.1; expected 0 or more and less than 1"),
         ({"optimizer__weight_decay": float("nan")}, "optimizer.weight_decay is nan; expected 0 or more"),
         ({"optimizer__final_learning_rate": -1.0}, "optimizer.final_learning_rate is -1.0; expected 0 or more"),
+        ({"optimizer__schedule": "linear"}, "optimizer.schedule is 'linear'; expected 'cosine' or 'triangular'"),
+        (
+            {"optimizer__initial_learning_rate": 1.0, "optimizer__warmup_steps": 5},
+            "optimizer.initial_learning_rate is 1.0; expected optimizer.learning_rate 0.0001 at most, to which the "
+            "rate rises",
+        ),
+        (
+            {"optimizer__schedule": "triangular"},
+            "optimizer.warmup_steps is 0, so there is no way up for optimizer.initial_learning_rate 0.0 or the "
+            "schedule 'triangular'; expected a number of steps",
+        ),
+        (
+            {"optimizer__schedule": "triangular", "optimizer__warmup_steps": 5, "optimizer__final_learning_rate": 1e-9},
+            "optimizer.final_learning_rate is 1e-09, and a triangular schedule falls to "
+            "optimizer.initial_learning_rate; leave it at 0",
+        ),
+        (
+            {"evaluation__directions": ("t2i", "i2t")},
+            "evaluation.directions is ('t2i', 'i2t'); expected ('i2t', 't2i'), or one of the two",
+        ),
+        (
+            {"data__test_directory": "data/other"},
+            "data.test_directory is set and data.test_split is not; expected the name of a split, such as 'test'",
+        ),
+        (
+            {"data__test_split": "test", "data__validation_split": ""},
+            "data.test_split is set and data.validation_split is not; the weights to test are chosen on validation: "
+            "expected the name of that split, or no test_split: launch/evaluate.py measures any split",
+        ),
+        (
+            {"data__test_split": "test", "train__keep_best": 0},
+            "data.test_split is set and train.keep_best is 0; the best weights are tested: expected 1 at least",
+        ),
+        (
+            {"train__evaluate_every_epochs": 1.0, "train__keep_best": 0},
+            "train.evaluate_every_epochs chooses the best epoch and train.keep_best is 0; expected to keep 1 at least",
+        ),
+        (
+            {"train__evaluate_every_epochs": 1.0, "data__validation_split": ""},
+            "train.evaluate_every_epochs is set and data.validation_split is not; expected the name of a split",
+        ),
+        (
+            {**RETRIEVAL, "task": "matching", "matching__loss": "twice"},
+            "matching.loss is 'twice'; expected 'cross_entropy' or 'published'",
+        ),
+        (
+            {**RETRIEVAL, "task": "matching", "data__validation_split": ""},
+            "task is 'matching' and data.validation_split is not set; expected a split of labelled pairs",
+        ),
+        (
+            {**RETRIEVAL, "task": "matching", "data__foil_split": "swapped"},
+            "data.foil_split is 'swapped' and task is 'matching', which measures no foils; leave it out",
+        ),
+        (
+            {**RETRIEVAL, "task": "matching", "model__cross__layers": 0, "evaluation__rerank_candidates": 0},
+            "task is 'matching' but model.cross.layers is 0; PRD2 has no cross encoders, and matching trains these",
+        ),
         ({"train__seed": -1}, "train.seed is -1; expected 0 or more"),
         (
             {"data__directory": "gs://bucket/data"},

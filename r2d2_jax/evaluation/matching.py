@@ -213,6 +213,7 @@ def pair_scores(scorer: Scorer, params: Params, pairs: LabelledPairs) -> tuple[n
     matching = "text_image_match_head" in params
     keep = Keep.ON_DEVICES if matching else Keep.NOTHING
     encoder = scorer.encoder
+    scorer.announce()
     cosine, probability = [], []
     for images, rows in _blocks(scorer, pairs):
         image = encoder.encode_images(params, [images], encoder.batch_size, keep)
@@ -230,10 +231,10 @@ def pair_scores(scorer: Scorer, params: Params, pairs: LabelledPairs) -> tuple[n
 def _blocks(scorer: Scorer, pairs: LabelledPairs) -> Iterator[tuple[np.ndarray, list[slice]]]:
     """Each batch of images, and where its pairs are, in slices of at most a batch."""
     size = scorer.encoder.batch_size
-    batches = pairs.image_batches(size, scorer.encoder.own_rows())
     scorer.announce()
-    with Progress("images", int(pairs.image.max()) + 1) as progress:
-        for number, images in enumerate(progress.over(batches)):
+    with Progress("images", pairs.num_images) as progress:
+        batches = progress.over(pairs.image_batches(size, scorer.encoder.own_rows()))
+        for number, images in enumerate(batches):
             start, stop = np.searchsorted(pairs.image, (number * size, (number + 1) * size)).tolist()
             yield images, [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 

@@ -1,7 +1,6 @@
 """Fine-tuning for matching: whether a labelled pair of image and text belongs together, by both cross encoders."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import MatchingConfig
 from r2d2_jax.losses.matching import match_loss, softmax_twice_loss
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
-from r2d2_jax.sharding import apply_by_rows
-from r2d2_jax.tasks.stages import match_metrics
+from r2d2_jax.tasks.stages import match_metrics, student_forward
 from r2d2_jax.tasks.task import LossResult, Metrics, Task, trainable_parts
 
 # What no match logit depends on: without a gradient, weight decay alone would move it. PyTorch leaves such parameters
@@ -38,7 +36,7 @@ class Matching(Task):
         self, params: Params, memory: None, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
     ) -> tuple[jax.Array, LossResult]:
         """Cross-entropy of the label, by both cross encoders."""
-        forward = partial(apply_by_rows, self.model, params, mesh)
+        forward = student_forward(self.model, params, mesh, key, step)
         image = forward("encode_image", normalise_images(batch.images))
         text = forward("encode_text", batch.input_ids, batch.attention_mask)
         logits = forward("match", text.tokens, batch.attention_mask, image.tokens)
