@@ -128,7 +128,8 @@ def test_all_problems_of_the_keys_are_listed_together() -> None:
             "missing key data.directory (str)",
             "train.batch_size is '8' of type str; expected int",
             "loss.fgr is 1 of type int; expected bool",
-            "unknown key evaluation.nothing; known here: rerank_candidates, rerank_during_training, batch_size",
+            "unknown key evaluation.nothing; known here: rerank_candidates, rerank_during_training, batch_size, "
+            "directions",
         ]
     )
 
