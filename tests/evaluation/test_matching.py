@@ -135,21 +135,21 @@ def report(scorer: Scorer, params: Any, **settings: Any) -> tuple[MatchingReport
 
 
 def test_a_report_has_both_scores_and_their_chance(scorer: Scorer) -> None:
-    found, match = report(scorer, MODEL.params, intervals=True)
+    found, match = report(scorer, MODEL.params, intervals=True, role="test")
     cosine, probability = pair_scores(scorer, scorer.encoder.placed(MODEL.params), labelled_pairs())  # type: ignore[arg-type]
     assert probability is not None
     assert found.match is not None
     assert (found.match.auc, found.dual.auc) == (auc(probability, match), auc(cosine, match))
-    assert found.auc == found.match.auc
+    assert found.scores() == {"dual": found.dual.auc, "match": found.match.auc}
     assert (found.pairs, found.images, found.matches) == (37, 21, 13)
     assert found.chance == {"auc": 50, "accuracy": pytest.approx(100 * 24 / 37)}
-    metrics = found.metrics("test")
+    metrics = found.metrics()
     assert metrics["test/match/auc"] == found.match.auc
     assert metrics["test/dual/accuracy"] == found.dual.cut.accuracy
     assert "test/dual/half_accuracy" not in metrics, "a cosine is no probability"
     assert "test/match/half_no_match_accuracy" in metrics
-    table = found.table("test").splitlines()
-    assert table[0] == "matching, test: 37 pairs of 21 images, 13 match"
+    table = found.table().splitlines()
+    assert table[0] == "matching on test, 37 pairs of 21 images, 13 match"
     assert table[2] == f"{'  AUC':<28}{found.dual.auc:>8.1f}{found.match.auc:>11.1f}{50:>8.1f}"
     given, _ = report(scorer, MODEL.params, threshold=0.25, dual_threshold=0.5)
     assert given.match is not None
@@ -161,6 +161,6 @@ def test_without_cross_encoders_there_is_the_cosine_alone(scorer: Scorer) -> Non
     towers = {name: part for name, part in MODEL.params.items() if "match_head" not in name}
     found, _ = report(scorer, towers)
     assert found.match is None
-    assert found.auc == found.dual.auc
+    assert found.scores() == {"dual": found.dual.auc}
     assert not any("/match/" in name for name in found.metrics())
     assert "-" in found.table().splitlines()[2]
