@@ -19,11 +19,12 @@ from absl import flags
 from r2d2_jax.cores import allowed_cores
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.corpus_flags import CORPUS_FLAGS, corpus_from_flags, define_corpus_flags, given
+from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse, run
 from r2d2_jax.preparation.checks.checking import check
 from r2d2_jax.preparation.checks.report import CheckSettings, Report
 from r2d2_jax.preparation.checks.sources import CorpusSource, DatasetSource, Source, vocabulary_of
-from r2d2_jax.preparation.checks.table import check_json_path, table, write_json
+from r2d2_jax.preparation.checks.table import as_json, table
 
 FLAGS = flags.FlagValues()
 _DATA = flags.DEFINE_string(
@@ -62,7 +63,7 @@ def _work(arguments: Sequence[str]) -> int:
     parse(FLAGS, arguments, __doc__)
     report = _check()
     if _JSON.value:
-        write_json(report, _JSON.value)
+        write_json(as_json(report), _JSON.value)
     print(table(report))
     return report.status
 

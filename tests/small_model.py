@@ -75,10 +75,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 # Fine-tuning for retrieval, with the block of pre-training's terms at its defaults, as it must be.
 RETRIEVAL: dict[str, Any] = {"task": "retrieval", "loss": {"queue_length": LossConfig().queue_length}}
-# Fine-tuning for matching, likewise.
-MATCHING: dict[str, Any] = {**RETRIEVAL, "task": "matching"}
 # With dropout, as the published fine-tuning has it.
 DROPPED: dict[str, Any] = {"model": {"text": {"dropout": 0.1}, "cross": {"dropout": 0.1}}}
+# Fine-tuning for matching, likewise.
+MATCHING: dict[str, Any] = {**RETRIEVAL, "task": "matching"}
 # GCPR alone: the variant that compiles fastest.
 CHEAPEST: dict[str, Any] = {**NO_CROSS, "loss": {"fgr": False, "mlm": False, "fgd": False, "contrastive": "gcpr"}}
 

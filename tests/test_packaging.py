@@ -13,13 +13,15 @@ from parsing import parsed
 import r2d2_jax
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DESCRIPTION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOL = DESCRIPTION["project"], DESCRIPTION["tool"]
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
     "cv2": "opencv-python-headless",
     "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
 }
 NOT_IMPORTED = {"importlib-resources"}  # another package forgets to ask for it
 
@@ -86,3 +88,10 @@ def test_the_version_is_the_newest_in_the_changelog() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "r2d2_jax" / "py.typed").is_file()
+
+
+def test_the_package_holds_the_published_figures() -> None:
+    """A link to the page of the documentation, of which a wheel holds a copy."""
+    assert "evaluation/published.md" in TOOL["setuptools"]["package-data"]["r2d2_jax"]
+    page = ROOT / "r2d2_jax" / "evaluation" / "published.md"
+    assert page.resolve() == ROOT / "docs" / "published.md"

@@ -148,8 +148,7 @@ class EvaluationConfig:
         A cut-off beyond them goes on in the order of the dual encoder.
     rerank_during_training: also re-rank in the evaluations before the last one.
     batch_size: images, texts or pairs per forward.
-    directions: of retrieval, those that are measured, and whose mean recall compares checkpoints: "i2t", "t2i" or
-        both.
+    directions: of retrieval, those that are asked: "i2t", "t2i" or both; checkpoints are compared by their mean recall.
     """
 
     rerank_candidates: int = 16

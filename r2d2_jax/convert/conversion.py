@@ -16,6 +16,7 @@ from r2d2_jax.convert.transformers_folder import is_transformers, load_transform
 from r2d2_jax.convert.wrappings import listed
 from r2d2_jax.errors import UserError
 from r2d2_jax.extras import ONNX, require
+from r2d2_jax.lineage import of_checkpoint, unrecorded
 from r2d2_jax.models.store import Model, is_model, load_model, save_model
 from r2d2_jax.runs import load_state
 from r2d2_jax.trees import flat
@@ -66,7 +67,7 @@ def open_model(
     if is_published(path):
         file = read_published(path)
         model = from_published(file.tensors, str(path), image_heads=image_heads, text_heads=text_heads)
-        model = dataclasses.replace(model, notes=file.notes)
+        model = dataclasses.replace(model, notes=file.notes, lineage=(unrecorded(path.name),))
     elif is_model(path):
         model = load_model(path)
         check_finite(dict(flat(model.params)), str(path))
@@ -204,7 +205,10 @@ def _of_run(workdir: Path, weights: str, step: int | None) -> Model:
     sizes = dataclasses.replace(model_config(config["model"], f"the run in {workdir}"), dtype="float32")
     maps = config["data"]["map_punctuation"]
     notes = (f"read {note}",) if note else ()
-    return Model(sizes, jax.tree.map(np.asarray, params), {}, vocabulary_in(workdir), maps, notes)
+    *before, own = of_checkpoint(workdir, config, int(state["step"]))
+    lineage = (*before, own | {"weights": TEACHER} if weights == TEACHER else own)
+    arrays, vocabulary = jax.tree.map(np.asarray, params), vocabulary_in(workdir)
+    return Model(sizes, arrays, {}, vocabulary, maps, notes, lineage)
 
 
 def _as_dicts(tree: Any) -> Any:

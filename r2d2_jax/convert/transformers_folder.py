@@ -21,6 +21,7 @@ from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
 from r2d2_jax.data.image import upright
 from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.lineage import checked_lineage
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
 from r2d2_jax.models.store import Model
 from r2d2_jax.paths import refuse_pointer
@@ -46,7 +47,8 @@ def save_transformers(model: Model, folder: Path) -> None:
     """
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
-        write_description(model, unfinished, config_json(model) | AUTO_CLASSES, PYTORCH_USE)
+        described = config_json(model) | {"lineage": model.lineage} | AUTO_CLASSES
+        write_description(model, unfinished, described, PYTORCH_USE)
         save_file(published_parameters(model), unfinished / WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(Path(__file__).with_name(CODE), unfinished / CODE)
 
@@ -69,7 +71,9 @@ def load_transformers(folder: Path) -> Model:
     config = model_config(sizes | {"dtype": "float32"}, f"the model in {folder}")
     weights, vocabulary = _weights(folder), vocabulary_in(folder)
     params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
-    return Model(config, params, {}, vocabulary, bool(described.get("maps_punctuation", False)))
+    lineage = checked_lineage(described.get("lineage", []), str(folder / CONFIG))
+    maps = bool(described.get("maps_punctuation", False))
+    return Model(config, params, {}, vocabulary, maps, lineage=lineage)
 
 
 def _weights(folder: Path) -> Path:

@@ -113,6 +113,8 @@ class RecordSource:
     Attributes:
         folder: the TFDS dataset. split: the split's name.
         labelled: whether the records have a label. has_text_ids: whether they have the identities of their captions.
+        dataset: the name of the dataset, such as "muge".
+        class_names: what each number of a label stands for; () where the dataset does not say.
         shard_lengths: number of records in each shard, int64.
     """
 
@@ -151,6 +153,7 @@ class RecordSource:
             )
         self._ends = np.cumsum(self.shard_lengths)
         self._complete = complete
+        self.dataset, self.class_names = info.name, _class_names(info)
         if complete:
             self._check_shards_exist()
 
@@ -238,6 +241,12 @@ def _check_features(folder: Path, info: tfds.core.DatasetInfo) -> None:
             f"the dataset in {folder} has no {', '.join(sorted(absent))}; expected records with image, "
             "captions and image_id, as launch/prepare_data.py writes them"
         )
+
+
+def _class_names(info: tfds.core.DatasetInfo) -> tuple[str, ...]:
+    names = getattr(info.features["label"], "names", ()) if "label" in info.features else ()
+    numbers = [str(number) for number in range(len(names))]
+    return () if list(names) == numbers else tuple(names)  # TFDS's own where nobody has named them
 
 
 def read_shard(path: str, records: int, position: int) -> bytes:

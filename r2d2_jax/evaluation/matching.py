@@ -231,6 +231,7 @@ def pair_scores(scorer: Scorer, params: Params, pairs: LabelledPairs) -> tuple[n
 def _blocks(scorer: Scorer, pairs: LabelledPairs) -> Iterator[tuple[np.ndarray, list[slice]]]:
     """Each batch of images, and where its pairs are, in slices of at most a batch."""
     size = scorer.encoder.batch_size
+    scorer.announce()
     with Progress("images", pairs.num_images) as progress:
         batches = progress.over(pairs.image_batches(size, scorer.encoder.own_rows()))
         for number, images in enumerate(batches):

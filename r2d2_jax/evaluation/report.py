@@ -61,16 +61,16 @@ _RECALL_LABELS = (
     *((f"{way}_r{cutoff}", f"  {text} R@{cutoff}") for way, text in (("i2t", "image to text"), ("t2i", "text to image"))
       for cutoff in (1, 5, 10)),
     ("r10", "  R@10, both ways"),
-    ("mean", "  mean of the six"),
+    ("mean", "  mean of the {count}"),
 )  # fmt: skip
 
 
 def _recall_lines(retrieval: RetrievalReport) -> list[str]:
-    reranked = retrieval.reranked or {}
+    reranked, count = retrieval.reranked or {}, "six" if "r10" in retrieval.dual else "three"
     return [
-        _line(label, retrieval.dual[name], reranked.get(name), retrieval.chance[name])
+        _line(label.format(count=count), retrieval.dual[name], reranked.get(name), retrieval.chance[name])
         for name, label in _RECALL_LABELS
-        if name in retrieval.dual  # one direction may be all that was asked
+        if name in retrieval.dual
     ]
 
 

@@ -15,6 +15,7 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.reading import model_config
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted, first_line
+from r2d2_jax.lineage import Lineage, checked_lineage
 from r2d2_jax.models.r2d2 import R2D2, abstract_params
 from r2d2_jax.paths import refuse_pointer
 from r2d2_jax.trees import flat, nested, shape_differences
@@ -35,6 +36,7 @@ class Model:
         maps_punctuation: whether Chinese quotation marks, ellipsis and dash were mapped to ASCII in training. Our
             pre-training does so unless `data.map_punctuation` is off; the published code never does.
         notes: what was unwrapped and left out when the model was read, a line each; not part of what is saved.
+        lineage: what led to the weights, see `lineage.py`; empty if nothing is known.
     """
 
     config: ModelConfig
@@ -43,6 +45,7 @@ class Model:
     vocabulary: Vocabulary | None = None
     maps_punctuation: bool = True
     notes: tuple[str, ...] = ()
+    lineage: Lineage = ()
 
     @property
     def module(self) -> R2D2:
@@ -71,7 +74,7 @@ def is_model(folder: Path) -> bool:
 def save_model(model: Model, folder: Path) -> None:
     """Writes a model, whole or not at all.
 
-    `model.json` holds the sizes, `params.safetensors` the parameters by their paths, such as
+    `model.json` holds the sizes and the lineage, `params.safetensors` the parameters by their paths, such as
     "text_encoder/layers/mlp/up/kernel", `unused.safetensors` the tensors that no output reads, `vocab.txt` the
     vocabulary. A run's checkpoints are Orbax's; a model alone fits into one file that any program can read (our
     decision).
@@ -82,8 +85,12 @@ def save_model(model: Model, folder: Path) -> None:
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
         save_file({path: np.asarray(leaf, order="C") for path, leaf in flat(model.params)}, unfinished / PARAMS)
-        described = {"model": model.config.described(), "maps_punctuation": model.maps_punctuation}
-        (unfinished / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        described = {
+            "model": model.config.described(),
+            "maps_punctuation": model.maps_punctuation,
+            "lineage": model.lineage,
+        }
+        (unfinished / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if model.unused:
             save_file(model.unused, unfinished / UNUSED)
         if model.vocabulary:
@@ -110,7 +117,9 @@ def load_model(folder: Path) -> Model:
         raise UserError(f"{folder / CONFIG} holds no JSON object with the sizes of the model; convert it again")
     config = model_config(described.get("model"), f"the model in {folder}")
     vocabulary = vocabulary_in(folder)
-    model = Model(config, params, unused, vocabulary, described.get("maps_punctuation") is True)
+    lineage = checked_lineage(described.get("lineage", []), str(folder / CONFIG))
+    maps = described.get("maps_punctuation") is True
+    model = Model(config, params, unused, vocabulary, maps, lineage=lineage)
     if differences := shape_differences(params, abstract_params(model.module)):
         raise UserError(f"{folder / PARAMS} does not fit {CONFIG}; convert it again:\n{bulleted(differences)}")
     return model

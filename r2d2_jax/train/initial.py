@@ -13,6 +13,7 @@ from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.convert.huggingface import image_tower, located, text_tower
 from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
+from r2d2_jax.lineage import Lineage
 from r2d2_jax.models.layers import EMBEDDING_INIT
 from r2d2_jax.paths import user_path
 from r2d2_jax.tasks.task import Task
@@ -23,7 +24,7 @@ from r2d2_jax.vocabulary import Vocabulary, differences, vocabulary_in
 
 def with_initial_weights(
     state: TrainState, task: Task, config: Config, vocabulary: Vocabulary
-) -> tuple[TrainState, list[str]]:
+) -> tuple[TrainState, list[str], Lineage]:
     """Puts the configured weights into a fresh state; what the task carries is made anew from them.
 
     Args:
@@ -33,12 +34,13 @@ def with_initial_weights(
         vocabulary: the run's.
 
     Returns:
-        The state, every leaf placed as before, and notes for the log, one line each.
+        The state, every leaf placed as before; notes for the log, one line each; and the whole model's lineage, empty
+        where none is named.
 
     Raises:
         UserError: weights are absent, damaged, of another size or another vocabulary; lists what differs.
     """
-    loaded, notes = initial_params(config, vocabulary, masked_lm=task.model.masked_lm)
+    loaded, notes, lineage = initial_params(config, vocabulary, masked_lm=task.model.masked_lm)
     if left_out := [part for part in loaded if part not in state.params]:
         notes.append(f"left out, since {config.task} does not train it: {', '.join(left_out)}")
     scratch = [part for part in state.params if part not in loaded]
@@ -46,20 +48,21 @@ def with_initial_weights(
         named = ", ".join(scratch) if loaded else "all of the model"
         notes.append(f"start from scratch, with random weights: {named}")
     if not loaded:
-        return state, notes
+        return state, notes, lineage
     params = state.params | _placed(loaded, _parts(state.params, loaded))
     placement = jax.tree.map(lambda leaf: leaf.sharding, state.memory)
     memory = jax.jit(task.init, out_shardings=placement)(params)
-    return dataclasses.replace(state, params=params, memory=memory), notes
+    return dataclasses.replace(state, params=params, memory=memory), notes, lineage
 
 
-def initial_params(config: Config, vocabulary: Vocabulary, *, masked_lm: bool) -> tuple[Params, list[str]]:
-    """The parameters that the configuration names, in host memory, by parts of the model, and notes for the log."""
+def initial_params(config: Config, vocabulary: Vocabulary, *, masked_lm: bool) -> tuple[Params, list[str], Lineage]:
+    """The parameters that the configuration names, in host memory, by parts of the model; notes; their lineage."""
     initial = config.initial
     params: Params = {}
     notes: list[str] = []
+    lineage: Lineage = ()
     if initial.model:
-        params, notes = _whole_model(initial, config, vocabulary)
+        params, notes, lineage = _whole_model(initial, config, vocabulary)
     if initial.image:
         weights = image_tower(initial.image, config.model, resize_positions=initial.resize_positions)
         params |= weights.params
@@ -72,7 +75,7 @@ def initial_params(config: Config, vocabulary: Vocabulary, *, masked_lm: bool) -
     if initial.longer_vocabulary:
         params, added = with_new_tokens(params, config.model.text.vocabulary_size, config.train.seed)
         notes += added
-    return params, notes
+    return params, notes, lineage
 
 
 def same_tokens(there: Vocabulary | None, here: Vocabulary, source: str, initial: InitialWeightsConfig) -> list[str]:
@@ -131,7 +134,9 @@ def with_new_tokens(params: Params, size: int, seed: int) -> tuple[Params, list[
     return params, [f"word embeddings of {count} new tokens start random"]
 
 
-def _whole_model(initial: InitialWeightsConfig, config: Config, vocabulary: Vocabulary) -> tuple[Params, list[str]]:
+def _whole_model(
+    initial: InitialWeightsConfig, config: Config, vocabulary: Vocabulary
+) -> tuple[Params, list[str], Lineage]:
     path = user_path(initial.model)
     try:
         model, notes = open_model(path), [f"whole model from {initial.model}"]
@@ -149,7 +154,7 @@ def _whole_model(initial: InitialWeightsConfig, config: Config, vocabulary: Voca
         resized = resized_positions(positions, patches, initial.model)
         params = params | {"image_encoder": params["image_encoder"] | {"position_embedding": resized}}
         notes.append(interpolated(len(positions) - 1, patches))
-    return params, notes
+    return params, notes, model.lineage
 
 
 def _check_resizing(initial: InitialWeightsConfig, config: Config, patches: int) -> None:

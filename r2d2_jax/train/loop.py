@@ -62,8 +62,8 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
 
     Args:
         config: the resolved configuration.
-        workdir: where checkpoints, `vocab.txt`, `metrics.jsonl`, TensorBoard files and `evaluation.json` go. If it
-            holds a checkpoint of the same configuration, the run resumes from the newest one.
+        workdir: where checkpoints, `vocab.txt`, `lineage.json`, `metrics.jsonl`, TensorBoard files and
+            `evaluation.json` go. If it holds a checkpoint of the same configuration, the run resumes from the newest.
         skip_damaged: whether damaged checkpoints are renamed, and the run resumes from the newest whole one.
 
     Raises:
@@ -80,7 +80,7 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
         by_first_process(lambda: settle_damage(workdir, skip=skip_damaged))
         checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by(config.to_dict()))))
         check_newest_is_agreed(checkpoints)
-        state, position = start_or_go_on(config, parts, checkpoints)
+        state, position = start_or_go_on(config, parts, checkpoints, workdir)
         keep_vocabulary(parts.tokenizer, workdir, resuming=checkpoints.latest_step() is not None)
         run = Run(config, workdir, parts, checkpoints, stop, state, position)
         ends.enter_context(closing(run))

@@ -26,6 +26,7 @@ from r2d2_jax.evaluation.evaluator import Evaluator
 from r2d2_jax.evaluation.matching import MatchingEvaluator
 from r2d2_jax.evaluation.report import RetrievalEvaluator
 from r2d2_jax.evaluation.scorer import Scorer
+from r2d2_jax.lineage import LINEAGE, started_training, write_lineage
 from r2d2_jax.lock import held
 from r2d2_jax.models.r2d2 import abstract_params
 from r2d2_jax.processes import by_first_process, gather_json
@@ -237,11 +238,16 @@ def check_newest_is_agreed(checkpoints: Checkpoints) -> None:
         )
 
 
-def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) -> tuple[TrainState, Position]:
+def start_or_go_on(
+    config: Config, parts: RunParts, checkpoints: Checkpoints, workdir: Path
+) -> tuple[TrainState, Position]:
     """A fresh state with its initial weights, or the newest checkpoint's.
 
+    A run that starts writes its lineage into `workdir`: the weights that it starts from may be gone when it is asked.
+
     Raises:
-        UserError: initial weights or checkpoint do not fit the configuration, or the data has changed.
+        UserError: initial weights or checkpoint do not fit the configuration, or the data has changed, or the lineage
+            cannot be written.
     """
     several = jax.process_count() > 1
     records = parts.mixture.records
@@ -250,9 +256,11 @@ def start_or_go_on(config: Config, parts: RunParts, checkpoints: Checkpoints) ->
     if checkpoints.latest_step() is None:
         logger.info("making the initial weights")
         state = sharded_init_state(*built, jax.random.key(config.train.seed))
-        state, notes = with_initial_weights(state, parts.task, config, parts.tokenizer.vocabulary)
+        state, notes, lineage = with_initial_weights(state, parts.task, config, parts.tokenizer.vocabulary)
         for note in notes:
             logger.warning("initial weights: %s", note)
+        own = started_training(config.to_dict(), records, parts.total_steps)
+        by_first_process(lambda: write_lineage((*lineage, own), workdir / LINEAGE))
         logger.info("starting; %s", _sizes(parts, state))
         return state, Position(0, records, unusable, Window())
     state, progress = checkpoints.restore(abstract_state(*built), config)

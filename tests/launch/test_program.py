@@ -27,6 +27,7 @@ PROGRAMS = {
     "prepare_data": ("output", "corpus", "beam_options"),
     "check_data": ("data", "corpus", "max_unknown_share"),
     "convert": ("input", "output", "rest"),
+    "evaluate": ("checkpoint", "data", "rerank", "threshold_split", "templates"),
     "match": ("model", "image", "text"),
     "plot": ("output",),
 }

@@ -36,7 +36,8 @@ def fresh_state(config: Config, seed: int) -> TrainState:
 def started(config: Config) -> tuple[TrainState, TrainState, list[str]]:
     """(fresh state, the same with initial weights, notes)."""
     fresh = fresh_state(config, 0)
-    return fresh, *with_initial_weights(fresh, small_plan(config).task, config, TOKENS)
+    state, notes, _ = with_initial_weights(fresh, small_plan(config).task, config, TOKENS)
+    return fresh, state, notes
 
 
 def with_initial(config: Config, **initial: str) -> Config:

@@ -33,7 +33,7 @@ def fresh_state(config: Config) -> TrainState:
 
 
 def started(config: Config, vocabulary: Vocabulary = TOKENS) -> tuple[TrainState, list[str]]:
-    return with_initial_weights(fresh_state(config), small_plan(config).task, config, vocabulary)
+    return with_initial_weights(fresh_state(config), small_plan(config).task, config, vocabulary)[:2]
 
 
 def configured(rows: int = ROWS, **initial: Any) -> Config:

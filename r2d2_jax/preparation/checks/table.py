@@ -1,16 +1,9 @@
 """Prints a report as lines of text; every figure comes from the report's JSON form."""
 
 import dataclasses
-import errno
-import json
-import os
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from r2d2_jax.atomic import written_whole
-from r2d2_jax.errors import UserError
-from r2d2_jax.paths import user_path
 from r2d2_jax.preparation.checks.report import Report
 
 NOT_MEASURED = "not measured"
@@ -80,35 +73,6 @@ LISTS = (
 def as_json(report: Report) -> dict[str, Any]:
     """The report as plain JSON values."""
     return dataclasses.asdict(report)
-
-
-def check_json_path(path: str) -> None:
-    """Checks before the work that a report can be written to a file; makes its folder if absent.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    file = user_path(path)
-    try:
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--json={path} cannot be written: {error.strerror}; name a file in a folder that can be written to"
-        ) from error
-
-
-def write_json(report: Report, path: str) -> None:
-    """Writes the report as a JSON file.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    with written_whole(user_path(path)) as unfinished:
-        unfinished.write_text(json.dumps(as_json(report), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def table(report: Report) -> str:

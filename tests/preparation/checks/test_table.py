@@ -6,8 +6,9 @@ from pathlib import Path
 from small_check import checked
 from small_data import example
 
+from r2d2_jax.launch.json_file import write_json
 from r2d2_jax.preparation.checks.report import Report
-from r2d2_jax.preparation.checks.table import BLOCKS, ROWS, as_json, cell, table, value_at, write_json
+from r2d2_jax.preparation.checks.table import BLOCKS, ROWS, as_json, cell, table, value_at
 from r2d2_jax.preparation.corpora.json_lines import JsonLines
 from r2d2_jax.preparation.writer import write_dataset
 
@@ -22,7 +23,7 @@ def rows_of(printed: str) -> dict[str, list[str]]:
 
 
 def test_the_table_has_the_figures_of_the_json_file(report: Report, tmp_path: Path) -> None:
-    write_json(report, str(tmp_path / "check.json"))
+    write_json(as_json(report), str(tmp_path / "check.json"))
     document = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
     assert document == as_json(report)
     rows, splits = rows_of(table(report)), document["splits"].values()

@@ -1,0 +1,40 @@
+"""Reports as JSON files: checked before the work, written whole after it."""
+
+import errno
+import json
+import os
+import tempfile
+from typing import Any
+
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.errors import UserError
+from r2d2_jax.paths import user_path
+
+
+def check_json_path(path: str) -> None:
+    """Checks before the work that a report can be written to a file; makes its folder if absent.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    file = user_path(path)
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--json={path} cannot be written: {error.strerror}; name a file in a folder that can be written to"
+        ) from error
+
+
+def write_json(document: dict[str, Any], path: str) -> None:
+    """Writes plain JSON values to a file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with written_whole(user_path(path)) as unfinished:
+        unfinished.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,150 @@
+"""What `measure` returns, as text for people; every figure comes from its document."""
+
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from r2d2_jax.lineage import described
+
+_WAYS = ("i2t", "t2i")
+_STAGES = {"dual": "dual", "cross": "cross", "reranked": "re-ranked", "match": "match"}
+_CLASSES = 50  # so many classes are listed in full; of more, only the worst
+
+
+def table(document: dict[str, Any]) -> str:
+    """Checkpoint and lineage, data, figures with their 95 % intervals, and published ones beside."""
+    own: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+        "retrieval": _retrieval,
+        "matching": _matching,
+        "classification": _classification,
+    }
+    sections = [_head(document), own[document["task"]](document), _published(document["published"])]
+    return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines)
+
+
+def _head(document: dict[str, Any]) -> Iterator[str]:
+    checkpoint, data, settings = document["checkpoint"], document["data"], document["settings"]
+    yield f"checkpoint  {checkpoint['path']} ({checkpoint['weights']}): {checkpoint['summary']}"
+    yield from (f"            {line}" for line in described(checkpoint["lineage"]))
+    counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in document["counts"].items() if value]
+    yield f"data        {data['folder']}, split {data['split']}: {', '.join(counts)}"
+    shown = {name: value for name, value in settings.items() if value or name == "rerank"}
+    yield "settings    " + ", ".join(f"{name} {_value(value)}" for name, value in shown.items() if name != "templates")
+    if templates := settings.get("templates"):
+        yield f"templates   {'  '.join(templates)}"
+    yield f"measured    {document['date']}, {document['seconds']:,} s, r2d2_jax {document['version']}"
+
+
+def _value(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _retrieval(document: dict[str, Any]) -> Iterator[str]:
+    rows = [(f"{way}_r{k}", f"{way.upper()} R@{k}") for way in _WAYS for k in (1, 5, 10)]
+    yield from _figures(document, [*rows, ("mean", "R@M")])
+    right = "right" if document["settings"]["same_text_is_right"] else "wrong, unless --same_text_is_right is given"
+    yield (
+        f"{document['counts']['repeated_texts']:,} texts have the very characters of a text of another image; to find "
+        f"that one is {right}"
+    )
+
+
+def _matching(document: dict[str, Any]) -> Iterator[str]:
+    split, best = document["settings"]["threshold_split"], document["threshold_is_best_of_this_split"]
+    where = "best of this very split" if best else f"best of {split}"
+    at = ", ".join(
+        f"{_STAGES[stage]} {figures['threshold']:.4f}"
+        for stage, figures in document["figures"].items()
+        if "threshold" in figures
+    )
+    rows = [
+        ("auc", "AUC"),
+        ("accuracy", "accuracy, threshold"),
+        ("match_accuracy", "  of pairs that match"),
+        ("no_match_accuracy", "  of pairs that do not"),
+        ("half_accuracy", "accuracy at 0.5"),
+        ("half_match_accuracy", "  of pairs that match"),
+        ("half_no_match_accuracy", "  of pairs that do not"),
+    ]
+    yield from _figures(document, rows)
+    yield f"threshold: the {where} ({at})"
+    if best:
+        yield "no other split has chosen it, so the accuracy at it is too high: an upper bound, not a result"
+
+
+def _classification(document: dict[str, Any]) -> Iterator[str]:
+    names = [name for name in document["figures"]["dual"] if name != "per_class"]
+    rows = [(name, f"top-{name.removeprefix('top')}") for name in names]
+    yield from _figures(document, [*rows, ("per_class", "top-1, mean over classes")])
+    classes, worst = document["classes"], document["worst_classes"]
+    shown = classes if len(classes) <= _CLASSES else worst
+    width = max([len("class"), *(columns_of(each["name"]) for each in shown)])
+    yield ""
+    yield f"{padded('class', width)}{'images':>9}{'top-1':>8}"
+    for each in shown:
+        top1 = "-" if each["top1"] is None else f"{each['top1']:.1f}"
+        yield f"{padded(each['name'], width)}{each['images']:>9,}{top1:>8}"
+    if len(classes) > len(shown):
+        yield f"the {len(shown)} worst of {len(classes)} classes; the JSON file has all"
+    if worst:
+        yield ""
+        yield "taken for, of the worst classes"
+    for each in worst:
+        others = ", ".join(f"{other['class']} {other['images']:,}" for other in each["confused"])
+        yield f"{padded(each['name'], width)}  {others}"
+
+
+def _figures(document: dict[str, Any], rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Rows of (name, label): for each stage a figure and its interval, then chance."""
+    figures, intervals = document["figures"], document["intervals"]
+    stages = [stage for stage in _STAGES if stage in figures]
+    rows = [(name, label) for name, label in rows if any(name in figures[stage] for stage in stages)]
+    width = max(len("per cent"), *(len(label) for _, label in rows))
+    yield f"{'per cent':<{width}}" + "".join(f"{_STAGES[stage]:>21}" for stage in stages) + f"{'chance':>8}"
+    for name, label in rows:
+        cells = (_cell(figures[stage].get(name), intervals.get(stage, {}).get(name)) for stage in stages)
+        chance = figures["chance"].get(name)
+        yield f"{label:<{width}}" + "".join(f"{cell:>21}" for cell in cells) + f"{_number(chance):>8}"
+    yield "in brackets: 95 % of what other images of the same kind would give (bootstrap over images)"
+
+
+def _cell(value: float | None, interval: Sequence[float] | None) -> str:
+    return _number(value) if interval is None else f"{_number(value)} ({interval[0]:.1f}-{interval[1]:.1f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _published(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Figures that others report, marked as such."""
+    if not rows:
+        return
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    width = max(len(_title(row)) for row in rows)
+    yield f"{'published, not measured here':<{width}}{'I2T R@1/5/10':>18}{'T2I R@1/5/10':>18}{'R@M':>7}  source"
+    for row in rows:
+        ways = (_recalls(row["figures"], way) for way in _WAYS)
+        mean = _number(row["figures"].get("mean"))
+        where = sources.index(row["source"]) + 1
+        yield f"{_title(row):<{width}}" + "".join(f"{way:>18}" for way in ways) + f"{mean:>7}  [{where}]"
+    yield from (f"[{number}] {source}" for number, source in enumerate(sources, start=1))
+
+
+def _title(row: dict[str, Any]) -> str:
+    return f"{row['model']}, {row['setting']}" + (f", {row['split']}" if row["split"] else "")
+
+
+def _recalls(figures: dict[str, float], way: str) -> str:
+    found = [figures.get(f"{way}_r{k}") for k in (1, 5, 10)]
+    return "-" if found == [None] * 3 else "/".join(map(_number, found))
+
+
+def columns_of(text: str) -> int:
+    """Columns of a terminal that a text takes: two for a Chinese character."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def padded(text: str, width: int) -> str:
+    """The text, filled up to `width` columns of a terminal."""
+    return text + " " * (width - columns_of(text))
