@@ -86,7 +86,7 @@ def _work(arguments: Sequence[str]) -> None:
             print(outcome.choice.table())
         elif outcome.report.metrics():
             print(outcome.report.table())
-        _draw(_workdir())
+        _draw(workdir)
 
 
 def _draw(workdir: Path) -> None:
