@@ -32,8 +32,9 @@ from r2d2_jax.train.state import sharded_init_state
 def test_what_a_run_leaves_behind(undisturbed: tuple[Path, RunOutcome]) -> None:
     workdir, outcome = undisturbed
     assert (outcome.step, outcome.finished) == (STEPS, True)
-    assert {path.name for path in workdir.iterdir()} == {
-        "checkpoints", "evaluation.json", "metrics.jsonl", "tensorboard", "vocab.txt"
+    # A second run that another test starts there, and that is refused, leaves an empty lock.
+    assert {path.name for path in workdir.iterdir()} - {"lock"} == {
+        "checkpoints", "evaluation.json", "lineage.json", "metrics.jsonl", "tensorboard", "vocab.txt"
     }  # fmt: skip
     assert any((workdir / "tensorboard").iterdir())
     assert outcome.report is not None
