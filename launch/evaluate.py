@@ -14,13 +14,18 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.json_file import check_json_path, write_json
+from r2d2_jax.launch.plot import PICTURES, drawn_at_the_end
 from r2d2_jax.launch.program import parse, run
 from r2d2_jax.paths import user_path
+
+if TYPE_CHECKING:
+    from r2d2_jax.evaluation.measure import Measurement
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +101,12 @@ _JSON = flags.DEFINE_string("json", "", "File to write everything to as JSON.", 
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices", None, "Imitate this many devices on the CPU.", lower_bound=1, flag_values=FLAGS
 )
+_PLOTS = flags.DEFINE_string(
+    "plots",
+    "",
+    "Folder to draw into: recalls, a ROC curve or a confusion matrix; by default NAME.plots beside --json=NAME.json.",
+    flag_values=FLAGS,
+)
 flags.mark_flags_as_required(["checkpoint", "data"], flag_values=FLAGS)
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -141,12 +152,14 @@ def _work(arguments: Sequence[str]) -> None:
         templates=_TEMPLATES.value,
     )
     beside = _beside_json()
-    document = measure(request, default_work=beside)
+    measured = measure(request, default_work=beside)
     if _JSON.value:
-        write_json(document, _JSON.value)
+        write_json(measured.document, _JSON.value)
     if beside is not None:
         shutil.rmtree(beside, ignore_errors=True)
-    print(table(document))
+    print(table(measured.document))
+    if (folder := _pictures()) is not None:
+        drawn_at_the_end(lambda: _draw(measured, folder), folder, "the evaluation")
 
 
 def _beside_json() -> Path | None:
@@ -155,6 +168,19 @@ def _beside_json() -> Path | None:
         return None
     file = user_path(_JSON.value)
     return file.with_name(f"{file.name}.work")
+
+
+def _pictures() -> Path | None:
+    """The folder of the pictures; None where nothing is to be written."""
+    if _PLOTS.value:
+        return user_path(_PLOTS.value)
+    return user_path(_JSON.value).with_suffix(f".{PICTURES}") if _JSON.value else None
+
+
+def _draw(measured: "Measurement", folder: Path) -> None:
+    from r2d2_jax.plots.results import draw_results  # Matplotlib takes a second
+
+    draw_results(measured.document, measured.arrays, folder)
 
 
 def memory_of(given: str) -> int | None:

@@ -16,7 +16,7 @@ from absl import flags
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import built_in_names, read_configuration
-from r2d2_jax.launch.plot import PICTURES, draw
+from r2d2_jax.launch.plot import PICTURES, draw, drawn_at_the_end
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import user_path
@@ -86,20 +86,7 @@ def _work(arguments: Sequence[str]) -> None:
             print(outcome.choice.table())
         elif outcome.report.metrics():
             print(outcome.report.table())
-        _draw(workdir)
-
-
-def _draw(workdir: Path) -> None:
-    """Draws the run's pictures; a run whose pictures cannot be drawn has ended well all the same."""
-    logger.info("drawing the pictures of the run")
-    try:
-        draw([workdir], workdir / PICTURES)
-    except (UserError, OSError) as error:  # Matplotlib, too, writes files when it is imported
-        logger.warning("there are no pictures of this run: %s", error)
-    except KeyboardInterrupt:
-        logger.warning("stopped while the pictures were drawn; the run itself is complete")
-    else:
-        print(f"Pictures: {workdir / PICTURES}")
+        drawn_at_the_end(lambda: draw([workdir], workdir / PICTURES), workdir / PICTURES, "the run")
 
 
 def _join() -> None:

@@ -7,13 +7,16 @@ pictures.
 """
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import user_path
+
+logger = logging.getLogger(__name__)
 
 PICTURES = "plots"  # the folder of a run's pictures in its own
 
@@ -45,6 +48,27 @@ def draw(folders: Sequence[Path], output: Path) -> list[Path]:
     from r2d2_jax.plots.curves import draw_runs
 
     return draw_runs(folders, output)
+
+
+def drawn_at_the_end(pictures: Callable[[], object], folder: Path, subject: str) -> None:
+    """Draws what another program has to show at its end, and says where.
+
+    Without its pictures that program has ended well all the same, so a failure is a warning.
+
+    Args:
+        pictures: draws them.
+        folder: where they will be.
+        subject: what they show, such as "the run".
+    """
+    logger.info("drawing the pictures of %s", subject)
+    try:
+        pictures()
+    except (UserError, OSError) as error:  # Matplotlib, too, writes files when it is imported
+        logger.warning("there are no pictures of %s: %s", subject, error)
+    except KeyboardInterrupt:
+        logger.warning("stopped while the pictures were drawn; %s itself is complete", subject)
+    else:
+        print(f"Pictures: {folder}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -59,13 +59,15 @@ class ClassificationReport:
         is the mean of top1 over the classes that have images.
     classes: in the order of their numbers.
     intervals: 95 % of the accuracies over images.
+    confusion: int64 [c c], how many images of a class (row) were taken for another (column).
     """
 
     accuracy: dict[str, float]
     chance: dict[str, float]
     classes: tuple[ClassFigures, ...]
     images: int
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]]
+    confusion: np.ndarray
 
     def worst(self) -> list[ClassFigures]:
         """The classes with the most mistakes by share, the worst first; classes without any are left out."""
@@ -138,7 +140,12 @@ def classification_report(
     rank = np.where(np.isnan(own[:, 0]), len(names), ahead.sum(axis=1))
     top = min(TOP, len(names))
     hits = {"top1": rank < 1} | ({f"top{top}": rank < top} if top > 2 else {})
-    classes = tuple(_class(number, names, ahead, scores, label) for number in range(len(names)))
+    # Of the classes that are not behind the right one, the best; NaN counts as the best, as it does for the rank.
+    order = np.where(ahead, np.nan_to_num(scores, nan=np.inf), -np.inf)
+    taken = np.where(ahead.any(axis=1), np.argmax(order, axis=1), label)
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(confusion, (label, taken), 1)
+    classes = tuple(_class(number, names, row) for number, row in enumerate(confusion))
     shares = [each.top1 for each in classes if each.top1 is not None]
     cutoffs = {name: int(name.removeprefix("top")) for name in hits}
     accuracy = {name: 100 * float(np.mean(hit)) for name, hit in hits.items()}
@@ -148,20 +155,18 @@ def classification_report(
         classes=classes,
         images=len(label),
         intervals={name: _interval(hit) for name, hit in hits.items()},
+        confusion=confusion,
     )
 
 
-def _class(number: int, names: Sequence[str], ahead: np.ndarray, scores: np.ndarray, label: np.ndarray) -> ClassFigures:
-    rows = label == number
-    count = int(rows.sum())
+def _class(number: int, names: Sequence[str], row: np.ndarray) -> ClassFigures:
+    """One class by its row of the confusion matrix."""
+    count = int(row.sum())
     if not count:
         return ClassFigures(names[number], 0, None)
-    wrong = rows & ahead.any(axis=1)
-    # Of the classes that are not behind the right one, the best; NaN counts as the best, as it does for the rank.
-    order = np.where(ahead[wrong], np.nan_to_num(scores[wrong], nan=np.inf), -np.inf)
-    taken = Counter(np.argmax(order, axis=1).tolist()).most_common(CONFUSIONS) if wrong.any() else []
-    confused = tuple((names[other], times) for other, times in taken)
-    return ClassFigures(names[number], count, 100 * (count - int(wrong.sum())) / count, confused)
+    others = Counter({other: int(times) for other, times in enumerate(row) if times and other != number})
+    confused = tuple((names[other], times) for other, times in others.most_common(CONFUSIONS))
+    return ClassFigures(names[number], count, 100 * int(row[number]) / count, confused)
 
 
 def _interval(hit: np.ndarray) -> tuple[float, float]:

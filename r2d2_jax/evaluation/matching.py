@@ -94,6 +94,7 @@ class MatchingReport:
 
     dual: by the cosine. match: by the cross encoders' match probability; None for a model without them.
     chosen_here: whether the thresholds are the best of this very split, and not given from another.
+    probability: float32 [p], the match probability of each pair, in the order of the split; None likewise.
     role: what the split is, "validation" or "test".
     """
 
@@ -103,6 +104,7 @@ class MatchingReport:
     images: int
     matches: int
     chosen_here: bool
+    probability: np.ndarray | None = field(default=None, compare=False, repr=False)
     role: str = "validation"
 
     def scores(self) -> dict[str, float]:
@@ -176,6 +178,7 @@ def evaluate_matching(
         images=pairs.num_images,
         matches=int(pairs.match.sum()),
         chosen_here=threshold is None,
+        probability=probability,
         role=role,
     )
 

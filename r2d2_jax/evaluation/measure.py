@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import r2d2_jax
 from r2d2_jax.arrays import Params
@@ -93,7 +94,7 @@ OWN = {
 class _Measured:
     """settings: as they were used. counts: of the split. figures: by stage and name, in per cent. intervals: 95 %.
 
-    sections: what one task alone reports.
+    sections: what one task alone reports. arrays: see `Measurement`.
     """
 
     settings: dict[str, Any]
@@ -101,10 +102,23 @@ class _Measured:
     figures: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, tuple[float, float]]]
     sections: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def measure(request: Request, *, default_work: Path | None = None) -> dict[str, Any]:
-    """Measures, and returns everything there is to know of it as plain JSON values.
+@dataclass(frozen=True)
+class Measurement:
+    """document: everything there is to know, as plain JSON values.
+
+    arrays: what is drawn beside it. Of matching, "probability" float32 [p] and "match" bool [p] of the pairs; of
+        classification, "confusion" int64 [c c], how many images of a class (row) were taken for another (column).
+    """
+
+    document: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def measure(request: Request, *, default_work: Path | None = None) -> Measurement:
+    """Measures a split.
 
     Args:
         request: what is measured.
@@ -122,8 +136,7 @@ def measure(request: Request, *, default_work: Path | None = None) -> dict[str, 
     thresholds = _threshold_source(source, request) if task == MATCHING else None
     if task == RETRIEVAL and request.work is None:
         request = dataclasses.replace(request, work=default_work)
-    model = _opened(request)
-    measurer = _Measurer(request, source, model)
+    measurer = _Measurer(request, source, _opened(request))
     if task == RETRIEVAL:
         measured = measurer.retrieval()
     elif task == MATCHING:
@@ -131,10 +144,10 @@ def measure(request: Request, *, default_work: Path | None = None) -> dict[str, 
     else:
         measured = measurer.classification(templates)
     published = published_retrieval(source.dataset) if task == RETRIEVAL else []
-    return {
+    document = {
         "task": task,
         "data": {"folder": request.data, "dataset": source.dataset, "split": request.split, "records": len(source)},
-        "checkpoint": _described(request, model),
+        "checkpoint": _described(request, measurer.model),
         "settings": measured.settings | measurer.common_settings(),
         "counts": measured.counts,
         "figures": measured.figures,
@@ -145,6 +158,7 @@ def measure(request: Request, *, default_work: Path | None = None) -> dict[str, 
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 1),
     }
+    return Measurement(document, measured.arrays)
 
 
 def task_of(source: RecordSource, asked: str) -> str:
@@ -256,10 +270,14 @@ def _described(request: Request, model: Model) -> dict[str, Any]:
 
 
 class _Measurer:
-    """One model on all devices of the process, and a split."""
+    """One model on all devices of the process, and a split.
+
+    Attributes:
+        model: with its parameters on the devices alone: a copy in host memory would count against the memory limit.
+    """
 
     def __init__(self, request: Request, source: RecordSource, model: Model) -> None:
-        self._request, self._source, self._model = request, source, model
+        self._request, self._source, self.model = request, source, model
         self._size, vocabulary = model.config.image.image_size, model.vocabulary
         assert vocabulary is not None
         length = model.config.text.text_length
@@ -267,7 +285,7 @@ class _Measurer:
         self._mesh = make_mesh(MeshConfig(), jax.local_devices())
         batch_size = -(-request.batch_size // self._mesh.size) * self._mesh.size
         self._scorer = Scorer(model.module, self._mesh, batch_size)
-        self._params: Params = self._scorer.encoder.placed(model.params)
+        self._params: Params = self._scorer.encoder.moved(model.params)
 
     def common_settings(self) -> dict[str, Any]:
         """What every task reads."""
@@ -281,7 +299,7 @@ class _Measurer:
         }
 
     def retrieval(self) -> _Measured:
-        request, matches, asked = self._request, self._model.module.matching, self._request.directions
+        request, matches, asked = self._request, self.model.module.matching, self._request.directions
         if request.rerank and not matches:
             raise UserError(
                 f"{request.checkpoint} has no cross encoders (PRD2), which --rerank={request.rerank} needs; set it to 0"
@@ -309,7 +327,7 @@ class _Measurer:
         )
 
     def matching(self, thresholds: RecordSource | None) -> _Measured:
-        if not self._model.module.matching:
+        if not self.model.module.matching:
             raise UserError(
                 f"{self._request.checkpoint} has no cross encoders (PRD2), which say whether image and text match; "
                 f"choose a checkpoint of R2D2, or measure {RETRIEVAL}"
@@ -333,6 +351,7 @@ class _Measurer:
             figures=figures | {"chance": report.chance},
             intervals={stage: found.intervals for stage, found in stages.items() if found is not None},
             sections={"threshold_is_best_of_this_split": report.chosen_here},
+            arrays={} if report.probability is None else {"probability": report.probability, "match": pairs.match},
         )
 
     def _pairs(self, source: RecordSource) -> LabelledPairs:
@@ -350,6 +369,7 @@ class _Measurer:
                 "classes": [_class(each) for each in report.classes],
                 "worst_classes": [_class(each) for each in report.worst()],
             },
+            arrays={"confusion": report.confusion},
         )
 
 

@@ -34,7 +34,14 @@ RECALLS = {
     for way, words in (("i2t", "image to text"), ("t2i", "text to image"))
     for cutoff in (1, 5, 10)
 }
-STAGES = {"dual": ("dual encoder", "--"), "cross": ("cross encoders", ":"), "reranked": ("re-ranked", "-")}
+# Name, and look: also where a stage was measured once, so that it is a point and no line.
+STAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dual": ("dual encoder", {"linestyle": "--", "marker": "o", "markersize": 3.5}),
+    "cross": ("cross encoders", {"linestyle": ":", "marker": "^", "markersize": 4.5}),
+    "reranked": ("re-ranked", {"linestyle": "-", "marker": "s", "markersize": 4}),
+}
+# The order of accuracies; others follow as they are logged.
+ACCURACIES = ("i2t_accuracy", "t2i_accuracy", "match_accuracy", "no_match_accuracy", "mlm_accuracy")
 MEAN, CHANCE, TEST = "mean", "chance", "test"
 
 
@@ -66,7 +73,8 @@ def _losses(runs: Sequence[RunLog]) -> Figure | None:
 
 
 def _accuracies(runs: Sequence[RunLog]) -> Figure | None:
-    names = [name for name in _all(run.trained() for run in runs) if _is_accuracy(name)]
+    found = [name for name in _all(run.trained() for run in runs) if _is_accuracy(name)]
+    names = [name for name in ACCURACIES if name in found] + [name for name in found if name not in ACCURACIES]
     of = {name: name.removesuffix("_accuracy") for name in names}
     titles = {name: f"{WORDS.get(of[name], of[name].replace('_', ' '))}: accuracy in training, %" for name in names}
     return _training(runs, titles, shares=names)
@@ -121,6 +129,7 @@ def _evaluation(runs: Sequence[RunLog]) -> Figure | None:
             if line := run.lines.get(name):
                 curve(panel, line.epoch, line.value, **colour_and_dash(number))
         panel.set_xlabel("epoch", fontsize=8)
+        panel.set_xlim(left=0)
     _evaluation_legend(figure, runs, [MEAN] if means else [])
     return figure
 
@@ -134,26 +143,24 @@ def _evaluation_lines(panel: Axes, runs: Sequence[RunLog], name: str, *, mark_be
             elif split == TEST:
                 panel.plot(line.epoch, line.value, color=colour, marker="*", markersize=11, linestyle="none")
             else:
-                panel.plot(line.epoch, line.value, color=colour, linestyle=STAGES[stage][1], marker=".", markersize=5)
-                if mark_best:
+                panel.plot(line.epoch, line.value, color=colour, **STAGES[stage][1])
+                if mark_best and len(line.value) > 1:
                     best = line.value.argmax()
-                    panel.plot(line.epoch[best], line.value[best], "o", color=colour, markersize=8, fillstyle="none")
+                    panel.plot(line.epoch[best], line.value[best], "o", color=colour, markersize=10, fillstyle="none")
     panel.set_xlabel("epoch", fontsize=8)
     panel.set_xlim(left=0)
     panel.set_ylim(bottom=0)
 
 
 def _evaluation_legend(figure: Figure, runs: Sequence[RunLog], names: Sequence[str]) -> None:
-    """Runs by their colours, then stages by their dashes, as far as they are drawn."""
+    """Runs by their colours, then stages by their dashes and marks, as far as they are drawn."""
     found = {place for run in runs for name in names for place in _of_stages(run, name)}
     lines: list[tuple[str, dict[str, Any]]] = []
     if len(runs) > 1:
         lines += [(run.name, {"color": colour_and_dash(number)["color"]}) for number, run in enumerate(runs)]
     colour = "black" if len(runs) > 1 else colour_and_dash(0)["color"]
     drawn = {stage for split, stage in found if split != TEST}
-    lines += [
-        (words, {"color": colour, "linestyle": dash}) for stage, (words, dash) in STAGES.items() if stage in drawn
-    ]
+    lines += [(words, {"color": colour, **look}) for stage, (words, look) in STAGES.items() if stage in drawn]
     if CHANCE in drawn:
         lines.append(("chance", {"color": GREY, "linestyle": (0, (1, 2))}))
     if any(split == TEST for split, _ in found):

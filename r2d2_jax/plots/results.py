@@ -12,7 +12,27 @@ from r2d2_jax.plots.style import COLOURS, GREY, PANEL_HEIGHT, legend, panels, sa
 
 CHANCE = "chance"
 MOST_NAMES, MOST_NUMBERS = 60, 24  # classes up to which a confusion matrix has names at its sides, and numbers within
-BINS = 40
+BINS, MARGIN = 40, 0.005  # of a histogram of probabilities; what is added at its ends, so that equal ones are a bar
+
+
+def draw_results(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path) -> list[Path]:
+    """The pictures of what `evaluation.measure` has measured.
+
+    Args:
+        document, arrays: of a `Measurement`.
+        folder: of the PNG files; made if it is not there.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    figures = document["figures"]
+    if "confusion" in arrays:
+        names = [each["name"] for each in document["classes"]]
+        return [draw_confusion(arrays["confusion"], names, folder / "confusion.png")]
+    if "match" in arrays:
+        threshold = figures["match"]["threshold"]
+        return [draw_matching(arrays["probability"], arrays["match"], folder / "matching.png", threshold)]
+    return [draw_recalls(figures, folder / "recalls.png", document["intervals"])]
 
 
 def draw_recalls(
@@ -99,6 +119,8 @@ def draw_matching(score: Float[np.ndarray, " p"], label: Bool[np.ndarray, " p"],
         UserError: the file cannot be written.
     """
     figure, (curve, spread) = panels(["ROC curve", "pairs by match probability"])
+    shown = np.append(score[np.isfinite(score)], threshold)
+    score = np.where(np.isnan(score), np.where(label, -np.inf, np.inf), score)  # as wrong as can be, as in the AUC
     values = np.unique(score)[::-1]  # equal scores are one step of the curve, however their pairs are ordered
     hits = [np.searchsorted(np.sort(-score[label]), -values, side="right") / label.sum()]
     alarms = [np.searchsorted(np.sort(-score[~label]), -values, side="right") / (~label).sum()]
@@ -108,7 +130,7 @@ def draw_matching(score: Float[np.ndarray, " p"], label: Bool[np.ndarray, " p"],
     curve.text(0.97, 0.05, f"AUC {100 * np.trapezoid(y, x):.2f} %", ha="right", fontsize=10)
     curve.set_xlabel("share of the pairs that do not match", fontsize=8)
     curve.set_ylabel("share of the pairs that match", fontsize=8)
-    edges = np.linspace(min(0.0, score.min()), max(1.0, score.max()), BINS + 1).tolist()
+    edges = np.linspace(shown.min() - MARGIN, shown.max() + MARGIN, BINS + 1).tolist()
     looks: list[tuple[str, dict[str, Any]]] = []
     for number, (chosen, words) in enumerate(((label, "match"), (~label, "no match"))):
         look: dict[str, Any] = {"color": COLOURS[number]}

@@ -131,6 +131,7 @@ def test_accuracies_agree_with_a_naive_oracle(seed: int) -> None:
         wrong = round(each.images * (1 - each.top1 / 100)) if each.top1 is not None else 0
         assert sum(times for _, times in each.confused) <= wrong
         assert all(name != str(number) for name, _ in each.confused)
+        assert (report.confusion[number].sum(), report.confusion[number, number]) == (rows.sum(), rows.sum() - wrong)
     shares = [each.top1 for each in report.classes if each.top1 is not None]
     assert report.accuracy["per_class"] == pytest.approx(np.mean(shares))
 

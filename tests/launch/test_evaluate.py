@@ -39,6 +39,12 @@ def measured(folder: Path, *arguments: str) -> tuple[dict[str, Any], subprocess.
     return json.loads((folder / "out.json").read_text(encoding="utf-8")), done
 
 
+def drawn(folder: Path, done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The pictures of what `measured` measured, which are where it says."""
+    assert done.stdout.endswith(f"\nPictures: {folder / 'out.plots'}\n")
+    return [path.name for path in (folder / "out.plots").iterdir()]
+
+
 def pairs(start: int, count: int = IMAGES, step: int = 0) -> Iterable[Example]:
     """Two captions an image; with `step`, one caption and whether it matches."""
     for number in range(start, start + count):
@@ -80,6 +86,15 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_pictures_elsewhere_or_none_where_nothing_is_written(model: Path, classes: Path, tmp_path: Path) -> None:
+    arguments = (f"--checkpoint={model}", f"--data={classes}")
+    assert "Pictures: " not in evaluate(*arguments).stdout
+    (tmp_path / "file").touch()
+    done = evaluate(*arguments, f"--plots={tmp_path / 'file'}")
+    assert (done.returncode, "Pictures: " in done.stdout) == (0, False)
+    assert "there are no pictures of the evaluation: cannot write " in done.stderr
+
+
 def test_retrieval_of_everything_that_is_said(model: Path, captioned: Path, tmp_path: Path) -> None:
     document, done = measured(tmp_path, f"--checkpoint={model}", f"--data={captioned}", "--rerank=6")
     counts = document["counts"]
@@ -96,6 +111,7 @@ def test_retrieval_of_everything_that_is_said(model: Path, captioned: Path, tmp_
     assert row[2::2] == [*(f"{value:.1f}" for value in figures), f"{document['figures']['chance']['t2i_r5']:.1f}"]
     assert document["published"] == []
     assert not (tmp_path / "out.json.work").exists()
+    assert drawn(tmp_path, done) == ["recalls.png"]
 
 
 def test_figures_are_those_of_a_ranker_that_is_asked_one_by_one(model: Path, captioned: Path, tmp_path: Path) -> None:
@@ -159,6 +175,7 @@ def test_matching_takes_its_threshold_from_validation(model: Path, labelled: Pat
     assert "threshold: the best of this very split" in alone.stdout
     assert "an upper bound, not a result" in alone.stdout
     assert document["counts"]["matches"] == 7
+    assert drawn(tmp_path, done) == ["matching.png"]
     assert {"auc", "accuracy", "half_accuracy", "match_accuracy"} <= set(document["figures"]["match"])
 
 
@@ -177,6 +194,7 @@ def test_classification_of_named_classes(model: Path, classes: Path, tmp_path: P
     best = np.argmax(image @ (mean / np.linalg.norm(mean, axis=1, keepdims=True)).T, axis=1)
     assert document["figures"]["dual"]["top1"] == pytest.approx(100 * np.mean(best == np.arange(IMAGES) % 4))
     assert "taken for, of the worst classes" in done.stdout
+    assert drawn(tmp_path, done) == ["confusion.png"]
 
 
 @pytest.mark.parametrize("form", [Form.PUBLISHED, Form.TRANSFORMERS])

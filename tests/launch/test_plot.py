@@ -9,8 +9,7 @@ from programs import called
 from small_logs import training_lines
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.launch import main as training
-from r2d2_jax.launch.plot import main
+from r2d2_jax.launch.plot import drawn_at_the_end, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,19 +46,18 @@ def test_what_it_refuses(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (UserError("the disk is full"), "there are no pictures of this run: the disk is full"),
-        (OSError("no folder for a cache"), "there are no pictures of this run: no folder for a cache"),
+        (UserError("the disk is full"), "there are no pictures of the run: the disk is full"),
+        (OSError("no folder for a cache"), "there are no pictures of the run: no folder for a cache"),
         (KeyboardInterrupt(), "stopped while the pictures were drawn; the run itself is complete"),
     ],
 )
-def test_a_run_whose_pictures_cannot_be_drawn_has_ended_well(
-    error: BaseException, message: str, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_has_pictures_that_cannot_be_drawn_has_ended_well(
+    error: BaseException, message: str, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(training, "draw", fail)
-    training._draw(run)
+    drawn_at_the_end(fail, run, "the run")
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message]
 
 

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.matching import auc
 from r2d2_jax.plots import results
 from r2d2_jax.plots.results import draw_confusion, draw_matching, draw_recalls
 
@@ -58,6 +59,13 @@ def test_the_roc_curve_counts_ties_as_half(figures: list[Figure]) -> None:
     np.testing.assert_allclose(curve.get_lines()[0].get_xydata(), [[0, 0], [0, 0.5], [1 / 3, 0.5], [2 / 3, 1], [1, 1]])
     assert texts(figures[0]) == ["match", "no match", "threshold 0.550"]
     assert spread.get_title() == "pairs by match probability"
+
+
+def test_nan_is_as_wrong_as_can_be(figures: list[Figure]) -> None:
+    score, label = np.array([0.9, np.nan, 0.5, np.nan]), np.array([True, True, False, False])
+    draw_matching(score, label, Path("x.png"), 0.55)
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["AUC 25.00 %"]
+    assert auc(score, label) == 25
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
