@@ -120,6 +120,15 @@ class Encoder:
         """Parameters on the devices, placed as in training."""
         return jax.device_put(params, state_shardings(params, self.mesh))
 
+    def moved(self, params: Params) -> Params:
+        """As `placed`, but each leaf on the devices replaces that of `params`, whose copy in host memory is freed.
+
+        Host memory never holds more than one leaf twice, which matters where the devices compute in it. What `placed`
+        returns shares the leaves of `params` with the caller; this changes the caller's dict and returns it.
+        """
+        _move(params, state_shardings(params, self.mesh))
+        return params
+
     def encode_images(self, params: Params, batches: Iterable[np.ndarray], count: int, keep: Keep) -> Encodings:
         """Encodes images that arrive in batches, so that a gallery of any size streams through.
 
@@ -294,6 +303,15 @@ class Encoder:
             return self.batch_size
         per_device = -(-count // self.mesh.size)
         return min(self.batch_size, self.mesh.size << (per_device - 1).bit_length())
+
+
+def _move(params: Params, shardings: Any) -> None:
+    for name, leaf in params.items():
+        if isinstance(leaf, dict):
+            _move(leaf, shardings[name])
+        else:
+            # Waiting here keeps the copies that are on their way to one.
+            params[name] = jax.block_until_ready(jax.device_put(leaf, shardings[name]))
 
 
 def fetched(dispatched: Iterable[Any]) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from r2d2_jax.arrays import Params
@@ -109,7 +109,7 @@ def load_model(folder: Path) -> Model:
         refuse_pointer(folder / CONFIG)
         refuse_pointer(folder / PARAMS)
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        params = nested(_floats(load_file(folder / PARAMS), folder / PARAMS))
+        params = nested(_floats(_tensors(folder / PARAMS), folder / PARAMS))
         unused = load_file(folder / UNUSED) if (folder / UNUSED).exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model in {folder} is damaged: {first_line(error)}; convert it again") from error
@@ -123,6 +123,20 @@ def load_model(folder: Path) -> Model:
     if differences := shape_differences(params, abstract_params(model.module)):
         raise UserError(f"{folder / PARAMS} does not fit {CONFIG}; convert it again:\n{bulleted(differences)}")
     return model
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file. It is opened for each, since while it is open all its pages read count as this process's.
+
+    `load_file` would need twice the memory of the parameters, and an evaluation within a memory limit has it once.
+    """
+    with safe_open(path, framework="numpy") as file:
+        names = list(file.keys())
+    tensors = {}
+    for name in names:
+        with safe_open(path, framework="numpy") as file:
+            tensors[name] = file.get_tensor(name)
+    return tensors
 
 
 def _floats(leaves: dict[str, np.ndarray], source: Path) -> dict[str, np.ndarray]:
