@@ -23,7 +23,10 @@ RATE = 3e-6  # [C]
 
 
 def get_config(dataset: str = "own") -> ConfigDict:
-    """For eight devices, with 64 pairs on each [C]; the batch is global, so fewer devices have more on each."""
+    """For eight devices, with 64 pairs on each [C]; the batch is global, so fewer devices have more on each.
+
+    One's own set is for one device.
+    """
     if dataset not in SETS:
         raise UserError(f"matching has no data set {dataset!r}; it has {', '.join(SETS)}")
     config = ConfigDict()
@@ -40,7 +43,7 @@ def get_config(dataset: str = "own") -> ConfigDict:
             **_schedule(dataset),
         )
     )
-    config.train = presets.fine_tuning_train(batch_size=8 * 64, epochs=20.0)  # [C]
+    config.train = presets.fine_tuning_train(64 if dataset == "own" else 8 * 64, epochs=20.0)  # [C]; 64 for own [O]
     config.evaluation = ConfigDict(dict(batch_size=256))  # [O]
     return completed(config)
 
@@ -48,7 +51,7 @@ def get_config(dataset: str = "own") -> ConfigDict:
 def _schedule(dataset: str) -> dict:
     """3,125 steps up and as many down [C]; a set of one's own may end long before the top, so it has a cosine [O]."""
     return (
-        dict(schedule="cosine", warmup_steps=100)
+        dict(schedule="cosine", warmup_steps=100, warmup_share=presets.OWN_WARMUP_SHARE)
         if dataset == "own"
         else dict(schedule="triangular", warmup_steps=3125)
     )

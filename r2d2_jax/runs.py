@@ -47,6 +47,7 @@ BEFORE_THE_KEY: dict[str, Any] = {
     "model.text.dropout": 0.0,
     "optimizer.initial_learning_rate": 0.0,
     "optimizer.schedule": "cosine",
+    "optimizer.warmup_share": 1.0,
 }
 
 

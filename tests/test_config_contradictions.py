@@ -125,6 +125,12 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             "optimizer.final_learning_rate is 1e-09, and a triangular schedule falls to "
             "optimizer.initial_learning_rate; leave it at 0",
         ),
+        ({"optimizer__warmup_share": 0.0}, "optimizer.warmup_share is 0.0; expected more than 0 and at most 1"),
+        (
+            {"optimizer__schedule": "triangular", "optimizer__warmup_steps": 5, "optimizer__warmup_share": 0.1},
+            "optimizer.warmup_share is 0.1, and the sides of a triangular schedule may be longer than the run; leave "
+            "it at 1",
+        ),
         (
             {"evaluation__directions": ("t2i", "i2t")},
             "evaluation.directions is ('t2i', 'i2t'); expected ('i2t', 't2i'), or one of the two",

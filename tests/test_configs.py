@@ -164,7 +164,9 @@ def test_golden_retrieval(dataset: str) -> None:
     assert config["retrieval"] == {"fgr": True, "match_class_weights": [1.0, 2.0]}
     rates = [optimizer[name] for name in ("learning_rate", "initial_learning_rate", "final_learning_rate")]
     assert (rates, optimizer["warmup_steps"], optimizer["schedule"]) == ([1e-5, 1e-6, 0.0], 500, "cosine")
-    assert (optimizer["weight_decay"], optimizer["rates"], train["batch_size"]) == (0.05, [], 8 * 32)
+    assert (optimizer["weight_decay"], optimizer["rates"]) == (0.05, [])
+    per_set = (train["batch_size"], optimizer["warmup_share"], data["workers"])
+    assert per_set == ((32, 0.1, 2) if dataset == "own" else (8 * 32, 1.0, 8))
     assert (train["evaluate_every"], train["evaluate_every_epochs"], train["keep_best"]) == (0, 1.0, 1)
     assert (config["model"]["image"], config["model"]["freeze_image_tower"]) == (VITL, True)
 
@@ -178,7 +180,8 @@ def test_golden_matching(dataset: str) -> None:
     schedule = (optimizer["schedule"], optimizer["warmup_steps"])
     assert schedule == (("cosine", 100) if dataset == "own" else ("triangular", 3125))
     assert (optimizer["weight_decay"], optimizer["rates"]) == (0.01, [["bias", 2.0]])
-    assert (train["batch_size"], train["epochs"], train["evaluate_every_epochs"]) == (8 * 64, 20.0, 1.0)
+    assert (train["epochs"], train["evaluate_every_epochs"]) == (20.0, 1.0)
+    assert (train["batch_size"], optimizer["warmup_share"]) == ((64, 0.1) if dataset == "own" else (8 * 64, 1.0))
 
 
 @pytest.mark.parametrize("name", ["retrieval", "matching"])

@@ -15,6 +15,7 @@ class OptimizerConfig:
     schedule: "cosine", `warmup_steps` up in a line from `initial_learning_rate` to `learning_rate`, then a cosine to
         `final_learning_rate` at the end of the run; or "triangular", as many steps up and as many down again, over and
         over, as PyTorch's CyclicLR in its mode "triangular".
+    warmup_share: the way up before a cosine takes no larger share of the run than this.
     rates: (pattern, factor) pairs. A parameter's rate is the scheduled one times the factor of the first pattern that
         matches the end of its path, such as ("bias", 2.0) or ("text_encoder/.*", 0.1); 1 where none does.
     """
@@ -23,6 +24,7 @@ class OptimizerConfig:
     initial_learning_rate: float = 0.0
     final_learning_rate: float = 0.0
     warmup_steps: int = 0
+    warmup_share: float = 1.0
     schedule: str = "cosine"
     weight_decay: float = 0.02
     beta1: float = 0.9
@@ -50,6 +52,8 @@ def optimizer_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
 
 
 def _schedule_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
+    if not 0 < optimizer.warmup_share <= 1:
+        yield f"optimizer.warmup_share is {optimizer.warmup_share}; expected more than 0 and at most 1"
     if optimizer.schedule not in ("cosine", "triangular"):
         yield f"optimizer.schedule is {optimizer.schedule!r}; expected 'cosine' or 'triangular'"
     if 0 < optimizer.learning_rate < optimizer.initial_learning_rate:
@@ -61,6 +65,11 @@ def _schedule_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
         yield (
             "optimizer.warmup_steps is 0, so there is no way up for optimizer.initial_learning_rate "
             f"{optimizer.initial_learning_rate} or the schedule {optimizer.schedule!r}; expected a number of steps"
+        )
+    if optimizer.schedule == "triangular" and optimizer.warmup_share != 1:
+        yield (
+            f"optimizer.warmup_share is {optimizer.warmup_share}, and the sides of a triangular schedule may be longer "
+            "than the run; leave it at 1"
         )
     if optimizer.schedule == "triangular" and optimizer.final_learning_rate:
         yield (

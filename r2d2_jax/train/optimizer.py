@@ -59,11 +59,12 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
 
     Args:
         config: the optimizer's settings.
-        total_steps: length of the run. A warm-up before a cosine is never longer; the sides of a triangle may be.
+        total_steps: length of the run. A warm-up before a cosine is never longer, and takes no larger share of it than
+            `config.warmup_share`; the sides of a triangle may be longer.
     """
     if config.schedule == "triangular":
         return triangular(config.initial_learning_rate, config.learning_rate, config.warmup_steps)
-    warmup = min(config.warmup_steps, max(total_steps - 1, 0))
+    warmup = min(config.warmup_steps, int(config.warmup_share * total_steps), max(total_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         init_value=config.initial_learning_rate if warmup else config.learning_rate,
         peak_value=config.learning_rate,

@@ -37,6 +37,14 @@ def test_warmup_longer_than_the_run_still_learns(total: int) -> None:
     assert max(rates) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(("steps", "share", "warmup"), [(100, 0.1, 5), (3, 0.1, 3), (100, 0.01, 0), (100, 1.0, 49)])
+def test_a_warm_up_takes_no_more_than_its_share(steps: int, share: float, warmup: int) -> None:
+    config = OptimizerConfig(learning_rate=0.3, warmup_steps=steps, warmup_share=share)
+    schedule = learning_rate_schedule(config, 50)
+    for step in (0, 1, 3, 5, 20, 48, 49):
+        assert float(schedule(step)) == pytest.approx(expected_rate(step, 0.3, 0.0, warmup, 50), rel=1e-4), step
+
+
 def test_what_is_decayed() -> None:
     """Matrices, embedding tables and the image tower's tokens; no bias, no norm, not the temperature."""
     model = build_task(small_config()).model
