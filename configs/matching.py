@@ -43,7 +43,8 @@ def get_config(dataset: str = "own") -> ConfigDict:
             **_schedule(dataset),
         )
     )
-    config.train = presets.fine_tuning_train(64 if dataset == "own" else 8 * 64, epochs=20.0)  # [C]; 64 for own [O]
+    batch_size, log_every = (64, 10) if dataset == "own" else (8 * 64, 50)  # 8 * 64 [C], the others [O]
+    config.train = presets.fine_tuning_train(batch_size, 20.0, log_every)  # 20 [C]
     config.evaluation = ConfigDict(dict(batch_size=256))  # [O]
     return completed(config)
 

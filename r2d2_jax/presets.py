@@ -204,13 +204,13 @@ def fine_tuning_data(dataset: str) -> ConfigDict:
 OWN_WARMUP_SHARE = 0.1
 
 
-def fine_tuning_train(batch_size: int, epochs: float) -> ConfigDict:
+def fine_tuning_train(batch_size: int, epochs: float, log_every: int = 50) -> ConfigDict:
     """Validation after every epoch; of the checkpoints the last one and the best one stay [O]."""
     return ConfigDict(
         dict(
             batch_size=batch_size,
             epochs=epochs,
-            log_every=50,
+            log_every=log_every,
             evaluate_every=0,
             evaluate_every_epochs=1.0,
             checkpoint_every=500,

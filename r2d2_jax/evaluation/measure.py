@@ -134,9 +134,7 @@ def measure(request: Request, *, default_work: Path | None = None) -> Measuremen
     refuse_foreign(request, task)
     templates = read_templates(request.templates) if request.templates is not None else TEMPLATES
     thresholds = _threshold_source(source, request) if task == MATCHING else None
-    if task == RETRIEVAL and request.work is None:
-        request = dataclasses.replace(request, work=default_work)
-    measurer = _Measurer(request, source, _opened(request))
+    measurer = _Measurer(request, source, _opened(request), default_work)
     if task == RETRIEVAL:
         measured = measurer.retrieval()
     elif task == MATCHING:
@@ -276,8 +274,8 @@ class _Measurer:
         model: with its parameters on the devices alone: a copy in host memory would count against the memory limit.
     """
 
-    def __init__(self, request: Request, source: RecordSource, model: Model) -> None:
-        self._request, self._source, self.model = request, source, model
+    def __init__(self, request: Request, source: RecordSource, model: Model, default_work: Path | None) -> None:
+        self._request, self._source, self.model, self._default_work = request, source, model, default_work
         self._size, vocabulary = model.config.image.image_size, model.vocabulary
         assert vocabulary is not None
         length = model.config.text.text_length
@@ -309,7 +307,7 @@ class _Measurer:
             directions=DIRECTIONS.get(self._source.dataset, BOTH_WAYS) if asked is None else asked,
             same_text_is_right=bool(request.same_text_is_right),
             memory_limit=request.memory_limit,
-            work=request.work,
+            work=request.work or self._default_work,
             intervals=True,
         )
         split = EvaluationSplit(self._source, self._tokenizer, self._size, request.max_images)
