@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", ":", "-.")
 GREY = "#888888"
 PANEL_WIDTH, PANEL_HEIGHT, DOTS = 4.2, 2.9, 110  # inches, and dots in each
+NAME_WIDTH = 1.7  # inches of a name in a legend
 SMOOTHED_FROM = 60  # points of a line from which on a smoothed one is drawn over it
 FAINT = 0.25
 
@@ -74,8 +75,9 @@ def legend(figure: Figure, lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
     if len(lines) < 2:
         return
     # Drawn outside of the panels, so that it hides nothing.
+    columns = min(4, len(lines), int(figure.get_figwidth() / NAME_WIDTH))
     handles = [figure.axes[0].plot([], [], label=name, linewidth=1.5, **look)[0] for name, look in lines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(lines)), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
 def save(figure: Figure, path: Path) -> Path:
