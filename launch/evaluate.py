@@ -118,7 +118,7 @@ def _work(arguments: Sequence[str]) -> None:
     if _CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
-    from r2d2_jax.evaluation.measure import Request, measure
+    from r2d2_jax.evaluation.measure import RETRIEVAL, Request, measure
     from r2d2_jax.evaluation.tables import table
 
     request = Request(
@@ -144,7 +144,7 @@ def _work(arguments: Sequence[str]) -> None:
     document = measure(request, default_work=beside)
     if _JSON.value:
         write_json(document, _JSON.value)
-    if beside is not None:
+    if beside is not None and document["task"] == RETRIEVAL:
         shutil.rmtree(beside, ignore_errors=True)
     print(table(document))
 

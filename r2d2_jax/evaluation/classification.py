@@ -13,6 +13,7 @@ from r2d2_jax.data.classified_images import ClassifiedImages
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.encoder import Keep
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.evaluation.nearest import cosine_blocks
 from r2d2_jax.evaluation.progress import Progress
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.paths import user_path
@@ -99,7 +100,9 @@ def evaluate_classification(
     batches = images.image_batches(encoder.batch_size, encoder.own_rows())
     with Progress("images", images.num_images) as progress:
         image = encoder.encode_images(params, progress.over(batches), images.num_images, Keep.NOTHING)
-    return classification_report(image.embed @ classes.T, images.label, images.class_names)
+    # Not `@`: NumPy may add in another order at the end of a row, which would break the tie of equal classes.
+    scores = np.concatenate([block for _, block in cosine_blocks(image.embed, classes, encoder.mesh)])
+    return classification_report(scores, images.label, images.class_names)
 
 
 def _say_unknown(texts: Sequence[str], unknown: np.ndarray) -> None:

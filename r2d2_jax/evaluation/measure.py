@@ -120,12 +120,10 @@ def measure(request: Request, *, default_work: Path | None = None) -> dict[str, 
     refuse_foreign(request, task)
     templates = read_templates(request.templates) if request.templates is not None else TEMPLATES
     thresholds = _threshold_source(source, request) if task == MATCHING else None
-    if task == RETRIEVAL and request.work is None:
-        request = dataclasses.replace(request, work=default_work)
     model = _opened(request)
     measurer = _Measurer(request, source, model)
     if task == RETRIEVAL:
-        measured = measurer.retrieval()
+        measured = measurer.retrieval(request.work or default_work)
     elif task == MATCHING:
         measured = measurer.matching(thresholds)
     else:
@@ -280,18 +278,19 @@ class _Measurer:
             "text_length": self._tokenizer.text_length,
         }
 
-    def retrieval(self) -> _Measured:
-        request, matches, asked = self._request, self._model.module.matching, self._request.directions
+    def retrieval(self, work: Path | None) -> _Measured:
+        request, matches = self._request, self._model.module.matching
+        asked = request.directions or DIRECTIONS.get(self._source.dataset, BOTH_WAYS)
         if request.rerank and not matches:
             raise UserError(
                 f"{request.checkpoint} has no cross encoders (PRD2), which --rerank={request.rerank} needs; set it to 0"
             )
         settings = RetrievalSettings(
             rerank=(RERANK if matches else 0) if request.rerank is None else request.rerank,
-            directions=DIRECTIONS.get(self._source.dataset, BOTH_WAYS) if asked is None else asked,
+            directions=tuple(each for each in BOTH_WAYS if each in asked),
             same_text_is_right=bool(request.same_text_is_right),
             memory_limit=request.memory_limit,
-            work=request.work,
+            work=work,
             intervals=True,
         )
         split = EvaluationSplit(self._source, self._tokenizer, self._size, request.max_images)
