@@ -187,7 +187,7 @@ def read_templates(given: str) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"templates {given!r} is no file that can be read ({first_line(error)}), and no template, which has "
+            f"templates {given!r} is no UTF-8 file that can be read ({first_line(error)}), and no template, which has "
             f"{PLACE} where the class's name goes; give a file with one a line, or one such as 一张{PLACE}的照片"
         ) from error
     templates = tuple(line.strip() for line in lines if line.strip())

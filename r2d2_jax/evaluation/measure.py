@@ -18,8 +18,8 @@ from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.classified_images import PREPARED_BY as CLASSES_PREPARED_BY
 from r2d2_jax.data.classified_images import ClassifiedImages, check_class_names
 from r2d2_jax.data.evaluation_split import EvaluationSplit
+from r2d2_jax.data.labelled_pairs import MATCH_NAMES, LabelledPairs, check_labelled
 from r2d2_jax.data.labelled_pairs import PREPARED_BY as PAIRS_PREPARED_BY
-from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled
 from r2d2_jax.data.records import RecordSource, dataset_folder, dataset_info
 from r2d2_jax.data.text.tokenizer import Tokenizer, tokenizer_of
 from r2d2_jax.errors import UserError
@@ -156,13 +156,18 @@ def task_of(source: RecordSource, asked: str) -> str:
         UserError: there is no such task, or the data cannot serve it.
     """
     has_texts = _has_texts(source)
-    pairs = source.labelled and has_texts and len(source.class_names) in (0, 2)
+    pairs = source.labelled and has_texts and source.class_names in ((), MATCH_NAMES)
     if not asked:
         return MATCHING if pairs else CLASSIFICATION if source.class_names else RETRIEVAL
     if asked not in TASKS:
         raise UserError(f"task is {asked!r}; expected one of {', '.join(TASKS)}")
     if asked == CLASSIFICATION:
         check_class_names(source)
+        if pairs:
+            raise UserError(
+                f"the labels in {source.folder} say whether image and text match, and classification needs "
+                f"{CLASSES_PREPARED_BY}; measure {MATCHING}"
+            )
     elif asked == MATCHING:
         check_labelled(source)
         if not pairs:

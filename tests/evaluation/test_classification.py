@@ -187,7 +187,7 @@ def test_templates_of_a_file_and_one_alone(tmp_path: Path) -> None:
     [
         ("\n", "has no template; expected one a line"),
         ("{}\n\n一张照片\n", "line 3: '一张照片' has no {}, where the class's name goes"),
-        (None, "is no file that can be read .* and no template, which has {} where"),
+        (None, "is no UTF-8 file that can be read .* and no template, which has {} where"),
     ],
 )
 def test_bad_templates_are_one_message(content: str | None, message: str, tmp_path: Path) -> None:

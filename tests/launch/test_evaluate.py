@@ -96,6 +96,7 @@ def test_retrieval_of_everything_that_is_said(model: Path, captioned: Path, tmp_
     assert row[2::2] == [*(f"{value:.1f}" for value in figures), f"{document['figures']['chance']['t2i_r5']:.1f}"]
     assert document["published"] == []
     assert not (tmp_path / "out.json.work").exists()
+    assert document["settings"]["work"] == ""  # which was not asked for, and is gone
 
 
 def test_figures_are_those_of_a_ranker_that_is_asked_one_by_one(model: Path, captioned: Path, tmp_path: Path) -> None:
@@ -148,7 +149,9 @@ def test_muge_is_asked_by_text_and_has_published_figures_beside(model: Path, tmp
 
 def test_matching_takes_its_threshold_from_validation(model: Path, labelled: Path, tmp_path: Path) -> None:
     given = (f"--checkpoint={model}", f"--data={labelled}")
+    (tmp_path / "out.json.work").mkdir()  # of a retrieval that was killed, or the user's own
     document, done = measured(tmp_path, *given)
+    assert (tmp_path / "out.json.work").exists()
     validation, alone = measured(tmp_path, *given, "--split=validation")
     assert (document["task"], document["settings"]["threshold_split"]) == ("matching", "validation")
     chosen = validation["figures"]["match"]["threshold"]
