@@ -40,6 +40,12 @@ _WEIGHTS = flags.DEFINE_enum("weights", "student", ["student", "teacher"], "Whic
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary", "", "The model's vocab.txt, where it came without one.", flag_values=FLAGS
 )
+_MAP_PUNCTUATION = flags.DEFINE_bool(
+    "map_punctuation",
+    None,
+    "Trained on mapped punctuation; if not given, as the model says, or not if published.",
+    flag_values=FLAGS,
+)
 _IMAGE_HEADS = flags.DEFINE_integer("image_heads", None, "Of a published file of unusual sizes.", flag_values=FLAGS)
 _TEXT_HEADS = flags.DEFINE_integer("text_heads", None, "Likewise: text tower and cross encoders.", flag_values=FLAGS)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -128,6 +134,7 @@ def _work(arguments: Sequence[str]) -> None:
         task=_TASK.value,
         weights=_WEIGHTS.value,
         vocabulary=_VOCABULARY.value,
+        map_punctuation=_MAP_PUNCTUATION.value,
         image_heads=_IMAGE_HEADS.value,
         text_heads=_TEXT_HEADS.value,
         batch_size=_BATCH_SIZE.value,

@@ -39,14 +39,14 @@ BOTH_WAYS = ("i2t", "t2i")
 RERANK = 128  # candidates, as in the published evaluation
 VALIDATION = "validation"
 # Sets that ask in one direction only (their own protocol).
-DIRECTIONS = {"muge": ("t2i",)}
+DIRECTIONS: dict[str, tuple[str, ...]] = {"muge": ("t2i",)}
 
 
 @dataclass(frozen=True)
 class Request:
     """What is measured, on what, and how. None stands for what the task, the data or the model suggests.
 
-    checkpoint: as for `open_model`, and so are weights, vocabulary ("" for the model's own) and heads.
+    checkpoint: as for `open_model`, and so are weights, vocabulary ("" for the model's own), map_punctuation and heads.
     data, split: a prepared folder, and one of its splits. task: one of TASKS; "" for what the data is made for.
     batch_size: rows of a forward over all devices, rounded up to a multiple of their number.
     max_images: only the first so many images, or pairs of matching; 0 for all.
@@ -68,6 +68,7 @@ class Request:
     task: str = ""
     weights: str = STUDENT
     vocabulary: str = ""
+    map_punctuation: bool | None = None
     image_heads: int | None = None
     text_heads: int | None = None
     batch_size: int = 64
@@ -236,6 +237,7 @@ def _opened(request: Request) -> Model:
         image_heads=request.image_heads,
         text_heads=request.text_heads,
         vocabulary=Path(request.vocabulary) if request.vocabulary else None,
+        map_punctuation=request.map_punctuation,
     )
     if model.vocabulary is None:
         raise UserError(
@@ -285,7 +287,7 @@ class _Measurer:
 
     def retrieval(self, work: Path | None) -> _Measured:
         request, matches = self._request, self._model.module.matching
-        asked = request.directions or DIRECTIONS.get(self._source.dataset, BOTH_WAYS)
+        asked: tuple[str, ...] = request.directions or DIRECTIONS.get(self._source.dataset, BOTH_WAYS)
         if request.rerank and not matches:
             raise UserError(
                 f"{request.checkpoint} has no cross encoders (PRD2), which --rerank={request.rerank} needs; set it to 0"

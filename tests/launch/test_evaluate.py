@@ -187,7 +187,10 @@ def test_other_forms_of_the_checkpoint_give_the_same(form: Form, model: Path, cl
     path = tmp_path / ("model.safetensors" if form is Form.PUBLISHED else "model")
     write_model(open_model(model), path, form)
     vocabulary = (f"--vocabulary={model}",) if form is Form.PUBLISHED else ()
+    kept = open_model(model).maps_punctuation  # which a published file does not record
+    vocabulary += (f"--map_punctuation={kept}",) if vocabulary else ()
     document, _ = measured(tmp_path, f"--checkpoint={path}", f"--data={classes}", "--templates={}", *vocabulary)
+    assert document["checkpoint"]["maps_punctuation"] == kept
     expected, _ = measured(tmp_path, f"--checkpoint={model}", f"--data={classes}", "--templates={}")
     assert document["figures"] == expected["figures"]
     source = "model.safetensors" if form is Form.PUBLISHED else "r2d2.pth"
