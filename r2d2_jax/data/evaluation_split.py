@@ -18,6 +18,8 @@ from r2d2_jax.errors import FIRST_NAMES, UserError
 
 logger = logging.getLogger(__name__)
 
+IDENTIFIED = ("chinese_clip", "muge")  # datasets whose corpora identify texts; see docs/corpora.md
+
 
 class EvaluationSplit:
     """All texts of a split, tokenised, its images in batches, and which belong together: many to many.
@@ -130,6 +132,12 @@ class EvaluationSplit:
             )
 
     def _report_sharing(self, found: "_Found") -> None:
+        if self._source.dataset in IDENTIFIED and not self._source.has_text_ids:
+            logger.warning(
+                "the dataset in %s was prepared before texts had ids: a text of several images counts as several texts "
+                "with one right image each, which is too hard; prepare it again",
+                self._source.folder,
+            )
         shared = int(np.sum(np.bincount(self.pairs[:, 1]) > 1))
         if found.merged or shared:
             logger.info(
