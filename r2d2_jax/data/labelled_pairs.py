@@ -15,6 +15,7 @@ from r2d2_jax.errors import FIRST_NAMES, UserError
 
 logger = logging.getLogger(__name__)
 
+MATCH_NAMES = ("no match", "match")  # of the labels 0 and 1 in prepared datasets
 PREPARED_BY = "records of one text and a label, as launch/prepare_data.py writes them with --corpus=icm, iqm or pairs"
 
 

@@ -18,8 +18,8 @@ from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.classified_images import PREPARED_BY as CLASSES_PREPARED_BY
 from r2d2_jax.data.classified_images import ClassifiedImages, check_class_names
 from r2d2_jax.data.evaluation_split import EvaluationSplit
+from r2d2_jax.data.labelled_pairs import MATCH_NAMES, LabelledPairs, check_labelled
 from r2d2_jax.data.labelled_pairs import PREPARED_BY as PAIRS_PREPARED_BY
-from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled
 from r2d2_jax.data.records import RecordSource, dataset_folder, dataset_info
 from r2d2_jax.data.text.tokenizer import Tokenizer, tokenizer_of
 from r2d2_jax.errors import UserError
@@ -39,14 +39,14 @@ BOTH_WAYS = ("i2t", "t2i")
 RERANK = 128  # candidates, as in the published evaluation
 VALIDATION = "validation"
 # Sets that ask in one direction only (their own protocol).
-DIRECTIONS = {"muge": ("t2i",)}
+DIRECTIONS: dict[str, tuple[str, ...]] = {"muge": ("t2i",)}
 
 
 @dataclass(frozen=True)
 class Request:
     """What is measured, on what, and how. None stands for what the task, the data or the model suggests.
 
-    checkpoint: as for `open_model`, and so are weights, vocabulary ("" for the model's own) and heads.
+    checkpoint: as for `open_model`, and so are weights, vocabulary ("" for the model's own), map_punctuation and heads.
     data, split: a prepared folder, and one of its splits. task: one of TASKS; "" for what the data is made for.
     batch_size: rows of a forward over all devices, rounded up to a multiple of their number.
     max_images: only the first so many images, or pairs of matching; 0 for all.
@@ -68,6 +68,7 @@ class Request:
     task: str = ""
     weights: str = STUDENT
     vocabulary: str = ""
+    map_punctuation: bool | None = None
     image_heads: int | None = None
     text_heads: int | None = None
     batch_size: int = 64
@@ -120,12 +121,10 @@ def measure(request: Request, *, default_work: Path | None = None) -> dict[str, 
     refuse_foreign(request, task)
     templates = read_templates(request.templates) if request.templates is not None else TEMPLATES
     thresholds = _threshold_source(source, request) if task == MATCHING else None
-    if task == RETRIEVAL and request.work is None:
-        request = dataclasses.replace(request, work=default_work)
     model = _opened(request)
     measurer = _Measurer(request, source, model)
     if task == RETRIEVAL:
-        measured = measurer.retrieval()
+        measured = measurer.retrieval(request.work or default_work)
     elif task == MATCHING:
         measured = measurer.matching(thresholds)
     else:
@@ -158,13 +157,18 @@ def task_of(source: RecordSource, asked: str) -> str:
         UserError: there is no such task, or the data cannot serve it.
     """
     has_texts = _has_texts(source)
-    pairs = source.labelled and has_texts and len(source.class_names) in (0, 2)
+    pairs = source.labelled and has_texts and source.class_names in ((), MATCH_NAMES)
     if not asked:
         return MATCHING if pairs else CLASSIFICATION if source.class_names else RETRIEVAL
     if asked not in TASKS:
         raise UserError(f"task is {asked!r}; expected one of {', '.join(TASKS)}")
     if asked == CLASSIFICATION:
         check_class_names(source)
+        if pairs:
+            raise UserError(
+                f"the labels in {source.folder} say whether image and text match, and classification needs "
+                f"{CLASSES_PREPARED_BY}; measure {MATCHING}"
+            )
     elif asked == MATCHING:
         check_labelled(source)
         if not pairs:
@@ -233,6 +237,7 @@ def _opened(request: Request) -> Model:
         image_heads=request.image_heads,
         text_heads=request.text_heads,
         vocabulary=Path(request.vocabulary) if request.vocabulary else None,
+        map_punctuation=request.map_punctuation,
     )
     if model.vocabulary is None:
         raise UserError(
@@ -280,18 +285,19 @@ class _Measurer:
             "text_length": self._tokenizer.text_length,
         }
 
-    def retrieval(self) -> _Measured:
-        request, matches, asked = self._request, self._model.module.matching, self._request.directions
+    def retrieval(self, work: Path | None) -> _Measured:
+        request, matches = self._request, self._model.module.matching
+        asked: tuple[str, ...] = request.directions or DIRECTIONS.get(self._source.dataset, BOTH_WAYS)
         if request.rerank and not matches:
             raise UserError(
                 f"{request.checkpoint} has no cross encoders (PRD2), which --rerank={request.rerank} needs; set it to 0"
             )
         settings = RetrievalSettings(
             rerank=(RERANK if matches else 0) if request.rerank is None else request.rerank,
-            directions=DIRECTIONS.get(self._source.dataset, BOTH_WAYS) if asked is None else asked,
+            directions=tuple(each for each in BOTH_WAYS if each in asked),
             same_text_is_right=bool(request.same_text_is_right),
             memory_limit=request.memory_limit,
-            work=request.work,
+            work=work,
             intervals=True,
         )
         split = EvaluationSplit(self._source, self._tokenizer, self._size, request.max_images)
