@@ -151,7 +151,7 @@ def write_model(model: Model, path: Path, form: Form | None = None) -> None:
 
 
 def write_rest(workdir: Path, path: Path) -> None:
-    """Writes the part of a run's newest checkpoint that no published file holds, by our names.
+    """Writes the part of the checkpoint that `open_model` reads that no published file holds, by our names.
 
     That is teacher, queue, optimizer state, feature mean, step, and the masked-language-model head.
 

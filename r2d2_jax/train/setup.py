@@ -85,6 +85,12 @@ def build_parts(config: Config) -> RunParts:
     task = build_task(config, tokens=tokens, epoch_steps=epoch_steps, text_ids=mixture.has_text_ids)
     check_rates(config.optimizer, trainable_of(abstract_params(task.model), task))
     optimizer = make_optimizer(config.optimizer, total_steps)
+    if config.optimizer.warmup_steps >= total_steps:
+        logger.warning(
+            "optimizer.warmup_steps is %d and the run has %d steps, so the rate rises to the end and never falls: "
+            "lower it, to a tenth of the run for example",
+            config.optimizer.warmup_steps, total_steps,
+        )  # fmt: skip
     log_mixture(config, mixture, total_steps)
     evaluator = build_evaluator(config, task, mesh, tokenizer)
     return RunParts(mesh, tokenizer, mixture, total_steps, task, optimizer, evaluator)
@@ -96,7 +102,7 @@ class Position:
 
     step: completed steps. records: how many training records each corpus has. unusable: records that could not be read.
     window: metrics since the last line of the log. evaluated: whether the log has this step's evaluation.
-    validations: step and score of every validation so far.
+    validations: step, and scores by stage, of every validation so far.
     """
 
     step: int
@@ -104,7 +110,7 @@ class Position:
     unusable: UnusableRecords
     window: Window
     evaluated: bool = False
-    validations: list[tuple[int, float]] = field(default_factory=list)
+    validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def to_json(self, batch_size: int) -> dict[str, Any]:
         """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
