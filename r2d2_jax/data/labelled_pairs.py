@@ -28,6 +28,15 @@ def check_labelled(source: RecordSource) -> None:
         )
 
 
+def check_not_pairs(source: RecordSource) -> None:
+    """Raises UserError if the records of a split say whether image and text match: all others take each for right."""
+    if source.labelled and len(source.class_names) in (0, 2):
+        raise UserError(
+            f"split {source.split!r} of {source.folder} has labels, which say whether image and text match, and to "
+            "this task every pair is a right one; set task to 'matching', or prepare the matching pairs alone"
+        )
+
+
 def matching_label(record: Record) -> bool:
     """Whether image and text of a labelled record match.
 

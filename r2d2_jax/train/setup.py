@@ -15,7 +15,7 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
 from r2d2_jax.data.bad_records import UnusableRecords
 from r2d2_jax.data.evaluation_split import EvaluationSplit
-from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled
+from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled, check_not_pairs
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
@@ -76,9 +76,8 @@ def build_parts(config: Config) -> RunParts:
     check_batch_divides(config.train.batch_size, mesh)
     mixture = build_mixture(config)  # before the vocabulary, which may lie beside records that are not there
     planned = build_task(config)
-    if planned.reads_labels:
-        for source in mixture.sources:
-            check_labelled(source)
+    for source in mixture.sources:
+        (check_labelled if planned.reads_labels else check_not_pairs)(source)
     tokenizer = build_tokenizer(config, number_words=planned.reads_words)
     epoch_steps, total_steps = run_length(config, len(mixture))
     tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
@@ -225,12 +224,17 @@ def build_evaluator(config: Config, task: Task, mesh: Mesh, tokenizer: Tokenizer
         pairs = LabelledPairs(RecordSource(data.directory, data.validation_split), *read, data.validation_images)
         return MatchingEvaluator(scorer, pairs, LabelledPairs(test, *read) if test else None)
 
-    def split(name: str, limit: int = 0) -> EvaluationSplit | None:
-        return EvaluationSplit(RecordSource(data.directory, name), *read, limit) if name else None
+    def split(source: RecordSource | None, limit: int = 0) -> EvaluationSplit | None:
+        if source is None:
+            return None
+        check_not_pairs(source)
+        return EvaluationSplit(source, *read, limit)
 
-    validation, foil = split(data.validation_split, data.validation_images), split(data.foil_split)
+    validation, foil = (
+        RecordSource(data.directory, name) if name else None for name in (data.validation_split, data.foil_split)
+    )
     return RetrievalEvaluator(
-        config.evaluation, scorer, validation, foil, EvaluationSplit(test, *read) if test else None
+        config.evaluation, scorer, split(validation, data.validation_images), split(foil), split(test)
     )
 
 
