@@ -156,7 +156,7 @@ class RandomSplit:
     def __init__(self, config: ModelConfig, images: int, texts: int) -> None:
         rng = np.random.default_rng(0)
         self.num_images, self._side = images, config.image.image_size
-        self.image_ids = [str(number) for number in range(images)]
+        self.image_ids = self.picture_checksums = [str(number) for number in range(images)]
         self.input_ids = rng.integers(0, config.text.vocabulary_size, (texts, config.text.text_length), np.int32)
         self.attention_mask = np.ones_like(self.input_ids, bool)
         self.captions = [str(number) for number in range(texts)]

@@ -45,6 +45,12 @@ _WEIGHTS = flags.DEFINE_enum("weights", "student", ["student", "teacher"], "Whic
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary", "", "The model's vocab.txt, where it came without one.", flag_values=FLAGS
 )
+_MAP_PUNCTUATION = flags.DEFINE_bool(
+    "map_punctuation",
+    None,
+    "Trained on mapped punctuation; if not given, as the model says, or not if published.",
+    flag_values=FLAGS,
+)
 _IMAGE_HEADS = flags.DEFINE_integer("image_heads", None, "Of a published file of unusual sizes.", flag_values=FLAGS)
 _TEXT_HEADS = flags.DEFINE_integer("text_heads", None, "Likewise: text tower and cross encoders.", flag_values=FLAGS)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -129,7 +135,7 @@ def _work(arguments: Sequence[str]) -> None:
     if _CPU_DEVICES.value:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
-    from r2d2_jax.evaluation.measure import Request, measure
+    from r2d2_jax.evaluation.measure import RETRIEVAL, Request, measure
     from r2d2_jax.evaluation.tables import table
 
     request = Request(
@@ -139,6 +145,7 @@ def _work(arguments: Sequence[str]) -> None:
         task=_TASK.value,
         weights=_WEIGHTS.value,
         vocabulary=_VOCABULARY.value,
+        map_punctuation=_MAP_PUNCTUATION.value,
         image_heads=_IMAGE_HEADS.value,
         text_heads=_TEXT_HEADS.value,
         batch_size=_BATCH_SIZE.value,
@@ -155,7 +162,7 @@ def _work(arguments: Sequence[str]) -> None:
     measured = measure(request, default_work=beside)
     if _JSON.value:
         write_json(measured.document, _JSON.value)
-    if beside is not None:
+    if beside is not None and measured.document["task"] == RETRIEVAL:
         shutil.rmtree(beside, ignore_errors=True)
     print(table(measured.document))
     if (folder := _pictures()) is not None:

@@ -38,8 +38,10 @@ def _work(arguments: Sequence[str]) -> None:
     asked = parsed(arguments)
     if len(asked.run) > 1 and asked.output is None:
         raise UserError(f"{len(asked.run)} runs are named and no folder for the pictures; add --output=FOLDER")
+    if asked.output is not None and (not asked.output or "://" in asked.output):
+        raise UserError(f"--output is {asked.output!r}; expected a local or mounted folder for the pictures")
     folders = [user_path(folder) for folder in asked.run]
-    for path in draw(folders, user_path(asked.output) if asked.output is not None else folders[0] / PICTURES):
+    for path in draw(folders, user_path(asked.output) if asked.output else folders[0] / PICTURES):
         print(path)
 
 

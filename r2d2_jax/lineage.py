@@ -128,7 +128,7 @@ def described(lineage: Lineage) -> Iterator[str]:
 
 def _described(entry: dict[str, Any]) -> str:
     sources = [f"{name} from {source}" for name, source in entry.get("initial", {}).items()]
-    parts = [f"{entry['task']} of {', '.join(sources) or 'random weights'}"]
+    parts = [f"{entry['task']} of {', '.join(sources)}" if sources else f"{entry['task']} from random weights"]
     parts.append(f"on {', '.join(map(_corpus, entry.get('data', [])))}")
     if "steps" in entry:
         planned = f" of {entry['planned_steps']:,}" if "planned_steps" in entry else ""

@@ -2,14 +2,23 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
 from r2d2_jax.config.run import EvaluationConfig
-from r2d2_jax.damage import METRICS, DamagedError, check_whole, damage_refused, find_damage, refusal, steps_of
+from r2d2_jax.damage import (
+    METRICS,
+    SET_ASIDE,
+    DamagedError,
+    check_whole,
+    damage_refused,
+    find_damage,
+    refusal,
+    steps_of,
+)
 from r2d2_jax.errors import UserError
 from r2d2_jax.paths import literal_path
 from r2d2_jax.trees import flat
@@ -49,6 +58,10 @@ BEFORE_THE_KEY: dict[str, Any] = {
     "optimizer.schedule": "cosine",
     "optimizer.warmup_share": 1.0,
 }
+
+
+# What a score on validation depends on beside the weights; "reranked" also on the number of candidates.
+SCORED_BY = ("data.validation_split", "data.validation_images", "evaluation.directions")
 
 
 def item_handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -112,7 +125,7 @@ def load_state(workdir: Path, step: int | None = None) -> SavedRun:
         config = manager.restore(newest, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
     chosen, note = _chosen(directory, config, newest) if step is None else (step, f"step {step}, as asked for")
     if chosen != newest:
-        _check_older(directory, chosen)
+        check_older(directory, chosen)
     with damage_refused(directory, chosen):
         saved = manager.restore(chosen, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
     return SavedRun(saved["state"], config, note)
@@ -129,7 +142,7 @@ def _chosen(directory: Path, config: dict[str, Any], newest: int) -> tuple[int, 
     return best, f"step {best}, the best on validation by {stage}; the newest is {newest}"
 
 
-def _check_older(directory: Path, step: int) -> None:
+def check_older(directory: Path, step: int) -> None:
     """Raises UserError unless there is such a checkpoint and every byte of it is as it was written."""
     if step not in (steps := steps_of(directory)):
         raise UserError(f"there is no checkpoint of step {step} in {directory}; there are {', '.join(map(str, steps))}")
@@ -137,7 +150,8 @@ def _check_older(directory: Path, step: int) -> None:
         check_whole(directory / str(step))
     except DamagedError as damage:
         raise UserError(
-            f"the checkpoint of step {step} in {directory} is damaged: {damage}; copy it back, or name another step"
+            f"the checkpoint of step {step} in {directory} is damaged: {damage}; copy it back, or rename {step} to "
+            f"{step}.{SET_ASIDE} to do without it"
         ) from damage
 
 
@@ -153,9 +167,19 @@ def check_layout(metadata: Any, checkpoint: Path) -> None:
 
 def config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
     """Yields one line for each key that must not differ but does. Both are as `Config.to_dict` gives them."""
+    return _differences(saved, asked, lambda key: not key.startswith(FREE_KEYS))
+
+
+def score_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
+    """Yields one line for each difference that makes scores on validation another measure than before."""
+    keys = (*SCORED_BY, "evaluation.rerank_candidates") if compared_by(asked) == "reranked" else SCORED_BY
+    return _differences(saved, asked, keys.__contains__)
+
+
+def _differences(saved: dict[str, Any], asked: dict[str, Any], of: Callable[[str], bool]) -> Iterator[str]:
     before, now = BEFORE_THE_KEY | dict(flat(saved, ".")), dict(flat(asked, "."))
     for key in sorted(before.keys() | now.keys()):
-        if not key.startswith(FREE_KEYS) and before.get(key) != now.get(key):
+        if of(key) and before.get(key) != now.get(key):
             yield f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
 
 

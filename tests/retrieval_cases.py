@@ -126,6 +126,7 @@ class SmallSplit:
     def __init__(self, count: int = 21, texts: int = 37) -> None:
         rng = np.random.default_rng(3)
         self.num_images, self.image_ids = count, [str(number) for number in range(count)]
+        self.picture_checksums = self.image_ids
         self.input_ids = rng.integers(0, 11, (texts, 7), dtype=np.int32)
         self.attention_mask = np.arange(7) < rng.integers(1, 8, (texts, 1))
         again = np.arange(2, texts, 3)

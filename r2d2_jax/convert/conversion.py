@@ -79,7 +79,7 @@ def open_model(
     else:
         raise UserError(
             f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote "
-            f"(ONNX excepted), or the --workdir of a run{_checkpoints_in(path)}"
+            f"(ONNX excepted), or the --workdir of a run{_meant_by(path)}"
         )
     if weights != STUDENT and not _is_run(path):
         raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
@@ -101,9 +101,12 @@ def _is_run(path: Path) -> bool:
     return (path / "checkpoints").is_dir()
 
 
-def _checkpoints_in(folder: Path) -> str:
-    """A hint at the files in a folder that could have been meant."""
-    files = sorted(file.name for file in folder.glob("*") if file.suffix in SUFFIXES or file.name.endswith(INDEX))
+def _meant_by(path: Path) -> str:
+    """A hint at what could have been meant: the run in which a folder lies, or the files in it."""
+    for folder in (path, *path.parents):
+        if folder.name == "checkpoints" and any(step.name.isdecimal() for step in folder.glob("*/")):
+            return f". It lies in a run: name {folder.parent}"
+    files = sorted(file.name for file in path.glob("*") if file.suffix in SUFFIXES or file.name.endswith(INDEX))
     return f". It holds {listed(files)}: name the file itself" if files else ""
 
 
@@ -148,7 +151,7 @@ def write_model(model: Model, path: Path, form: Form | None = None) -> None:
 
 
 def write_rest(workdir: Path, path: Path) -> None:
-    """Writes the part of a run's newest checkpoint that no published file holds, by our names.
+    """Writes the part of the checkpoint that `open_model` reads that no published file holds, by our names.
 
     That is teacher, queue, optimizer state, feature mean, step, and the masked-language-model head.
 

@@ -15,6 +15,7 @@ from r2d2_jax.errors import FIRST_NAMES, UserError
 
 logger = logging.getLogger(__name__)
 
+MATCH_NAMES = ("no match", "match")  # of the labels 0 and 1 in prepared datasets
 PREPARED_BY = "records of one text and a label, as launch/prepare_data.py writes them with --corpus=icm, iqm or pairs"
 
 
@@ -24,6 +25,15 @@ def check_labelled(source: RecordSource) -> None:
         raise UserError(
             f"split {source.split!r} of {source.folder} has no labels, which say whether image and text match; "
             f"expected {PREPARED_BY}"
+        )
+
+
+def check_not_pairs(source: RecordSource) -> None:
+    """Raises UserError if the records of a split say whether image and text match: all others take each for right."""
+    if source.labelled and len(source.class_names) in (0, 2):
+        raise UserError(
+            f"split {source.split!r} of {source.folder} has labels, which say whether image and text match, and to "
+            "this task every pair is a right one; set task to 'matching', or prepare the matching pairs alone"
         )
 
 

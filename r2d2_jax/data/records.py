@@ -76,10 +76,10 @@ def dataset_folder(directory: str | os.PathLike[str]) -> Path:
             f"{root} holds {len(found)} datasets ({', '.join(map(str, found))}); expected one. Name one of "
             "these folders instead"
         )
-    missing = "holds no prepared dataset" if root.is_dir() else "does not exist"
+    missing = "holds no prepared dataset" if root.exists() else "does not exist"
     raise UserError(
         f"data folder {root} {missing}; expected NAME/1.0.0/dataset_info.json in it. Make it with "
-        "launch/prepare_data.py --output=FOLDER and set data.directory to that folder"
+        "launch/prepare_data.py --output=FOLDER and name that folder"
     )
 
 
@@ -138,8 +138,7 @@ class RecordSource:
         _check_features(self.folder, info)
         if split not in info.splits:
             raise UserError(
-                f"{self.folder} has no split {split!r}; it has {', '.join(sorted(info.splits))}. Correct "
-                "the split's name in the data configuration"
+                f"{self.folder} has no split {split!r}; it has {', '.join(sorted(info.splits))}. Name one of these"
             )
         self.labelled = "label" in info.features
         self.has_text_ids = "text_ids" in info.features

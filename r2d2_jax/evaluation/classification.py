@@ -13,6 +13,8 @@ from r2d2_jax.data.classified_images import ClassifiedImages
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.encoder import Keep
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.evaluation.bootstrap import DRAWS, SEED, Interval, interval
+from r2d2_jax.evaluation.nearest import cosine_blocks
 from r2d2_jax.evaluation.progress import Progress
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.paths import user_path
@@ -35,7 +37,6 @@ TEMPLATES = (
 )
 TOP = 5  # the second cut-off beside the first; fewer where there are fewer classes
 WORST_CLASSES, CONFUSIONS = 10, 3  # how many are listed, and how many of each
-RESAMPLES, LEVEL = 1000, (2.5, 97.5)  # of the bootstrap, percentiles of a 95 % interval; our decision
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ClassificationReport:
     chance: dict[str, float]
     classes: tuple[ClassFigures, ...]
     images: int
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, Interval]
     confusion: np.ndarray
 
     def worst(self) -> list[ClassFigures]:
@@ -101,7 +102,9 @@ def evaluate_classification(
     batches = images.image_batches(encoder.batch_size, encoder.own_rows())
     with Progress("images", images.num_images) as progress:
         image = encoder.encode_images(params, progress.over(batches), images.num_images, Keep.NOTHING)
-    return classification_report(image.embed @ classes.T, images.label, images.class_names)
+    # Not `@`: NumPy may add in another order at the end of a row, which would break the tie of equal classes.
+    scores = np.concatenate([block for _, block in cosine_blocks(image.embed, classes, encoder.mesh)])
+    return classification_report(scores, images.label, images.class_names)
 
 
 def _say_unknown(texts: Sequence[str], unknown: np.ndarray) -> None:
@@ -169,11 +172,9 @@ def _class(number: int, names: Sequence[str], row: np.ndarray) -> ClassFigures:
     return ClassFigures(names[number], count, 100 * int(row[number]) / count, confused)
 
 
-def _interval(hit: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval over resamples of the images; the hits of a resample are binomial."""
-    drawn = np.random.default_rng(0).binomial(len(hit), np.mean(hit), RESAMPLES)
-    low, high = np.percentile(100 * drawn / len(hit), LEVEL).tolist()
-    return low, high
+def _interval(hit: np.ndarray) -> Interval:
+    """Of resamples of the images; their hits are binomial."""
+    return interval(100 * np.random.default_rng(SEED).binomial(len(hit), np.mean(hit), DRAWS) / len(hit))
 
 
 def read_templates(given: str) -> tuple[str, ...]:
@@ -189,7 +190,7 @@ def read_templates(given: str) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"templates {given!r} is no file that can be read ({first_line(error)}), and no template, which has "
+            f"templates {given!r} is no UTF-8 file that can be read ({first_line(error)}), and no template, which has "
             f"{PLACE} where the class's name goes; give a file with one a line, or one such as 一张{PLACE}的照片"
         ) from error
     templates = tuple(line.strip() for line in lines if line.strip())

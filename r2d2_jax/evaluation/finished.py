@@ -18,7 +18,8 @@ from r2d2_jax.lock import LOCK, held
 from r2d2_jax.processes import by_first_process, gather_json
 from r2d2_jax.sharding import path_name
 
-_IDENTITY, _SUFFIX = "evaluation.json", ".npy"
+# Not evaluation.json, which a run writes into its workdir: that is no folder to work in, nor to delete.
+_IDENTITY, _SUFFIX = "blocks.json", ".npy"
 
 
 class FinishedBlocks:
@@ -111,23 +112,27 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _enter(folder: Path, identity: dict[str, Any]) -> None:
-    for path in folder.glob("*.unfinished-*"):  # of a process that was killed
-        path.unlink()
     before = _read_identity(folder / _IDENTITY)
     if before is None:
-        if other := sorted(path.name for path in folder.iterdir() if path.name != LOCK):
-            raise UserError(
-                f"{folder} is no work folder of an evaluation: it holds {other[0]!r}; name an empty or new folder"
-            )
-        with written_whole(folder / _IDENTITY) as unfinished:
-            unfinished.write_text(json.dumps(identity), encoding="utf-8")
-        return
-    keys = [key for key in identity | before if identity.get(key) != before.get(key)]
-    if keys:
+        _refuse_other_files(folder)
+    elif keys := [key for key in identity | before if identity.get(key) != before.get(key)]:
         listed = bulleted(f"{key}: {before.get(key)!r}, now {identity.get(key)!r}" for key in keys)
         raise UserError(
             f"{folder} holds blocks of another evaluation; delete it, choose another work folder, or go back to what "
             f"it was begun with. What differs:\n{listed}"
+        )
+    for path in folder.glob("*.unfinished-*"):  # of a process that was killed
+        path.unlink()
+    if before is None:
+        with written_whole(folder / _IDENTITY) as unfinished:
+            unfinished.write_text(json.dumps(identity), encoding="utf-8")
+
+
+def _refuse_other_files(folder: Path) -> None:
+    own = (LOCK, f"{_IDENTITY}.unfinished-")  # all there is if a process was killed before its first block
+    if other := sorted(path.name for path in folder.iterdir() if not path.name.startswith(own)):
+        raise UserError(
+            f"{folder} is no work folder of an evaluation: it holds {other[0]!r}; name an empty or new folder"
         )
 
 

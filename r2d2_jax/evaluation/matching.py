@@ -9,16 +9,15 @@ from jaxtyping import Bool, Float, Int
 from r2d2_jax.arrays import Params, checked
 from r2d2_jax.data.labelled_pairs import LabelledPairs
 from r2d2_jax.encoder import Keep
+from r2d2_jax.evaluation.bootstrap import Interval, image_weights, interval
 from r2d2_jax.evaluation.progress import Progress
 from r2d2_jax.evaluation.scorer import Scorer
 
 HALF = 0.5  # the threshold of a match probability, where none was chosen
 CHANCE_AUC = 50.0
-RESAMPLES = 1000  # of the bootstrap; our decision
 
 Scores = Float[np.ndarray, " p"]
 Matches = Bool[np.ndarray, " p"]
-Interval = tuple[float, float]
 
 
 @checked
@@ -280,20 +279,18 @@ def _cut(scores: np.ndarray, match: np.ndarray, threshold: float) -> Cut:
 
 def _intervals(scores: np.ndarray, match: np.ndarray, image: np.ndarray, cuts: dict[str, float]) -> dict[str, Interval]:
     """95 % percentile intervals over resamples of the images; one without both classes says nothing of the AUC."""
-    rng, count = np.random.default_rng(0), int(image.max()) + 1
     scores = _comparable(scores, match)
     order = np.unique(scores, return_inverse=True)[1]
     right = {name: (scores > threshold) == match for name, threshold in cuts.items()}
     drawn: dict[str, list[float]] = {name: [] for name in ("auc", *cuts)}
-    for _ in range(RESAMPLES):
-        weight = np.bincount(rng.integers(count, size=count), minlength=count)[image]
+    for drawn_images in image_weights(int(image.max()) + 1):
+        weight = drawn_images[image]
         if weight @ match and weight @ ~match:
             drawn["auc"].append(_weighted_auc(order, match, weight))
         if weight.sum():
             for name, hits in right.items():
                 drawn[name].append(100 * float(weight @ hits / weight.sum()))
-    low_high = {name: np.percentile(values, (2.5, 97.5)).tolist() for name, values in drawn.items() if values}
-    return {name: (low, high) for name, (low, high) in low_high.items()}
+    return {name: interval(values) for name, values in drawn.items() if values}
 
 
 def _comparable(scores: np.ndarray, match: np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ from r2d2_jax.data.bad_records import UnusableRecord
 from r2d2_jax.data.classified_images import PREPARED_BY as CLASSES_PREPARED_BY
 from r2d2_jax.data.classified_images import ClassifiedImages, check_class_names
 from r2d2_jax.data.evaluation_split import EvaluationSplit
+from r2d2_jax.data.labelled_pairs import MATCH_NAMES, LabelledPairs, check_labelled
 from r2d2_jax.data.labelled_pairs import PREPARED_BY as PAIRS_PREPARED_BY
-from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled
 from r2d2_jax.data.records import RecordSource, dataset_folder, dataset_info
 from r2d2_jax.data.text.tokenizer import Tokenizer, tokenizer_of
 from r2d2_jax.errors import UserError
@@ -40,14 +40,14 @@ BOTH_WAYS = ("i2t", "t2i")
 RERANK = 128  # candidates, as in the published evaluation
 VALIDATION = "validation"
 # Sets that ask in one direction only (their own protocol).
-DIRECTIONS = {"muge": ("t2i",)}
+DIRECTIONS: dict[str, tuple[str, ...]] = {"muge": ("t2i",)}
 
 
 @dataclass(frozen=True)
 class Request:
     """What is measured, on what, and how. None stands for what the task, the data or the model suggests.
 
-    checkpoint: as for `open_model`, and so are weights, vocabulary ("" for the model's own) and heads.
+    checkpoint: as for `open_model`, and so are weights, vocabulary ("" for the model's own), map_punctuation and heads.
     data, split: a prepared folder, and one of its splits. task: one of TASKS; "" for what the data is made for.
     batch_size: rows of a forward over all devices, rounded up to a multiple of their number.
     max_images: only the first so many images, or pairs of matching; 0 for all.
@@ -69,6 +69,7 @@ class Request:
     task: str = ""
     weights: str = STUDENT
     vocabulary: str = ""
+    map_punctuation: bool | None = None
     image_heads: int | None = None
     text_heads: int | None = None
     batch_size: int = 64
@@ -134,9 +135,9 @@ def measure(request: Request, *, default_work: Path | None = None) -> Measuremen
     refuse_foreign(request, task)
     templates = read_templates(request.templates) if request.templates is not None else TEMPLATES
     thresholds = _threshold_source(source, request) if task == MATCHING else None
-    measurer = _Measurer(request, source, _opened(request), default_work)
+    measurer = _Measurer(request, source, _opened(request))
     if task == RETRIEVAL:
-        measured = measurer.retrieval()
+        measured = measurer.retrieval(request.work or default_work)
     elif task == MATCHING:
         measured = measurer.matching(thresholds)
     else:
@@ -170,13 +171,18 @@ def task_of(source: RecordSource, asked: str) -> str:
         UserError: there is no such task, or the data cannot serve it.
     """
     has_texts = _has_texts(source)
-    pairs = source.labelled and has_texts and len(source.class_names) in (0, 2)
+    pairs = source.labelled and has_texts and source.class_names in ((), MATCH_NAMES)
     if not asked:
         return MATCHING if pairs else CLASSIFICATION if source.class_names else RETRIEVAL
     if asked not in TASKS:
         raise UserError(f"task is {asked!r}; expected one of {', '.join(TASKS)}")
     if asked == CLASSIFICATION:
         check_class_names(source)
+        if pairs:
+            raise UserError(
+                f"the labels in {source.folder} say whether image and text match, and classification needs "
+                f"{CLASSES_PREPARED_BY}; measure {MATCHING}"
+            )
     elif asked == MATCHING:
         check_labelled(source)
         if not pairs:
@@ -245,6 +251,7 @@ def _opened(request: Request) -> Model:
         image_heads=request.image_heads,
         text_heads=request.text_heads,
         vocabulary=Path(request.vocabulary) if request.vocabulary else None,
+        map_punctuation=request.map_punctuation,
     )
     if model.vocabulary is None:
         raise UserError(
@@ -274,8 +281,8 @@ class _Measurer:
         model: with its parameters on the devices alone: a copy in host memory would count against the memory limit.
     """
 
-    def __init__(self, request: Request, source: RecordSource, model: Model, default_work: Path | None) -> None:
-        self._request, self._source, self.model, self._default_work = request, source, model, default_work
+    def __init__(self, request: Request, source: RecordSource, model: Model) -> None:
+        self._request, self._source, self.model = request, source, model
         self._size, vocabulary = model.config.image.image_size, model.vocabulary
         assert vocabulary is not None
         length = model.config.text.text_length
@@ -296,18 +303,19 @@ class _Measurer:
             "text_length": self._tokenizer.text_length,
         }
 
-    def retrieval(self) -> _Measured:
-        request, matches, asked = self._request, self.model.module.matching, self._request.directions
+    def retrieval(self, work: Path | None) -> _Measured:
+        request, matches = self._request, self.model.module.matching
+        asked: tuple[str, ...] = request.directions or DIRECTIONS.get(self._source.dataset, BOTH_WAYS)
         if request.rerank and not matches:
             raise UserError(
                 f"{request.checkpoint} has no cross encoders (PRD2), which --rerank={request.rerank} needs; set it to 0"
             )
         settings = RetrievalSettings(
             rerank=(RERANK if matches else 0) if request.rerank is None else request.rerank,
-            directions=DIRECTIONS.get(self._source.dataset, BOTH_WAYS) if asked is None else asked,
+            directions=tuple(each for each in BOTH_WAYS if each in asked),
             same_text_is_right=bool(request.same_text_is_right),
             memory_limit=request.memory_limit,
-            work=request.work or self._default_work,
+            work=work,
             intervals=True,
         )
         split = EvaluationSplit(self._source, self._tokenizer, self._size, request.max_images)

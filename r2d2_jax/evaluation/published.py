@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("published.md")  # a link to docs/published.md, of which a wheel holds a copy
-NOT_GIVEN = "–"
+NOT_GIVEN, ZERO_SHOT = "–", "zero-shot"
+SAME_TEST = ("flickr30k_cn", "flickr30k_cna")  # sets with one test split; see the page
 # Column of the page -> name of the figure.
 COLUMNS = {
     **{f"{way} R@{k}": f"{direction}_r{k}" for way, direction in (("I2T", "i2t"), ("T2I", "t2i")) for k in (1, 5, 10)},
@@ -17,7 +18,8 @@ COLUMNS = {
 class Published:
     """One row of the page.
 
-    setting: "zero-shot" or "fine-tuned". split: "" where the source does not name it.
+    setting: "zero-shot" or "fine-tuned"; "on SET" where that was on another set with the same test split.
+    split: "" where the source does not name it.
     figures: "i2t_r1" ... "t2i_r10", "mean", in per cent, as far as the source gives them. source: in full.
     """
 
@@ -35,17 +37,27 @@ def published_retrieval(dataset: str) -> list[Published]:
         dataset: its name, such as "flickr30k_cn".
     """
     sources = {row["source"]: row["what"] for row in table("## Sources")}
+    sets = SAME_TEST if dataset in SAME_TEST else (dataset,)
     return [
         Published(
             row["model"],
-            row["setting"],
+            _setting(row, dataset),
             row["split"].replace(NOT_GIVEN, ""),
             {name: float(row[column]) for column, name in COLUMNS.items() if row[column] != NOT_GIVEN},
             sources[row["source"]],
         )
         for row in table("## Retrieval")
-        if row["set"].lower().replace("-", "_") == dataset
+        if _name(row) in sets
     ]
+
+
+def _setting(row: dict[str, str], dataset: str) -> str:
+    return row["setting"] if row["setting"] == ZERO_SHOT or _name(row) == dataset else f"on {row['set']}"
+
+
+def _name(row: dict[str, str]) -> str:
+    """The set of a row as prepared datasets are called."""
+    return row["set"].lower().replace("-", "_")
 
 
 @functools.cache

@@ -210,11 +210,10 @@ def _identity(
 ) -> dict[str, Any]:
     """What finished blocks depend on: the weights, the split and what is asked of it, and where blocks end."""
     encoder = scorer.encoder
-    pixels = next(iter(split.image_batches(encoder.batch_size, encoder.own_rows())))
-    rows = (split.image_ids, split.captions, split.input_ids, split.attention_mask, split.pairs, pixels)
+    images, texts = (split.image_ids, split.picture_checksums), (split.captions, split.input_ids, split.attention_mask)
     return {
         "weights": params_checksum(params),
-        "split (images, texts, right pairs)": rows_checksum(*rows),
+        "split (images, texts, right pairs)": rows_checksum(*images, *texts, split.pairs),
         "re-ranked candidates": settings.rerank,
         "directions": ", ".join(settings.directions),
         "same text is right": settings.same_text_is_right,

@@ -8,6 +8,7 @@ from r2d2_jax.lineage import described
 
 _WAYS = ("i2t", "t2i")
 _STAGES = {"dual": "dual", "cross": "cross", "reranked": "re-ranked", "match": "match"}
+_COLUMNS = 80  # of a terminal
 _CLASSES = 50  # so many classes are listed in full; of more, only the worst
 
 
@@ -24,14 +25,16 @@ def table(document: dict[str, Any]) -> str:
 
 def _head(document: dict[str, Any]) -> Iterator[str]:
     checkpoint, data, settings = document["checkpoint"], document["data"], document["settings"]
-    yield f"checkpoint  {checkpoint['path']} ({checkpoint['weights']}): {checkpoint['summary']}"
-    yield from (f"            {line}" for line in described(checkpoint["lineage"]))
+    yield from _wrapped("checkpoint", f"{checkpoint['path']} ({checkpoint['weights']}): {checkpoint['summary']}")
+    for line in described(checkpoint["lineage"]):
+        yield from _wrapped("", line)
     counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in document["counts"].items() if value]
-    yield f"data        {data['folder']}, split {data['split']}: {', '.join(counts)}"
+    yield from _wrapped("data", f"{data['folder']}, split {data['split']}: {', '.join(counts)}")
     shown = {name: value for name, value in settings.items() if value or name == "rerank"}
-    yield "settings    " + ", ".join(f"{name} {_value(value)}" for name, value in shown.items() if name != "templates")
+    listed = ", ".join(f"{name} {_value(value)}" for name, value in shown.items() if name != "templates")
+    yield from _wrapped("settings", listed)
     if templates := settings.get("templates"):
-        yield f"templates   {'  '.join(templates)}"
+        yield from _wrapped("templates", "  ".join(templates))
     yield f"measured    {document['date']}, {document['seconds']:,} s, r2d2_jax {document['version']}"
 
 
@@ -42,11 +45,9 @@ def _value(value: Any) -> str:
 def _retrieval(document: dict[str, Any]) -> Iterator[str]:
     rows = [(f"{way}_r{k}", f"{way.upper()} R@{k}") for way in _WAYS for k in (1, 5, 10)]
     yield from _figures(document, [*rows, ("mean", "R@M")])
-    right = "right" if document["settings"]["same_text_is_right"] else "wrong, unless --same_text_is_right is given"
-    yield (
-        f"{document['counts']['repeated_texts']:,} texts have the very characters of a text of another image; to find "
-        f"that one is {right}"
-    )
+    right = "right" if document["settings"]["same_text_is_right"] else "wrong without --same_text_is_right"
+    yield f"{document['counts']['repeated_texts']:,} texts have the very characters of a text of another image;"
+    yield f"to find that one is {right}"
 
 
 def _matching(document: dict[str, Any]) -> Iterator[str]:
@@ -69,7 +70,7 @@ def _matching(document: dict[str, Any]) -> Iterator[str]:
     yield from _figures(document, rows)
     yield f"threshold: the {where} ({at})"
     if best:
-        yield "no other split has chosen it, so the accuracy at it is too high: an upper bound, not a result"
+        yield "no other split has chosen it: the accuracy at it is an upper bound, not a result"
 
 
 def _classification(document: dict[str, Any]) -> Iterator[str]:
@@ -91,7 +92,7 @@ def _classification(document: dict[str, Any]) -> Iterator[str]:
         yield "taken for, of the worst classes"
     for each in worst:
         others = ", ".join(f"{other['class']} {other['images']:,}" for other in each["confused"])
-        yield f"{padded(each['name'], width)}  {others}"
+        yield from _wrapped(each["name"], others, indent=width + 2)
 
 
 def _figures(document: dict[str, Any], rows: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -105,7 +106,7 @@ def _figures(document: dict[str, Any], rows: Sequence[tuple[str, str]]) -> Itera
         cells = (_cell(figures[stage].get(name), intervals.get(stage, {}).get(name)) for stage in stages)
         chance = figures["chance"].get(name)
         yield f"{label:<{width}}" + "".join(f"{cell:>21}" for cell in cells) + f"{_number(chance):>8}"
-    yield "in brackets: 95 % of what other images of the same kind would give (bootstrap over images)"
+    yield "in brackets: 95 % of what other such images would give (bootstrap over images)"
 
 
 def _cell(value: float | None, interval: Sequence[float] | None) -> str:
@@ -122,13 +123,14 @@ def _published(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         return
     sources = list(dict.fromkeys(row["source"] for row in rows))
     width = max(len(_title(row)) for row in rows)
-    yield f"{'published, not measured here':<{width}}{'I2T R@1/5/10':>18}{'T2I R@1/5/10':>18}{'R@M':>7}  source"
+    yield f"{'published, not measured here':<{width}}{'I2T R@1/5/10':>16}{'T2I R@1/5/10':>16}{'R@M':>6}"
     for row in rows:
         ways = (_recalls(row["figures"], way) for way in _WAYS)
         mean = _number(row["figures"].get("mean"))
         where = sources.index(row["source"]) + 1
-        yield f"{_title(row):<{width}}" + "".join(f"{way:>18}" for way in ways) + f"{mean:>7}  [{where}]"
-    yield from (f"[{number}] {source}" for number, source in enumerate(sources, start=1))
+        yield f"{_title(row):<{width}}" + "".join(f"{way:>16}" for way in ways) + f"{mean:>6} [{where}]"
+    for number, source in enumerate(sources, start=1):
+        yield from _wrapped(f"[{number}]", source, indent=4)
 
 
 def _title(row: dict[str, Any]) -> str:
@@ -138,6 +140,18 @@ def _title(row: dict[str, Any]) -> str:
 def _recalls(figures: dict[str, float], way: str) -> str:
     found = [figures.get(f"{way}_r{k}") for k in (1, 5, 10)]
     return "-" if found == [None] * 3 else "/".join(map(_number, found))
+
+
+def _wrapped(label: str, text: str, indent: int = 12) -> Iterator[str]:
+    """The label, and the words of the text beside it in lines of `_COLUMNS`; a longer word has a line of its own."""
+    line = padded(label, indent)
+    for number, word in enumerate(text.split(" ")):
+        if number and columns_of(line) + 1 + columns_of(word) > _COLUMNS:
+            yield line.rstrip()
+            line = " " * indent + word
+        else:
+            line += f" {word}" if number else word
+    yield line.rstrip()
 
 
 def columns_of(text: str) -> int:

@@ -1,17 +1,16 @@
 """What a run's metrics.jsonl says, as lines to draw."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from r2d2_jax.errors import UserError, first_line
 
 LOG = "metrics.jsonl"
+MOST = 1e100  # no float32 comes near it, and axes cannot be divided far beyond it
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,17 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 def _lines(folder: Path) -> dict[str, Line]:
     values = [parsed for text in _read(folder) if (parsed := _parsed(text)) is not None]
-    if not values:
-        raise UserError(
-            f"{folder / LOG} has no line that can be drawn; it gets its first one after train.log_every steps"
-        )
     per_step = next((line["epoch"] / line["step"] for line in values if line.get("epoch") and line["step"]), 1.0)
     points: dict[str, dict[float, float]] = {}
     for line in values:
-        epoch = line["step"] * per_step
+        epoch = line.pop("step") * per_step
+        line.pop("epoch", None)
         for name, value in line.items():
-            if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value):
-                points.setdefault(name, {})[epoch] = float(value)  # of a step that is there twice, the later line
+            points.setdefault(name, {})[epoch] = value  # of a step that is there twice, the later line
+    if not points:
+        raise UserError(
+            f"{folder / LOG} has no line that can be drawn; it gets its first one after train.log_every steps"
+        )
     return {name: _line(found) for name, found in points.items()}
 
 
@@ -90,15 +89,21 @@ def _read(folder: Path) -> list[str]:
     if not (folder / LOG).is_file():
         raise UserError(f"{folder} holds no {LOG}; expected the --workdir of a run that has made its first steps")
     try:
-        return (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        return (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {folder / LOG}: {first_line(error)}; mend the folder or name another") from error
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """The values of a line; None if it is no whole one, as the last of a run that is at work may be."""
+def _parsed(text: str) -> dict[str, float] | None:
+    """The numbers of a line; None if it is no whole one, as the last of a run that is at work may be."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) and type(values.get("step")) is int else None
+    if not isinstance(values, dict):
+        return None
+    # NaN compares false, and an integer of any length can be compared but not made a float.
+    numbers = {
+        name: float(value) for name, value in values.items() if isinstance(value, (int, float)) and abs(value) < MOST
+    }
+    return numbers if "step" in numbers else None

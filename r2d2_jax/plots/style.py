@@ -1,6 +1,7 @@
 """What all pictures share: their size, colours, lines and legend, and how they reach the disk."""
 
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", ":", "-.")
 GREY = "#888888"
 PANEL_WIDTH, PANEL_HEIGHT, DOTS = 4.2, 2.9, 110  # inches, and dots in each
-NAME_WIDTH = 1.7  # inches of a name in a legend
 SMOOTHED_FROM = 60  # points of a line from which on a smoothed one is drawn over it
 FAINT = 0.25
+LEGEND_LINE, LEGEND_MARGIN = 48, 0.7  # characters of a line of a legend; inches around each column of it
 
 
 def panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
@@ -75,9 +76,16 @@ def legend(figure: Figure, lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
     if len(lines) < 2:
         return
     # Drawn outside of the panels, so that it hides nothing.
-    columns = min(4, len(lines), int(figure.get_figwidth() / NAME_WIDTH))
-    handles = [figure.axes[0].plot([], [], label=name, linewidth=1.5, **look)[0] for name, look in lines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    handles = [figure.axes[0].plot([], [], linewidth=1.5, **look)[0] for _, look in lines]
+    names = [textwrap.fill(name, LEGEND_LINE, break_on_hyphens=False) for name, _ in lines]
+    columns = max(1, min(4, int(figure.get_figwidth() / (LEGEND_MARGIN + max(map(_inches, names))))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (len("\n".join(names).split("\n")) / columns - 1))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+
+
+def _inches(name: str) -> float:
+    """About how wide a name is in a legend: those of Chinese are twice as wide as Latin characters."""
+    return max(sum(2 if ord(character) > 0x2E80 else 1 for character in line) for line in name.split("\n")) * 0.075
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -90,6 +98,7 @@ def save(figure: Figure, path: Path) -> Path:
     families = families_for([text.get_text() for text in texts])
     for text in texts:
         text.set_fontfamily(families)
+        text.set_parse_math(False)  # a dollar sign in the name of a run or a class is one
     with rc_context({"font.family": families, "axes.unicode_minus": True}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # `families_for` has said it once
         with written_whole(path) as unfinished:

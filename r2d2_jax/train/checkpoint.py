@@ -28,7 +28,7 @@ from r2d2_jax.damage import (
 )
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted, first_line
 from r2d2_jax.paths import literal_path
-from r2d2_jax.runs import check_layout, config_differences, item_handlers
+from r2d2_jax.runs import check_layout, config_differences, item_handlers, score_differences
 from r2d2_jax.sharding import path_name
 from r2d2_jax.train.state import TrainState
 
@@ -124,6 +124,7 @@ class Checkpoints:
             UserError: the checkpoint is of another model or configuration, with what differs, of the former layout, or
                 of another step than its folder says.
         """
+        resumes = step is None
         step = self._manager.latest_step() if step is None else step
         with damage_refused(self.directory, step):
             metadata = self._manager.item_metadata(step)["state"]
@@ -135,6 +136,12 @@ class Checkpoints:
                 f"the checkpoint {self.directory / str(step)} is of another model or configuration; start in an empty "
                 "--workdir, or go back to the configuration that it was made with. What differs:\n"
                 + bulleted(differences)
+            )
+        if resumes and (otherwise := list(score_differences(saved["config"], config.to_dict()))):
+            logger.warning(
+                "validation is measured otherwise from here on, and its scores are compared with earlier ones all the "
+                "same. What differs:\n%s",
+                bulleted(otherwise),
             )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         with damage_refused(self.directory, step):

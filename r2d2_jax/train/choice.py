@@ -1,7 +1,7 @@
 """The end of a run that chooses: the weights that are best on validation, and their one test."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
 from r2d2_jax.evaluation.evaluator import Report
 
+Scores = tuple[tuple[int, float, float], ...]  # (step, epoch, score) of every validation of a run, in order
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -17,13 +19,13 @@ class Choice:
 
     step: of the checkpoint that is best on validation.
     stage: what it was compared by, such as "reranked" or "match".
-    scores: (step, epoch, score) of every validation of the run, in order.
+    scores: of every validation of the run that measured this stage.
     validation: of the chosen weights. test: of the same weights, measured once; None without a test split.
     """
 
     step: int
     stage: str
-    scores: tuple[tuple[int, float, float], ...]
+    scores: Scores
     validation: Report
     test: Report | None
 
@@ -35,7 +37,7 @@ class Choice:
         """Every validation, the chosen one marked; then the tables of the chosen weights."""
         lines = [f"{'epoch':>8}{'step':>10}{f'validation, {self.stage}':>24}"]
         for step, epoch, score in self.scores:
-            mark = "  best: these weights are kept, and measured below" if step == self.step else ""
+            mark = "  chosen: these weights are measured below" if step == self.step else ""
             lines.append(f"{epoch:>8.4g}{step:>10}{score:>24.2f}{mark}")
         lines.append(self.validation.table())
         if self.test is not None:
@@ -56,11 +58,15 @@ def epoch_ends(config: Config, records: int, step: int) -> bool:
     return round(max(1, round(step / span)) * span) == step
 
 
-def scores_of(
-    validations: Sequence[Sequence[Any]], config: Config, records: int
-) -> tuple[tuple[int, float, float], ...]:
-    """(step, epoch, score) of (step, score)."""
-    return tuple((step, step * config.train.batch_size / records, score) for step, score in validations)
+def scores_of(validations: Iterable[tuple[int, dict[str, float]]], stage: str, config: Config, records: int) -> Scores:
+    """The scores of one stage in (step, scores by stage); evaluations without it have none."""
+    size = config.train.batch_size
+    return tuple((step, step * size / records, scores[stage]) for step, scores in validations if stage in scores)
+
+
+def best_of(scores: Scores) -> int:
+    """The step with the best score, the last of equal ones; there must be one."""
+    return max(scores, key=lambda found: (found[2], found[0]))[0]
 
 
 def write_evaluation(path: Path, step: int, report: Report, choice: Choice | None) -> None:

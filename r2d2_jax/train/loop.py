@@ -16,10 +16,10 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.evaluator import Report
 from r2d2_jax.paths import literal_path
 from r2d2_jax.processes import by_first_process, check_shared, gather_json
-from r2d2_jax.runs import best_step, compared_by
+from r2d2_jax.runs import best_step, check_older, compared_by
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
-from r2d2_jax.train.choice import Choice, chooses, epoch_ends, scores_of, write_evaluation
+from r2d2_jax.train.choice import Choice, best_of, chooses, epoch_ends, scores_of, write_evaluation
 from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
@@ -216,8 +216,16 @@ class Run:
         config, position, evaluator = self._config, self._position, self._parts.evaluator
         self._checkpoints.wait()
         step = gather_json(best_step(self._checkpoints.directory, self._stage))[0] or position.step
+        scores = scores_of(position.validations, self._stage, config, position.unusable.epoch_size)
+        if scores and (best := best_of(scores)) != step:
+            logger.warning(
+                "the weights of step %d were the best on validation, and their checkpoint is not there; step %d is the "
+                "best of those that are",
+                best, step,
+            )  # fmt: skip
         if step != position.step:
-            logger.info("going back to step %d, which is the best on validation", step)
+            logger.info("going back to step %d", step)
+            by_first_process(lambda: check_older(self._checkpoints.directory, step))
             del self._state  # makes room
             built = (self._parts.task, self._parts.optimizer, self._parts.mesh)
             self._state, _ = self._checkpoints.restore(abstract_state(*built), config, step)
@@ -226,9 +234,7 @@ class Run:
         if evaluator.has_test:
             logger.info("measuring the test split with the weights of step %d", step)
             test = evaluator.test(self._state.params, report)
-            if not self._log.tested:  # a finished run that is started again measures the same
-                self._log.write(position.step, {"best_step": float(step), **test.metrics()})
-        scores = scores_of(position.validations, config, position.unusable.epoch_size)
+            self._log.write(position.step, {"best_step": float(step), **test.metrics()})
         return Choice(step, self._stage, scores, report, test)
 
     def _leave(self) -> None:
@@ -257,8 +263,8 @@ class Run:
         if not position.evaluated:
             self._log.write(position.step, report.metrics())
             position.evaluated = True
-            if self._stage in (scores := report.scores()):
-                position.validations.append((position.step, scores[self._stage]))
+            if scores := report.scores():
+                position.validations.append((position.step, scores))
         if self._leader and report.metrics():
             table = "" if final else f"\n{report.table()}"  # the program prints the last one
             logger.info("evaluation at step %d, %.0f s%s", position.step, time.perf_counter() - start, table)

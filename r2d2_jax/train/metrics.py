@@ -61,18 +61,14 @@ class MetricsLog:
     Args:
         workdir: the run's folder.
         first_step: lines that a crashed run wrote after this step are dropped, so that the log is the one of an
-            undisturbed run.
+            undisturbed run; so are figures of the test split, which the end of the run measures again.
         active: False on all processes but one, which then write nothing.
         evaluated: whether the evaluation of `first_step` is kept; otherwise it is made again.
-
-    Attributes:
-        tested: whether the log has figures of the test split.
     """
 
     def __init__(self, workdir: Path, first_step: int, active: bool, evaluated: bool = True) -> None:
         self._path, self._active = workdir / "metrics.jsonl", active
         self._board: SummaryWriter | None = None
-        self.tested = False
         if active:
             workdir.mkdir(parents=True, exist_ok=True)
             self._rewind(first_step, evaluated)
@@ -86,7 +82,6 @@ class MetricsLog:
         """
         if not self._active:
             return
-        self.tested |= _of_test(values)
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
             with self._path.open("a", encoding="utf-8") as file:
@@ -126,18 +121,20 @@ class MetricsLog:
             values = _parsed(line)
             if values is None:
                 damaged += 1
-            # Training always has a loss, evaluations never have.
-            elif (values["step"], "loss" not in values and not evaluated) <= (last_step, False):
+            elif _stays(values, last_step, evaluated):
                 kept.append(line + b"\n")
-                self.tested |= _of_test(values)
         if damaged:
             logger.warning("%s: damaged lines that are dropped: %d", self._path, damaged)
         with written_whole(self._path) as unfinished:
             unfinished.write_bytes(b"".join(kept))
 
 
-def _of_test(values: dict[str, Any]) -> bool:
-    return any(name.startswith("test/") for name in values)
+def _stays(values: dict[str, Any], last_step: int, evaluated: bool) -> bool:
+    """Whether a line is one of an undisturbed run so far, which measures the test split at its end alone."""
+    if any(name.startswith("test/") for name in values):
+        return False
+    # Training always has a loss, evaluations never have.
+    return (values["step"], "loss" not in values and not evaluated) <= (last_step, False)
 
 
 def _board(folder: Path, first_step: int) -> SummaryWriter | None:

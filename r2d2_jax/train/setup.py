@@ -15,7 +15,7 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
 from r2d2_jax.data.bad_records import UnusableRecords
 from r2d2_jax.data.evaluation_split import EvaluationSplit
-from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled
+from r2d2_jax.data.labelled_pairs import LabelledPairs, check_labelled, check_not_pairs
 from r2d2_jax.data.mixture import Mixture
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
@@ -76,15 +76,20 @@ def build_parts(config: Config) -> RunParts:
     check_batch_divides(config.train.batch_size, mesh)
     mixture = build_mixture(config)  # before the vocabulary, which may lie beside records that are not there
     planned = build_task(config)
-    if planned.reads_labels:
-        for source in mixture.sources:
-            check_labelled(source)
+    for source in mixture.sources:
+        (check_labelled if planned.reads_labels else check_not_pairs)(source)
     tokenizer = build_tokenizer(config, number_words=planned.reads_words)
     epoch_steps, total_steps = run_length(config, len(mixture))
     tokens = SpecialTokens(tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     task = build_task(config, tokens=tokens, epoch_steps=epoch_steps, text_ids=mixture.has_text_ids)
     check_rates(config.optimizer, trainable_of(abstract_params(task.model), task))
     optimizer = make_optimizer(config.optimizer, total_steps)
+    if config.optimizer.warmup_steps >= total_steps:
+        logger.warning(
+            "optimizer.warmup_steps is %d and the run has %d steps, so the rate rises to the end and never falls: "
+            "lower it, to a tenth of the run for example",
+            config.optimizer.warmup_steps, total_steps,
+        )  # fmt: skip
     log_mixture(config, mixture, total_steps)
     evaluator = build_evaluator(config, task, mesh, tokenizer)
     return RunParts(mesh, tokenizer, mixture, total_steps, task, optimizer, evaluator)
@@ -96,7 +101,7 @@ class Position:
 
     step: completed steps. records: how many training records each corpus has. unusable: records that could not be read.
     window: metrics since the last line of the log. evaluated: whether the log has this step's evaluation.
-    validations: step and score of every validation so far.
+    validations: step, and scores by stage, of every validation so far.
     """
 
     step: int
@@ -104,7 +109,7 @@ class Position:
     unusable: UnusableRecords
     window: Window
     evaluated: bool = False
-    validations: list[tuple[int, float]] = field(default_factory=list)
+    validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def to_json(self, batch_size: int) -> dict[str, Any]:
         """What a checkpoint keeps: data position, unusable records, and the open window of the log."""
@@ -219,12 +224,17 @@ def build_evaluator(config: Config, task: Task, mesh: Mesh, tokenizer: Tokenizer
         pairs = LabelledPairs(RecordSource(data.directory, data.validation_split), *read, data.validation_images)
         return MatchingEvaluator(scorer, pairs, LabelledPairs(test, *read) if test else None)
 
-    def split(name: str, limit: int = 0) -> EvaluationSplit | None:
-        return EvaluationSplit(RecordSource(data.directory, name), *read, limit) if name else None
+    def split(source: RecordSource | None, limit: int = 0) -> EvaluationSplit | None:
+        if source is None:
+            return None
+        check_not_pairs(source)
+        return EvaluationSplit(source, *read, limit)
 
-    validation, foil = split(data.validation_split, data.validation_images), split(data.foil_split)
+    validation, foil = (
+        RecordSource(data.directory, name) if name else None for name in (data.validation_split, data.foil_split)
+    )
     return RetrievalEvaluator(
-        config.evaluation, scorer, validation, foil, EvaluationSplit(test, *read) if test else None
+        config.evaluation, scorer, split(validation, data.validation_images), split(foil), split(test)
     )
 
 

@@ -25,13 +25,14 @@ def with_sizes(config: ConfigDict, workdir: Path) -> ConfigDict:
     Raises:
         UserError: a size is to be found, and there is neither a checkpoint nor an initial model.
     """
-    left = list(_left_open(config.model, ""))
+    model = config.get("model")
+    left = list(_left_open(model, "")) if isinstance(model, ConfigDict) else []  # what is amiss, the reader says
     if not left:
         return config
     sizes = _of_run(workdir) or _of_model(config)
     for path in left:
         *blocks, name = path.split(".")
-        block, given = config.model, sizes
+        block, given = model, sizes
         for each in blocks:
             block, given = block[each], given[each]
         block[name] = given[name]

@@ -173,6 +173,13 @@ def test_a_folder_with_a_checkpoint_in_it_is_told_apart(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
+@pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/20"])
+def test_a_folder_in_a_run_is_told_apart(inside: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"is no model; .* It lies in a run: name {tmp_path}$"):
+        open_model(tmp_path / inside)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}'])
 def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)

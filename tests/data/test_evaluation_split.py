@@ -178,6 +178,29 @@ def test_merging_is_said(tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.Lo
     assert "1 captions of split 'test' have the text_id of a caption with other characters, such as q1" in caplog.text
 
 
+def test_ids_that_an_old_dataset_lacks_are_missed(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_dataset(tmp_path, {"test": [example(0)]})
+    source = RecordSource(tmp_path, "test")
+    EvaluationSplit(source, tokenizer, 16)
+    assert "before texts had ids" not in caplog.text
+    source.dataset = "muge"
+    EvaluationSplit(source, tokenizer, 16)
+    assert "before texts had ids" in caplog.text
+
+
+def test_pictures_are_told_apart(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Of one image the picture of the first record counts."""
+    write_dataset(tmp_path, {"test": [example(0), example(1), example(0, image=encode(seed=7)), example(2)]})
+    split = EvaluationSplit(RecordSource(tmp_path, "test"), tokenizer, 16)
+    assert len(set(split.picture_checksums)) == split.num_images == 3
+    write_dataset(tmp_path / "other", {"test": [example(0), example(1, image=encode(seed=7)), example(2)]})
+    other = EvaluationSplit(RecordSource(tmp_path / "other", "test"), tokenizer, 16)
+    same = [a == b for a, b in zip(split.picture_checksums, other.picture_checksums, strict=True)]
+    assert same == [True, False, True]
+
+
 def test_one_caption_records_of_one_image(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """No text has an id, and equal characters stay two texts; the limit counts images."""
     examples = [example(n, f"{i}只狗", image_id=f"image{n}", image=encode(seed=n)) for n in range(4) for i in range(3)]

@@ -138,7 +138,7 @@ def test_several_datasets_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_missing_split(dataset: Path) -> None:
-    with pytest.raises(UserError, match="has no split 'test'; it has train, validation. Correct"):
+    with pytest.raises(UserError, match="has no split 'test'; it has train, validation. Name one of these"):
         RecordSource(dataset, "test")
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from programs import called
+from retrieval_cases import one_device
 from scene_classes import SceneClasses, write_scene_classes
 
 from r2d2_jax.data.classified_images import ClassifiedImages
@@ -62,6 +64,10 @@ class KnownModel:
         self._names = [words.tokens(ids[mask][1:-1]) for ids, mask in zip(*words(images.class_names), strict=True)]
         self._words = words
 
+    @property
+    def mesh(self) -> Mesh:
+        return one_device()
+
     def own_rows(self) -> np.ndarray:
         return np.ones(BATCH, bool)
 
@@ -99,6 +105,30 @@ def test_scenes_are_classified_as_the_model_answers(
     worst, next_worst = report.worst()
     assert worst.confused == ((scenes.names[3], 2), (scenes.names[5], 1))
     assert (next_worst.name, next_worst.confused) == (scenes.names[4], ((scenes.names[2], 1),))
+
+
+class OneText:
+    """An encoder to which all names are one text, as names of unknown characters are to a vocabulary."""
+
+    batch_size, mesh = BATCH, one_device()
+
+    def own_rows(self) -> np.ndarray:
+        return np.ones(BATCH, bool)
+
+    def encode_images(self, params: Any, batches: Any, count: int, keep: Any) -> Any:
+        return SimpleNamespace(embed=np.random.default_rng(0).normal(size=(count, 32)).astype(np.float32))
+
+    def encode_texts(self, params: Any, input_ids: np.ndarray, mask: np.ndarray, keep: Any) -> Any:
+        text = np.random.default_rng(1).normal(size=32).astype(np.float32)
+        return SimpleNamespace(embed=np.repeat(text[None], len(input_ids), axis=0))
+
+
+def test_classes_of_one_text_are_a_tie_whatever_their_number(scenes: SceneClasses, words: Tokenizer) -> None:
+    """A product of matrices may add in another order at its end; the last classes would win or lose by a rounding."""
+    images = ClassifiedImages(RecordSource(scenes.folder, "test"), SIZE, max_images=3)
+    scorer: Any = SimpleNamespace(encoder=OneText(), announce=lambda: None)
+    report = evaluate_classification(scorer, {}, images, words)
+    assert report.accuracy == {"top1": 0.0, "top5": 0.0, "per_class": 0.0}
 
 
 def oracle(scores: np.ndarray, label: np.ndarray, cutoff: int) -> float:
@@ -158,7 +188,7 @@ def test_templates_of_a_file_and_one_alone(tmp_path: Path) -> None:
     [
         ("\n", "has no template; expected one a line"),
         ("{}\n\n一张照片\n", "line 3: '一张照片' has no {}, where the class's name goes"),
-        (None, "is no file that can be read .* and no template, which has {} where"),
+        (None, "is no UTF-8 file that can be read .* and no template, which has {} where"),
     ],
 )
 def test_bad_templates_are_one_message(content: str | None, message: str, tmp_path: Path) -> None:

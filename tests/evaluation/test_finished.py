@@ -22,7 +22,7 @@ def test_a_block_is_computed_once(tmp_path: Path) -> None:
     assert filled(tmp_path, 1.0).tolist() == [1.0] * 3
     assert filled(tmp_path, 2.0).tolist() == [1.0] * 3
     assert filled(tmp_path, 2.0, "pairs-1").tolist() == [2.0] * 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "pairs-0.npy", "pairs-1.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks.json", "pairs-0.npy", "pairs-1.npy"]
 
 
 def test_without_a_folder_nothing_is_kept() -> None:
@@ -53,13 +53,28 @@ def test_blocks_of_another_evaluation_are_refused(tmp_path: Path) -> None:
     other = {**IDENTITY, "weights": "b", "more": 1}
     with pytest.raises(UserError, match=message), finished_blocks(tmp_path, lambda: other):
         pass
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == IDENTITY
+    assert json.loads((tmp_path / "blocks.json").read_text()) == IDENTITY
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_what_was_killed_before_its_first_block_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    (tmp_path / "blocks.json.unfinished-abc").write_text("{")
+    assert filled(tmp_path).tolist() == [1.0] * 3
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_the_workdir_of_a_run_is_nothing_to_delete(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"step": 3}')
+    with pytest.raises(UserError, match="is no work folder of an evaluation: it holds 'evaluation.json'"):
+        filled(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "other.json.unfinished-abc").touch()
     with pytest.raises(UserError, match=r"is no work folder of an evaluation: it holds 'notes.txt'"):
         filled(tmp_path)
+    assert (tmp_path / "other.json.unfinished-abc").exists()
 
 
 def test_one_evaluation_at_a_time(tmp_path: Path) -> None:

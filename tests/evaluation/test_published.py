@@ -40,5 +40,17 @@ def test_rows_as_the_sources_give_them() -> None:
     assert {row.split for row in published_retrieval("icr") if row.model.startswith("R2D2")} == {"validation"}
 
 
+def test_sets_with_one_test_split_stand_together() -> None:
+    """And say on what was trained where that is the other set."""
+    for name, other in (("flickr30k_cn", "Flickr30k-CNA"), ("flickr30k_cna", "Flickr30k-CN")):
+        own, others = (
+            [row for row in published_retrieval(name) if (row.setting == f"on {other}") == of_other]
+            for of_other in (False, True)
+        )
+        assert {row.model for row in own} >= {"R2D2 ViT-B", "R2D2 ViT-L"} <= {row.model for row in others}
+        assert "R2D2 ViT-L" in {row.model for row in own if row.setting == "zero-shot"}
+    assert {row.setting for row in published_retrieval("coco_cn")} == {"zero-shot", "fine-tuned"}
+
+
 def test_a_set_of_ones_own_has_none() -> None:
     assert published_retrieval("json_lines") == []

@@ -1,9 +1,11 @@
 """The table for people: what it lists, what it leaves to the JSON file, and how it stays in line."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from r2d2_jax.evaluation.published import published_retrieval
 from r2d2_jax.evaluation.tables import columns_of, padded, table
 
 
@@ -60,6 +62,22 @@ def test_sources_of_published_figures_are_named_once() -> None:
     assert lines[1].split()[-4:-1] == ["-", "-", "12.3"]
     assert "5.0/-/-" in lines[2]
     assert lines[4:] == ["[1] a paper", "[2] another"]
+
+
+@pytest.mark.parametrize("dataset", ["flickr30k_cn", "flickr30k_cna", "muge", "icr"])
+def test_a_terminal_has_eighty_columns(dataset: str) -> None:
+    published = [dataclasses.asdict(row) for row in published_retrieval(dataset)]
+    settings = {
+        "directions": ["i2t", "t2i"],
+        "templates": ["一张清晰的{}照片"] * 9,
+        "devices": "8 x H100 80GB HBM3",
+    }
+    worst = [{"name": "雏菊", "images": 9, "top1": 0.0, "confused": [{"class": "向日葵" * 7, "images": 3}] * 3}]
+    lines = table(document(published=published, settings=settings, worst_classes=worst)).splitlines()
+    assert max(map(columns_of, lines)) <= 80
+    assert sum("一张清晰的{}照片" in line for line in lines) > 1
+    words = " ".join(table(document(settings=settings)).split())
+    assert "directions i2t and t2i, devices 8 x H100 80GB HBM3" in words
 
 
 @pytest.mark.parametrize(("text", "columns"), [("红圆", 4), ("a红", 3), ("", 0), ("，", 2)])

@@ -77,6 +77,10 @@ REFUSALS = {
         "has no labels, which say whether image and te",
     ),
     "classes, no pairs": ("--checkpoint=r2d2 --data=classes --task=matching", "has images of 3 classes, and matching"),
+    "pairs, no classes": (
+        "--checkpoint=r2d2 --data=pairs --task=classification",
+        "say whether image and text match, and classification needs",
+    ),
     "wrong pairs": (
         "--checkpoint=r2d2 --data=pairs --task=retrieval",
         "pairs that do not match, and to retrieval every",
@@ -97,7 +101,7 @@ REFUSALS = {
         "the model was trained with .*vocab.txt, and .*other.txt is another vocabulary",
     ),
     "a template without a place": ("--checkpoint=r2d2 --data=classes --templates=other.txt", "line 1: .* has no {}"),
-    "no template": ("--checkpoint=r2d2 --data=classes --templates=照片", "'照片' is no file that can be read"),
+    "no template": ("--checkpoint=r2d2 --data=classes --templates=照片", "'照片' is no UTF-8 file that can"),
     "a flag of another task": (
         "--checkpoint=r2d2 --data=classes --rerank=4",
         "--rerank is given, which only retrieval reads, and the task is classification; leave it out",

@@ -72,6 +72,21 @@ def test_several_runs_share_the_panels(make_run: MakeRun, figures: dict[str, Fig
     assert names_in_legend(losses) == ["狗", "b"]
 
 
+def test_any_name_of_a_run_is_in_the_legend_and_within_the_picture(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dollar signs are no formulas, an underscore hides nothing, and long names take fewer columns and more lines."""
+    names, found = ["$\\frac$", "_hidden", "狗" * 20, "x" * 120], []
+    saved = curves.save
+    monkeypatch.setattr(curves, "save", lambda figure, path: found.append(figure) or saved(figure, path))
+    draw_runs([make_run(name, training_lines(2)) for name in names], tmp_path)
+    for figure in found:
+        assert [name.replace("\n", "") for name in names_in_legend(figure)] == names
+        low, high = figure.legends[0].get_window_extent().get_points()
+        assert (low >= 0).all()
+        assert (high <= figure.bbox.size).all()
+
+
 def test_recalls_of_every_stage_and_the_test_split(make_run: MakeRun, figures: dict[str, Figure]) -> None:
     lines = [*training_lines(8), *(evaluation_line(step, recall) for step, recall in ((2, 10.0), (4, 30.0), (6, 20.0)))]
     lines += [evaluation_line(8, 25.0, "test"), {"step": 8, "foil/dual": 80.0}]

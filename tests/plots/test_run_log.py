@@ -24,6 +24,14 @@ def test_lines_over_epochs(make_run: MakeRun) -> None:
     assert "validation/reranked/mean" in run.evaluated()
 
 
+def test_numbers_that_no_axis_has_are_left_out(make_run: MakeRun) -> None:
+    """A log may be anything that a user has touched; the rest of it is drawn."""
+    odd = '{"step": 4, "epoch": "1", "loss": NaN, "fgr": -1e308}\n{"step": 1%s, "loss": 1}\n' % ("0" * 400)
+    (run,) = read_runs([make_run("run", training_lines(3), end=odd + '{"step": 5, "epoch": [1], "loss": 7}\n')])
+    np.testing.assert_allclose(run.lines["loss"].value, [8.99, 8.98, 8.97, 7])
+    assert len(run.lines["fgr"].value) == 3
+
+
 def test_names_are_as_short_as_tells_them_apart(make_run: MakeRun) -> None:
     folders = [make_run(name, training_lines(2)) for name in ("a/demo", "b/demo", "b/other")]
     assert [run.name for run in read_runs(folders)] == ["a/demo", "b/demo", "other"]

@@ -56,6 +56,17 @@ def test_the_best_are_compared_by_one_quantity(tmp_path: Path, compared_by: str,
     checkpoints.close()
 
 
+def test_scores_that_are_measured_otherwise_from_here_on_are_remarked_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(tmp_path, {1: 20.0})
+    for evaluation, warned in (({"rerank_candidates": 2}, True), ({"rerank_candidates": 0}, False), ({}, False)):
+        caplog.clear()
+        checkpoints.restore(abstract(state_of(1)), small_config({"evaluation": evaluation}))
+        assert ("rerank_candidates: 4 in the checkpoint, 2 now" in caplog.text) is warned
+    checkpoints.close()
+
+
 def test_without_validation_only_the_last_are_kept(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, dict.fromkeys(range(1, 6)), keep_last=2, keep_best=1)
     assert checkpoints.steps() == [4, 5]

@@ -16,7 +16,7 @@ from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.errors import UserError
 from r2d2_jax.runs import load_state
 from r2d2_jax.train import loop, setup
-from r2d2_jax.train.choice import epoch_ends
+from r2d2_jax.train.choice import best_of, epoch_ends, scores_of
 from r2d2_jax.train.loop import RunOutcome
 
 SCORES = (30.0, 50.0, 40.0)  # of the three epochs; each has four steps
@@ -105,7 +105,7 @@ def test_the_best_epoch_is_tested_once_and_is_what_others_read(
     assert [line.get("validation/dual/mean") for line in lines] == [30, 50, 40, None]
     assert (lines[-1]["step"], lines[-1]["best_step"], lines[-1]["test/dual/mean"]) == (12, 8, 45)
     table = outcome.choice.table()
-    assert "best: these weights" in table.splitlines()[2]
+    assert "chosen: these weights" in table.splitlines()[2]
     assert table.endswith("validation 50.0\nthe same weights on the test split, measured once\ntest 45.0")
     read = load_state(tmp_path)
     assert (int(read.state["step"]), read.note) == (8, "step 8, the best on validation by dual; the newest is 12")
@@ -151,13 +151,43 @@ def test_a_kill_at_any_time_changes_nothing_and_a_finished_run_trains_no_more(
 
 
 def test_without_a_test_split_the_best_epoch_is_still_chosen(
-    prepared: Path, tmp_path: Path, evaluator: Evaluator
+    prepared: Path, tmp_path: Path, evaluator: Evaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And a way up that is longer than the run is remarked on."""
     evaluator.has_test = False
-    outcome = run(prepared, tmp_path, *CONFIG, {"data": {"test_split": ""}})
+    outcome = run(prepared, tmp_path, *CONFIG, {"data": {"test_split": ""}, "optimizer": {"warmup_steps": 500}})
+    assert "optimizer.warmup_steps is 500 and the run has 12 steps, so the rate rises to the end" in caplog.text
     assert outcome.choice is not None
     assert (outcome.choice.step, outcome.choice.test, evaluator.tests) == (8, None, [])
     assert named_leaves(load_state(tmp_path).state)["step"] == 8
+
+
+def test_a_best_checkpoint_that_is_damaged_or_gone_is_not_passed_over_in_silence(
+    prepared: Path, tmp_path: Path, evaluator: Evaluator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A finished run is started again, for its pictures or another test split."""
+    chosen(prepared, tmp_path)
+    best = tmp_path / "checkpoints" / "8"
+    damaged = max((path for path in best.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=r"step 8 in .* is damaged: .* other bytes .*, or rename 8 to 8.damaged to do"):
+        chosen(prepared, tmp_path)
+    best.rename(best.with_name("8.damaged"))
+    outcome = chosen(prepared, tmp_path)
+    assert "the weights of step 8 were the best on validation, and their checkpoint is not there" in caplog.text
+    assert outcome.choice is not None
+    assert (outcome.choice.step, len(evaluator.tests)) == (12, 2)
+    assert [line["best_step"] for line in log_lines(tmp_path) if "best_step" in line] == [12], "as in evaluation.json"
+
+
+def test_a_stage_that_was_not_always_measured_has_no_score_there() -> None:
+    """A run may be resumed with or without re-ranking."""
+    validations = [(4, {"dual": 60.0}), (8, {"dual": 40.0, "reranked": 50.0}), (12, {"dual": 30.0, "reranked": 50.0})]
+    scores = scores_of(validations, "reranked", small_config(), 32)
+    assert scores == ((8, 2.0, 50.0), (12, 3.0, 50.0))
+    assert best_of(scores) == 12
 
 
 def test_when_an_epoch_ends() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from small_data import example
-from small_model import MATCHING, assert_bitwise_equal, log_lines, saved_state, write_vocabulary
+from small_model import MATCHING, RETRIEVAL, assert_bitwise_equal, log_lines, saved_state, write_vocabulary
 from small_runs import before_batch, run
 
 from r2d2_jax.errors import UserError
@@ -74,6 +74,18 @@ def test_a_stopped_run_resumes_bitwise(
     assert_bitwise_equal(saved_state(tmp_path), saved_state(whole[0]))
     assert log_lines(tmp_path) == log_lines(whole[0])
     assert (tmp_path / "evaluation.json").read_text() == (whole[0] / "evaluation.json").read_text()
+
+
+@pytest.mark.parametrize("other", [{}, RETRIEVAL])
+def test_pairs_that_may_not_match_are_for_this_task_alone(
+    other: dict[str, Any], pairs: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """As training data, and as the test split of another data set."""
+    message = "has labels, which say whether image and text match, and to this task every pair is a right one; set task"
+    with pytest.raises(UserError, match=f"split 'train' of .* {message}"):
+        run(pairs, tmp_path, other)
+    with pytest.raises(UserError, match=f"split 'test' of .* {message}"):
+        run(prepared, tmp_path, other, {"data": {"test_split": "test", "test_directory": str(pairs)}})
 
 
 def test_a_corpus_without_labels_cannot_be_trained_on(prepared: Path, tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_log_goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
+def test_figures_of_the_test_split_are_measured_again(tmp_path: Path) -> None:
+    """Those of before may be of another split than the run that is started again names."""
+    write(tmp_path, 0, range(1, 4), 1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "validation/dual/mean": 2}\n{"step": 3, "test/dual/mean": 1}\n')
+    write(tmp_path, 3, range(0), 2.0)
+    assert "validation/dual/mean" in lines(tmp_path)[-1]
+
+
 def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 4), 1.0)
     with (tmp_path / "metrics.jsonl").open("a") as file:

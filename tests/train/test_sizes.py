@@ -67,6 +67,12 @@ def test_prd2_hears_what_to_leave_out(tmp_path: Path) -> None:
     assert "evaluation.rerank_candidates is 128 but no match heads are trained" in str(said.value)
 
 
+@pytest.mark.parametrize("values", [{}, {"model": 3}])
+def test_what_is_no_block_of_sizes_is_left_to_the_reader(values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing key model|model is 3"):
+        Config.from_config_dict(with_sizes(ConfigDict(values), tmp_path))
+
+
 def test_no_model_and_none_that_is_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="initial.model is not set; a fine-tuning starts from a model"):
         with_sizes(fine_tuning(), tmp_path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.labelled_pairs import MATCH_NAMES
 from r2d2_jax.preparation.corpora.annotation_corpus import LineCorpus
 from r2d2_jax.preparation.corpora.formats.fields import json_object, text_of, texts_of
 from r2d2_jax.preparation.corpora.formats.lines import refuse_array
@@ -20,7 +21,6 @@ from r2d2_jax.preparation.corpora.json_lines import image_id_of
 from r2d2_jax.preparation.examples import Annotation
 
 EXPECTED = '{"image": "a.jpg", "text": "...", "label": 1, "split": "train"}'
-MATCH_NAMES = ("no match", "match")
 _LABELS = {"0": 0, "1": 1}
 
 

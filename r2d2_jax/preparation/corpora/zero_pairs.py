@@ -22,11 +22,12 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from r2d2_jax.data.labelled_pairs import MATCH_NAMES
 from r2d2_jax.preparation.corpora.annotation_corpus import LineCorpus
 from r2d2_jax.preparation.corpora.formats.fields import json_object, text_of
 from r2d2_jax.preparation.corpora.formats.lines import refuse_array
 from r2d2_jax.preparation.corpora.image_stores import ImageFolder, ImageStore
-from r2d2_jax.preparation.corpora.pairs import MATCH_NAMES, match_label
+from r2d2_jax.preparation.corpora.pairs import match_label
 from r2d2_jax.preparation.corpora.zero import HOMEPAGE
 from r2d2_jax.preparation.examples import Annotation
 
