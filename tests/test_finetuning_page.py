@@ -56,9 +56,9 @@ def test_the_six_commands_run_as_printed(folder: Path) -> None:
     assert "error" not in run(check)
     assert "training not recorded: r2d2_vitl.pth" in run(before)
     trained = run(train)
-    scores = [float(score) for score in re.findall(r"^ +\d+ +\d+ +([\d.]+)(?:  best|$)", trained, re.MULTILINE)]
+    scores = [float(score) for score in re.findall(r"^ +\d+ +\d+ +([\d.]+)(?:  chosen|$)", trained, re.MULTILINE)]
     assert len(scores) == 20
-    best = re.search(r"^ +\d+ +(\d+) +([\d.]+)  best: these weights are kept", trained, re.MULTILINE)
+    best = re.search(r"^ +\d+ +(\d+) +([\d.]+)  chosen: these weights are measured below", trained, re.MULTILINE)
     assert best is not None
     assert float(best[2]) == max(scores)
     assert {path.name for path in (folder / "runs/mine/plots").glob("*.png")} >= {"losses.png", "recalls.png"}
