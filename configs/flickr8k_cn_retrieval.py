@@ -14,7 +14,7 @@ from r2d2_jax.config.reading import completed
 
 
 def get_config() -> ConfigDict:
-    """Starts from runs/flickr8k_cn and visits every photograph 20 times."""
+    """Starts from runs/flickr8k_cn and visits every photograph ten times."""
     config = ConfigDict()
     config.task = "retrieval"
     config.model = presets.initial_model()
@@ -25,9 +25,9 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict(dict(directory="data/flickr8k_cn", crop_scale=(0.4, 1.0)))
     config.initial = ConfigDict(dict(model="runs/flickr8k_cn"))
     config.retrieval = ConfigDict(dict(fgr=True, match_class_weights=(1.0, 2.0)))  # [C]
-    config.optimizer = ConfigDict(dict(learning_rate=5e-4, warmup_steps=50, weight_decay=0.1))
+    config.optimizer = ConfigDict(dict(learning_rate=2e-4, warmup_steps=50, weight_decay=0.05))
     config.train = ConfigDict(
-        dict(batch_size=128, epochs=20.0, evaluate_every=0, evaluate_every_epochs=5.0, checkpoint_every=200)
+        dict(batch_size=128, epochs=10.0, evaluate_every=0, evaluate_every_epochs=5.0, checkpoint_every=200)
     )
     config.evaluation = ConfigDict(dict(rerank_candidates=16, batch_size=128))
     return completed(config)
