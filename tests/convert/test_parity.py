@@ -6,6 +6,7 @@ Losses and gradients of the fine-tunings are in tests/tasks/test_parity.py.
 import functools
 import json
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,12 +15,16 @@ import numpy as np
 import pytest
 from reference import FOLDER, reference, reference_model
 
+from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.convert.torch_r2d2 import published_places
-from r2d2_jax.evaluation.retrieval import best_ranks, reranked_ranks, top_candidates
+from r2d2_jax.evaluation.ground_truth import GroundTruth
+from r2d2_jax.evaluation.ranks import best_ranks, top_candidates
+from r2d2_jax.evaluation.retrieval import RetrievalSettings, ranks_of
 from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.models.store import Model
+from r2d2_jax.sharding import make_mesh
 from r2d2_jax.trees import flat
 
 pytestmark = pytest.mark.parity
@@ -99,19 +104,25 @@ def test_two_stage_retrieval(model: Model) -> None:
     logits = apply(model, text.tokens[every[:, 1]], mask[every[:, 1]], image.tokens[every[:, 0]], method="match")
     probability = np.asarray(match_probability(logits)).reshape(cosine.shape)
     positive = np.arange(len(images))[:, None] == values["text_image_index"][None]
-    for key, published, scores, match, hits in (
-        ("txt", "score_i2t", cosine, probability, positive),
-        ("img", "score_t2i", cosine.T, probability.T, positive.T),
+    gallery = SimpleNamespace(
+        image_embed=np.asarray(image.embed),
+        text_embed=np.asarray(text.embed),
+        match=lambda pairs: probability[pairs[:, 0], pairs[:, 1]],
+    )
+    truth = GroundTruth(*positive.shape, np.argwhere(positive))
+    settings = RetrievalSettings(rerank=figures["top_k"])
+    streamed = ranks_of(gallery, truth, settings, make_mesh(MeshConfig(), jax.devices()[:1]))["reranked"]
+    for key, way, scores, match, hits in (
+        ("txt", "i2t", cosine, probability, positive),
+        ("img", "t2i", cosine.T, probability.T, positive.T),
     ):
         candidates = top_candidates(scores, hits, figures["top_k"])
-        chosen = np.take_along_axis(match, candidates, axis=1)
         final = np.full_like(scores, NOT_A_CANDIDATE)
-        np.put_along_axis(final, candidates, np.take_along_axis(scores, candidates, axis=1) + chosen, axis=1)
-        assert differs(final, values[published]) < SCORE
-        ranks, ours = best_ranks(final, hits), reranked_ranks(scores, hits, candidates, chosen)
+        np.put_along_axis(final, candidates, np.take_along_axis(scores + match, candidates, axis=1), axis=1)
+        assert differs(final, values[f"score_{way}"]) < SCORE
         for cutoff in (1, 5):
-            for each in (ranks, ours):  # no cut-off lies beyond the candidates
-                assert 100 * np.mean(each < cutoff) == pytest.approx(figures[f"{key}_r{cutoff}"], abs=1e-9)
+            for ranks in (best_ranks(final, hits), streamed[way]):  # no cut-off lies beyond the candidates
+                assert 100 * np.mean(ranks < cutoff) == pytest.approx(figures[f"{key}_r{cutoff}"], abs=1e-9)
 
 
 def test_every_parameter_is_read_from_the_checkpoint(model: Model) -> None:
