@@ -179,7 +179,7 @@ class _TrainRow:
     mixture: Mixture
     data: DataConfig
     image_size: int
-    text_ids: bool
+    text_ids: bool = False
     labelled: bool = False
 
     def __call__(self, number: int, rng: np.random.Generator) -> dict[str, Any]:

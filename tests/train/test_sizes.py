@@ -64,7 +64,7 @@ def test_prd2_hears_what_to_leave_out(tmp_path: Path) -> None:
     assert "retrieval.fgr is on but model.cross.layers is 0; PRD2 has no cross encoders to train: set it" in str(
         said.value
     )
-    assert "evaluation.rerank_candidates is 128 but no match heads are trained" in str(said.value)
+    assert "evaluation.rerank_candidates is 16 but no match heads are trained" in str(said.value)
 
 
 @pytest.mark.parametrize("values", [{}, {"model": 3}])
