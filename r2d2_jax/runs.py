@@ -88,6 +88,11 @@ def compared_by(config: dict[str, Any]) -> str:
     return "match" if config["task"] == "matching" else EvaluationConfig(**settings).compared_by
 
 
+def chooses(config: dict[str, Any]) -> bool:
+    """Whether a run ends with the choice of its best weights (see `train.choice`); runs before the keys never do."""
+    return bool(config["data"].get("test_split") or config["train"].get("evaluate_every_epochs"))
+
+
 def best_step(directory: Path, stage: str) -> int | None:
     """The checkpoint in a folder with the best score on validation, the last of equal ones; None if none has any."""
     scores: dict[int, float] = {}
@@ -133,7 +138,7 @@ def load_state(workdir: Path, step: int | None = None) -> SavedRun:
 
 def _chosen(directory: Path, config: dict[str, Any], newest: int) -> tuple[int, str]:
     """The step to read, and a note where there was a choice."""
-    if not (config["data"].get("test_split") or config["train"].get("evaluate_every_epochs")):
+    if not chooses(config):
         return newest, ""
     stage = compared_by(config)
     best = best_step(directory, stage)

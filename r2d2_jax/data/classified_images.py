@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from r2d2_jax.data.bad_records import UnusableRecord, problem
-from r2d2_jax.data.evaluation_images import image_batches
-from r2d2_jax.data.image.transforms import map_ahead, verify_image
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.evaluation_images import image_batches, usable_records
+from r2d2_jax.data.image.transforms import verify_image
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.errors import FIRST_NAMES, UserError
 
@@ -42,15 +42,11 @@ class ClassifiedImages:
         self.problems: list[str] = []
         self._indices: list[int] = []
         labels: list[int] = []
-        logger.info("reading the %d records of split %r", min(len(source), max_images or len(source)), source.split)
-        for index, outcome in enumerate(map_ahead(self._inspect, range(len(source)))):
-            if max_images and len(labels) == max_images:
-                break
-            if isinstance(outcome, UnusableRecord):
-                self.problems.append(problem(source.name(index), outcome))
-                continue
+        for index, label in usable_records(source, self._inspect, self.problems, max_images):
             self._indices.append(index)
-            labels.append(outcome)
+            labels.append(label)
+            if len(labels) == max_images:
+                break
         self.label = np.array(labels, np.int32)
         self._report()
 

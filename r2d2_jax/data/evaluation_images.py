@@ -1,11 +1,36 @@
-"""Images of evaluation, decoded and resized in batches."""
+"""What all splits of evaluation share: their usable records, and images decoded and resized in batches."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from r2d2_jax.data.bad_records import UnusableRecord, problem
 from r2d2_jax.data.image.transforms import evaluation_image, map_ahead
 from r2d2_jax.data.records import RecordSource
+
+logger = logging.getLogger(__name__)
+Inspected = TypeVar("Inspected")
+
+
+def usable_records(
+    source: RecordSource, inspect: Callable[[int], Inspected | UnusableRecord], problems: list[str], limit: int
+) -> Iterator[tuple[int, Inspected]]:
+    """Yields the number of each usable record and what `inspect` made of it, in order.
+
+    Args:
+        source: the records.
+        inspect: reads the record of a number, ahead and in several threads.
+        problems: gains one line for each unusable record, with its reason.
+        limit: how many the caller will take at most; 0 is all. Only the message reads it.
+    """
+    logger.info("reading the %d records of split %r", min(len(source), limit or len(source)), source.split)
+    for index, outcome in enumerate(map_ahead(inspect, range(len(source)))):
+        if isinstance(outcome, UnusableRecord):
+            problems.append(problem(source.name(index), outcome))
+        else:
+            yield index, outcome
 
 
 def image_batches(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from r2d2_jax.data.bad_records import UnusableRecord, problem
-from r2d2_jax.data.evaluation_images import image_batches
-from r2d2_jax.data.image.transforms import map_ahead, verify_image
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.evaluation_images import image_batches, usable_records
+from r2d2_jax.data.image.transforms import verify_image
 from r2d2_jax.data.records import Record, RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import FIRST_NAMES, UserError
@@ -58,18 +58,14 @@ class EvaluationSplit:
         self.picture_checksums: list[str] = []
         self.problems: list[str] = []
         found = _Found()
-        logger.info("reading the %d records of split %r", min(len(source), max_images or len(source)), source.split)
-        for index, outcome in enumerate(map_ahead(self._inspect, range(len(source)))):
-            if isinstance(outcome, UnusableRecord):
-                self.problems.append(problem(source.name(index), outcome))
-                continue
-            new = outcome.image_id not in found.images
+        for index, record in usable_records(source, self._inspect, self.problems, max_images):
+            new = record.image_id not in found.images
             if new and max_images and len(found.images) == max_images:
                 break
-            found.add(outcome)
+            found.add(record)
             if new:
                 self._indices.append(index)
-                self.picture_checksums.append(outcome.image.hex())
+                self.picture_checksums.append(record.image.hex())
         self.image_ids, self.captions, self.pairs = [*found.images], found.texts, found.sorted_pairs()
         self._report(found)
         self.input_ids, self.attention_mask = tokenizer(self.captions)

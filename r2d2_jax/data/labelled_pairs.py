@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from r2d2_jax.data.bad_records import UnusableRecord, problem
-from r2d2_jax.data.evaluation_images import image_batches
-from r2d2_jax.data.image.transforms import map_ahead, verify_image
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.evaluation_images import image_batches, usable_records
+from r2d2_jax.data.image.transforms import verify_image
 from r2d2_jax.data.records import Record, RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import FIRST_NAMES, UserError
@@ -86,18 +86,13 @@ class LabelledPairs:
         places: dict[str, int] = {}
         self._indices: list[int] = []  # a record of each image
         rows: list[tuple[int, str, bool]] = []
-        logger.info("reading the %d records of split %r", min(len(source), max_pairs or len(source)), source.split)
-        for index, outcome in enumerate(map_ahead(self._inspect, range(len(source)))):
-            if max_pairs and len(rows) == max_pairs:
-                break
-            if isinstance(outcome, UnusableRecord):
-                self.problems.append(problem(source.name(index), outcome))
-                continue
-            image_id, text, match = outcome
+        for index, (image_id, text, match) in usable_records(source, self._inspect, self.problems, max_pairs):
             if image_id not in places:
                 places[image_id] = len(places)
                 self._indices.append(index)
             rows.append((places[image_id], text, match))
+            if len(rows) == max_pairs:
+                break
         rows.sort(key=lambda row: row[0])
         self.image_ids = list(places)
         self.image = np.array([image for image, _, _ in rows], np.int32)

@@ -45,11 +45,6 @@ class Choice:
         return "\n".join(lines)
 
 
-def chooses(config: Config) -> bool:
-    """Whether a run ends with the choice of its best weights; `runs.py` reads such a run's best, not its newest."""
-    return bool(config.data.test_split or config.train.evaluate_every_epochs)
-
-
 def epoch_ends(config: Config, records: int, step: int) -> bool:
     """Whether a step ends one of the spans of `train.evaluate_every_epochs`, to the nearest step."""
     span = config.train.evaluate_every_epochs * records / config.train.batch_size

@@ -16,10 +16,10 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.evaluator import Report
 from r2d2_jax.paths import literal_path
 from r2d2_jax.processes import by_first_process, check_shared, gather_json
-from r2d2_jax.runs import best_step, check_older, compared_by
+from r2d2_jax.runs import best_step, check_older, chooses, compared_by
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
-from r2d2_jax.train.choice import Choice, best_of, chooses, epoch_ends, scores_of, write_evaluation
+from r2d2_jax.train.choice import Choice, best_of, epoch_ends, scores_of, write_evaluation
 from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
@@ -206,7 +206,7 @@ class Run:
         report = self._evaluate(final=True)
         if self._checkpoints.latest_step() != self._position.step:
             self._save(report)
-        if chooses(self._config):
+        if chooses(self._config.to_dict()):
             self._choice = self._choose(report)
         if self._leader:
             write_evaluation(self._workdir / "evaluation.json", self._position.step, report, self._choice)
