@@ -17,9 +17,7 @@ def get_config() -> ConfigDict:
     config.model = presets.demo_model()
     config.data = presets.demo_data()
     config.loss = presets.article_losses()
-    # Wider temperatures of feature-guided distillation: from scratch, features are large, and the article-sized ones
-    # would let this term outweigh all others.
-    config.loss.update(queue_length=512, fgd_student_temperature=0.5, fgd_teacher_temperature=0.2)
+    config.loss.update(queue_length=512)
     config.optimizer = ConfigDict(dict(learning_rate=1e-3, warmup_steps=100, weight_decay=0.02))
     config.train = ConfigDict(
         dict(batch_size=64, epochs=36.0, log_every=50, evaluate_every=1000, checkpoint_every=500, keep_last=2)

@@ -63,8 +63,9 @@ def article_losses() -> ConfigDict:
             whole_word_masking=False,  # [A]: tokens
             match_class_weights=(1.0, 2.0),  # (no match, match) [C]
             teacher_momentum=0.995,  # [M]
-            fgd_teacher_temperature=0.04,  # [O]
-            fgd_student_temperature=0.1,  # [O]
+            fgd_features="layer_norm",  # [O]
+            fgd_teacher_temperature=0.4,  # [O]
+            fgd_student_temperature=1.0,  # [O]
             fgd_mean_momentum=0.9,  # [O]
         )
     )

@@ -50,6 +50,7 @@ FREE_KEYS = (
 # What a run did before a key existed; a checkpoint without the key resumes if the configuration asks for the same.
 # Checkpoints of version 0.2 have every key that is not here.
 BEFORE_THE_KEY: dict[str, Any] = {
+    "loss.fgd_features": "projected",
     "loss.text_ids": False,
     "matching.loss": "cross_entropy",  # there was no matching
     "model.cross.dropout": 0.0,

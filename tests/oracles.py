@@ -183,6 +183,16 @@ def masked_lm(logits: np.ndarray, label: np.ndarray, masked: np.ndarray) -> floa
     return sum(terms) / len(terms) if terms else 0.0
 
 
+def normed_feature(feature: np.ndarray) -> np.ndarray:
+    feature = np.asarray(feature, np.float64)
+    return (feature - feature.mean(axis=1, keepdims=True)) / feature.std(axis=1, keepdims=True)
+
+
+def mean_entropy(logits: np.ndarray) -> float:
+    """The entropy of softmax(logits) over the last axis, averaged over the rows: the least that a cross-entropy is."""
+    return -float(np.mean([softmax(row) @ log_softmax(row) for row in np.asarray(logits, np.float64)]))
+
+
 def fgd(
     student: np.ndarray, teacher: np.ndarray, mean: np.ndarray, student_temperature: float, teacher_temperature: float
 ) -> float:

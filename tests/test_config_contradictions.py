@@ -64,6 +64,11 @@ def test_mask_share_lies_strictly_between_zero_and_one(number: float) -> None:
     assert problems(changed(loss__mask_share=number)) == [message]
 
 
+def test_features_that_are_distilled_have_one_of_three_forms() -> None:
+    message = "loss.fgd_features is 'layernorm'; expected 'layer_norm', 'unit' or 'projected'"
+    assert problems(changed(loss__fgd_features="layernorm")) == [message]
+
+
 @pytest.mark.parametrize("name", ["fgd_teacher_temperature", "fgd_student_temperature"])
 def test_distillation_temperatures_are_positive(name: str) -> None:
     for number in (0.0, -1.0, float("nan")):

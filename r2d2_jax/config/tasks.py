@@ -19,6 +19,8 @@ class LossConfig:
     whole_word_masking: mask all tokens of a word together, as the text tower's own pre-training did (Cui et al.,
         "Pre-Training with Whole Word Masking for Chinese BERT", arXiv 1906.08101), not single tokens (article).
     match_class_weights: weights of (no match, match) in FGR's cross-entropy.
+    fgd_features: what feature-guided distillation takes the softmax of, in whose units its temperatures are:
+        "layer_norm", "unit" or "projected", see `losses.distillation.distilled_feature`.
     text_ids: a text that several images share by its text_id is right for each of them, in the batch and in the queue,
         which keeps the ids (our decision); off, each text is right for the image that it came with.
     """
@@ -36,8 +38,9 @@ class LossConfig:
     whole_word_masking: bool = False
     match_class_weights: tuple[float, float] = (1.0, 2.0)
     teacher_momentum: float = 0.995
-    fgd_teacher_temperature: float = 0.04
-    fgd_student_temperature: float = 0.1
+    fgd_features: str = "layer_norm"
+    fgd_teacher_temperature: float = 0.4
+    fgd_student_temperature: float = 1.0
     fgd_mean_momentum: float = 0.9
     text_ids: bool = False
 
@@ -67,6 +70,8 @@ def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -
         yield "loss.fgr needs a hard negative, so train.batch_size must be at least 2"
     shares = ("soft_target_share", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
     yield from not_a_share((f"loss.{name}", getattr(loss, name)) for name in shares)
+    if loss.fgd_features not in ("layer_norm", "unit", "projected"):
+        yield f"loss.fgd_features is {loss.fgd_features!r}; expected 'layer_norm', 'unit' or 'projected'"
     if not 0 < loss.mask_share < 1:
         yield f"loss.mask_share is {loss.mask_share}; expected a number between 0 and 1"
     temperatures = ("fgd_teacher_temperature", "fgd_student_temperature")

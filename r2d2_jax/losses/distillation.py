@@ -1,10 +1,12 @@
 """The two distillations: target-guided (TgD, over candidates) and feature-guided (FgD, over the feature axis)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from r2d2_jax.arrays import Array, Bool, Float, Int, checked
+from r2d2_jax.arrays import Array, Bool, Float, Int, checked, unit_norm
 from r2d2_jax.losses.contrastive import ground_truth, similarity_logits, weighted_cross_entropy
 
 
@@ -83,6 +85,21 @@ def tgd(
 
 
 @checked
+def distilled_feature(feature: Float[Array, "b e"], form: str) -> Float[Array, "b e"]:
+    """What feature-guided distillation takes the softmax of (our decision; docs/method.md has the evidence).
+
+    Args:
+        feature: projected, before normalisation.
+        form: "layer_norm", (f - mean(f)) / deviation(f) over the features, so that the temperatures alone say how sharp
+            the softmax is, at any width and at any length of f; "unit", f / |f|; "projected", f itself.
+    """
+    if form == "layer_norm":
+        centred = feature - jnp.mean(feature, axis=1, keepdims=True)
+        return unit_norm(centred) * math.sqrt(feature.shape[1])
+    return unit_norm(feature) if form == "unit" else feature
+
+
+@checked
 def fgd(
     student_feature: Float[Array, "b e"],
     teacher_feature: Float[Array, "b e"],
@@ -95,7 +112,7 @@ def fgd(
     loss = mean_i( -sum_c softmax((f_t - mu) / tau_t)_ic * log_softmax(f_s / tau_s)_ic )
 
     Args:
-        student_feature: projected features of the masked text, before normalisation.
+        student_feature: features of the masked text, see `distilled_feature`.
         teacher_feature: the same of the complete text, from the teacher; receives no gradient.
         feature_mean: mu, the running mean of teacher features.
         student_temperature, teacher_temperature: tau_s and tau_t, positive.

@@ -19,7 +19,7 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.losses.contrastive import gcpr
-from r2d2_jax.losses.distillation import Candidates, fgd, running_mean, tgd
+from r2d2_jax.losses.distillation import Candidates, distilled_feature, fgd, running_mean, tgd
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.rng import stream
@@ -225,10 +225,11 @@ class Pretraining(Task):
         self, masked_text: Encoded, teacher: Towers, mean: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """FgD between the masked and the complete text (article), and the new running mean."""
-        teacher_feature = jax.lax.stop_gradient(teacher.text.feature)
+        form = self.terms.fgd_features
+        teacher_feature = jax.lax.stop_gradient(distilled_feature(teacher.text.feature, form))
         mean = running_mean(mean, teacher_feature, step, self.terms.fgd_mean_momentum)
         temperatures = self.terms.fgd_student_temperature, self.terms.fgd_teacher_temperature
-        return fgd(masked_text.feature, teacher_feature, mean, *temperatures), mean
+        return fgd(distilled_feature(masked_text.feature, form), teacher_feature, mean, *temperatures), mean
 
 
 def moving_average(teacher: Params, student: Params, momentum: float) -> Params:

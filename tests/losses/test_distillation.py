@@ -10,7 +10,7 @@ import oracles
 import pytest
 
 from r2d2_jax.losses.contrastive import gcpr
-from r2d2_jax.losses.distillation import Candidates, fgd, running_mean, soft_target, tgd
+from r2d2_jax.losses.distillation import Candidates, distilled_feature, fgd, running_mean, soft_target, tgd
 
 B, K = 4, 6
 compiled_tgd = jax.jit(tgd)
@@ -244,6 +244,20 @@ def test_fgd_teaches_the_student_only() -> None:
     np.testing.assert_allclose(gradients[0], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(gradients[1], 0)
     np.testing.assert_array_equal(gradients[2], 0)
+
+
+def test_distilled_feature_equals_oracle() -> None:
+    """Layer-normed features have mean 0 and deviation 1 at any length of the feature; unit ones have length 1."""
+    feature = features(7) * np.array([[1e-3], [1.0], [1e3]], np.float32) + 0.5
+    found = {
+        form: np.array(distilled_feature(jnp.array(feature), form)) for form in ("layer_norm", "unit", "projected")
+    }
+    np.testing.assert_allclose(found["layer_norm"], oracles.normed_feature(feature), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found["layer_norm"].std(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found["unit"], feature / np.linalg.norm(feature, axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_array_equal(found["projected"], feature)
+    same = distilled_feature(jnp.ones((1, 4)), "layer_norm")  # a feature without any deviation is zero, not NaN
+    np.testing.assert_array_equal(same, 0)
 
 
 def test_fgd_by_hand() -> None:
