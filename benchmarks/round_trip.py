@@ -50,8 +50,9 @@ def main(_: list[str]) -> None:
 def sizes(name: str) -> ModelConfig:
     """The sizes of a published model."""
     image = presets.vit_base() if name == "vitb" else presets.vit_large()
-    cross = presets.no_cross_encoders() if name == "prd2" else presets.cross_six_layers()
-    values: ConfigDict = presets.article_model(image, cross)
+    values: ConfigDict = presets.article_model(image)
+    if name == "prd2":
+        values.cross.layers = 0
     return model_config(values.to_dict())
 
 

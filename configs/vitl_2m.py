@@ -1,4 +1,11 @@
-"""R2D2 ViT-L on the 2.3 M pairs of Zero.
+"""R2D2 ViT-L on the 2.3 M pairs of Zero, whole or as one of the variants that the article has of this model and data.
+
+    --config=vitl_2m                  the whole method
+    --config=vitl_2m:prd2             pre-ranking only: no cross encoders
+    --config=vitl_2m:without_et       without enhanced training: clean text, an extra masked pass for MLM
+    --config=vitl_2m:without_twd      without both distillations
+    --config=vitl_2m:without_fgd      without feature-guided distillation
+    --config=vitl_2m:without_tgd      without target-guided distillation: hard targets, no queue
 
 Batch size, learning rate and epochs are our decision.
 """
@@ -9,7 +16,7 @@ from r2d2_jax import presets
 from r2d2_jax.config.reading import completed
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     """For 32 devices or more: 32 pairs per device."""
     config = ConfigDict()
     config.model = presets.article_model(presets.vit_large())
@@ -22,4 +29,4 @@ def get_config() -> ConfigDict:
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=8))
     config.evaluation = ConfigDict(dict(rerank_candidates=16, rerank_during_training=False, batch_size=512))
-    return completed(config)
+    return presets.with_variant(completed(config), variant)

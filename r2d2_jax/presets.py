@@ -3,7 +3,11 @@
 [A] the article, [C] the published code, [O] our decision, [M] recalled from the article, not verified.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from r2d2_jax.errors import UserError
 
 # BERT's rate, in the text tower and both cross encoders. Of fine-tuning [C]; in pre-training, whose code was never
 # published, the same [O].
@@ -39,11 +43,6 @@ def roberta_base() -> ConfigDict:
 def cross_six_layers() -> ConfigDict:
     """Each of the two cross encoders: six BERT-base layers [A], with dropout while they are trained [C]."""
     return ConfigDict(dict(layers=6, width=768, heads=12, mlp_width=3072, dropout=DROPOUT))
-
-
-def no_cross_encoders() -> ConfigDict:
-    """PRD2: pre-ranking only [A]."""
-    return ConfigDict(dict(layers=0, width=768, heads=12, mlp_width=3072))
 
 
 def article_losses() -> ConfigDict:
@@ -83,20 +82,43 @@ def clip_and_roberta(image: str) -> ConfigDict:
 CLIP_BASE, CLIP_LARGE = "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14"  # [O]: which CLIP is not said
 
 
-def prd2_losses() -> ConfigDict:
-    """What is left of the article's losses without cross encoders: pre-ranking and both distillations."""
-    losses = article_losses()
-    losses.fgr = losses.mlm = False
-    return losses
+# The rows of the article's table beside R2D2 itself [A]: what each changes, by keys as --config.KEY=VALUE has them.
+VARIANTS: dict[str, dict[str, Any]] = {
+    # GCPR and both distillations alone; without match heads there is nothing to re-rank with.
+    "prd2": {
+        "model.cross.layers": 0,
+        "model.cross.dropout": 0.0,
+        "loss.fgr": False,
+        "loss.mlm": False,
+        "evaluation.rerank_candidates": 0,
+    },
+    "without_et": {"loss.enhanced_training": False},  # clean text, and an extra masked pass for MLM
+    "without_twd": {"loss.contrastive": "gcpr", "loss.fgd": False},  # without both distillations
+    "without_fgd": {"loss.fgd": False},
+    "without_tgd": {"loss.contrastive": "gcpr"},  # hard targets, no queue
+}
 
 
-def article_model(image: ConfigDict, cross: ConfigDict | None = None) -> ConfigDict:
+def with_variant(config: ConfigDict, name: str) -> ConfigDict:
+    """Makes a configuration of the whole method one of the article's variants; "" leaves it whole.
+
+    Raises:
+        UserError: there is no such variant.
+    """
+    if name and name not in VARIANTS:
+        raise UserError(f"there is no variant {name!r}; the article has {', '.join(VARIANTS)}")
+    with config.unlocked():  # a key that the configuration leaves at its default may not be there yet
+        config.update_from_flattened_dict(VARIANTS.get(name, {}))
+    return config
+
+
+def article_model(image: ConfigDict) -> ConfigDict:
     """The published model around an image tower."""
     return ConfigDict(
         dict(
             image=image,
             text=roberta_base(),
-            cross=cross_six_layers() if cross is None else cross,
+            cross=cross_six_layers(),
             embed_size=768,  # [A]
             temperature_init=0.07,  # [A]
             temperature_range=(0.001, 0.5),  # [C]

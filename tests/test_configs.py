@@ -1,4 +1,4 @@
-"""Every configuration resolves; the numbers that matter, golden; ablations differ in what they say and nothing else."""
+"""Every configuration resolves; the numbers that matter, golden; variants differ in what they say and nothing else."""
 
 import importlib.util
 from pathlib import Path
@@ -36,14 +36,17 @@ ARTICLE = {
     "vitl_250m": (VITL, 6, 4096, 5.0, 8, "data/zero_250m"),
     "prd2_vitl_250m": (VITL, 0, 8192, 5.0, 8, "data/zero_250m"),
 }
-# ablation of vitb_2m -> exactly what differs from it
-ABLATIONS: dict[str, dict[str, Any]] = {
+# variant -> exactly what differs from the whole method
+VARIANTS: dict[str, dict[str, Any]] = {
+    "prd2": {
+        "model.cross.layers": 0, "model.cross.dropout": 0.0, "loss.fgr": False, "loss.mlm": False,
+        "evaluation.rerank_candidates": 0,
+    },
     "without_et": {"loss.enhanced_training": False},
-    "without_tgd": {"loss.contrastive": "gcpr"},
-    "without_fgd": {"loss.fgd": False},
     "without_twd": {"loss.contrastive": "gcpr", "loss.fgd": False},
-    "without_fgr": {"loss.fgr": False, "evaluation.rerank_candidates": 0},
-}
+    "without_fgd": {"loss.fgd": False},
+    "without_tgd": {"loss.contrastive": "gcpr"},
+}  # fmt: skip
 
 
 def module(name: str) -> ModuleType:
@@ -55,9 +58,9 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
-def resolved(name: str, *ablation: str) -> dict[str, Any]:
+def resolved(name: str, *argument: str) -> dict[str, Any]:
     """With the sizes of the article's model where a fine-tuning leaves them to its initial model."""
-    config = module(name).get_config(*ablation)
+    config = module(name).get_config(*argument)
     sizes = flat(presets.article_model(presets.vit_large()).to_dict() | {"text": {**ROBERTA}})
     with config.unlocked():
         config.update_from_flattened_dict(
@@ -124,21 +127,23 @@ def test_golden_demo() -> None:
     assert config["data"]["flip"] is False
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_an_ablation_differs_in_exactly_what_it_says(ablation: str) -> None:
-    base, changed = flat(resolved("vitb_2m")), flat(resolved("vitb_2m", ablation))
+@pytest.mark.parametrize("name", ["vitb_2m", "vitl_2m"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_differs_in_exactly_what_it_says(name: str, variant: str) -> None:
+    base, changed = flat(resolved(name)), flat(resolved(name, variant))
     assert base.keys() == changed.keys()
-    assert {key: changed[key] for key in base if base[key] != changed[key]} == ABLATIONS[ablation]
+    assert {key: changed[key] for key in base if base[key] != changed[key]} == VARIANTS[variant]
 
 
-def test_all_ablations_are_tested() -> None:
-    assert set(module("vitb_2m").ABLATIONS) == {"", *ABLATIONS}
+def test_all_variants_are_tested() -> None:
+    assert set(presets.VARIANTS) == set(VARIANTS)
 
 
-def test_unknown_ablation() -> None:
-    message = "vitb_2m has no ablation 'without_mlm'; it has without_et, without_tgd, without_fgd, without_twd, without"
+@pytest.mark.parametrize("name", ["vitb_2m", "vitl_2m"])
+def test_unknown_variant(name: str) -> None:
+    message = "there is no variant 'without_mlm'; the article has prd2, without_et, without_twd, without_fgd, without_t"
     with pytest.raises(UserError, match=message):
-        module("vitb_2m").get_config("without_mlm")
+        module(name).get_config("without_mlm")
 
 
 # set -> epochs, candidates, test split, its folder, directions
