@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from planned_steps import planned, random_rows
+from planned_steps import planned
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
@@ -28,6 +28,7 @@ from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.sharding import global_batch, path_name
 from r2d2_jax.train.plan import StepPlan
 from r2d2_jax.train.state import abstract_state, sharded_init_state
+from r2d2_jax.train.trial import random_rows
 
 CONFIG = flags.DEFINE_string("config", None, "A config file, of a model that is small in float32.", required=True)
 BATCH = flags.DEFINE_integer("batch_size", 16, "Pairs.", lower_bound=2)

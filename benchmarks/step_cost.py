@@ -8,37 +8,35 @@
 
 The first and the last fail, with exit status 1, where a figure is above what the project promises.
 
-The forward is the task's loss: student, teacher, all terms. XLA counts the body of a loop once, so the layers are
-unrolled; it counts two operations per multiply-add. It counts random bits too, so the forward has no dropout unless
-`--dropout` gives it one. The similarity with the queue is part of the count; it is the same
-for every pair, so the queue keeps its configured length and the batch is small.
+The forward is counted by `train.plan.forward_cost`. XLA counts random bits too, so it has no dropout unless `--dropout`
+gives it one.
 """
 
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, random_rows, with_dropout
+from planned_steps import CONFIGS, planned, with_dropout
 
+from r2d2_jax import presets
+from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.sharding import global_batch
-from r2d2_jax.train.compiled import abstract_batch
-from r2d2_jax.train.plan import step_memory, tpu_chips
-from r2d2_jax.train.state import abstract_state, sharded_init_state
+from r2d2_jax.train.plan import COUNTED_PAIRS, forward_cost, step_memory, tpu_chips
+from r2d2_jax.train.state import sharded_init_state
+from r2d2_jax.train.trial import random_rows
 
 ARTICLE = 154.0  # G multiply-adds per pair of R2D2 ViT-L with enhanced training, as the article reports them
 MEMORY_LIMIT = 24.0  # GiB that one step of the largest model may take on a CPU (our decision)
 
 CONFIG = flags.DEFINE_string("config", str(CONFIGS / "vitl_250m.py"), "A config file.")
-PAIRS = flags.DEFINE_integer("pairs", 2, "Pairs in the batch whose forward is counted.", lower_bound=2)
+PAIRS = flags.DEFINE_integer("pairs", COUNTED_PAIRS, "Pairs in the batch whose forward is counted.", lower_bound=2)
 MEMORY = flags.DEFINE_bool("memory", False, "Compile the whole sharded step instead and print memory per device.")
 RUN = flags.DEFINE_bool("run", False, "Run one train step of --pairs pairs in float32 on this CPU.")
 DEVICES = flags.DEFINE_integer("devices", 8, "With --memory: devices to imitate.", lower_bound=1)
@@ -57,8 +55,9 @@ def main(_: list[str]) -> None:
     if RUN.value:
         run_one_step(configuration())
         return
-    costs = (forward_cost(configuration(0.0), PAIRS.value, enhanced) for enhanced in (True, False))
-    with_et, without_et = costs
+    with_et = forward_cost(Config.from_config_dict(configuration(0.0)), PAIRS.value) / 1e9
+    without = presets.with_variant(configuration(0.0), "without_et")
+    without_et = forward_cost(Config.from_config_dict(without), PAIRS.value) / 1e9
     print(f"{Path(CONFIG.value).stem}: G multiply-adds per pair, forward, counted by XLA {jax.__version__}")
     print(f"  with enhanced training     {with_et:7.1f}   (article, ViT-L: {ARTICLE})")
     print(f"  without enhanced training  {without_et:7.1f}   (x {without_et / with_et:.3f})")
@@ -82,26 +81,6 @@ def check_peak(gib: float) -> None:
     """Raises UserError if a step's peak memory in GiB is above `MEMORY_LIMIT`."""
     if gib > MEMORY_LIMIT:
         raise UserError(f"the peak memory of {gib:.1f} GiB is above {MEMORY_LIMIT:.0f} GiB")
-
-
-def forward_cost(config: ConfigDict, pairs: int, enhanced_training: bool) -> float:
-    """G multiply-adds per pair of the configured task's loss on a batch of so many pairs."""
-    config.loss.enhanced_training = enhanced_training
-    config.model.update(unroll=True, remat=False)
-    config.train.batch_size = pairs
-    plan = planned(config, jax.devices()[:1], MeshConfig(1, 1))
-    state = abstract_state(plan.task, plan.optimizer, plan.mesh)
-    batch, key = abstract_batch(plan.task, pairs, plan.mesh), jax.eval_shape(lambda: jax.random.key(0))
-
-    def forward(state: Any, batch: Any, key: Any) -> jax.Array:
-        return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh)[0]
-
-    return multiply_adds(forward, state, batch, key) / pairs / 1e9
-
-
-def multiply_adds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Half of XLA's count of floating-point operations in the compiled program, for (abstract) arguments."""
-    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"] / 2
 
 
 def print_memory(config: ConfigDict) -> None:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, random_rows, random_state, with_dropout
+from planned_steps import CONFIGS, planned, with_dropout
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.config.tasks import LossConfig
@@ -36,6 +36,7 @@ from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.compiled import lower_train_step
 from r2d2_jax.train.plan import StepPlan, step_memory
 from r2d2_jax.train.state import abstract_state
+from r2d2_jax.train.trial import random_rows, random_state
 
 GIB = 2**30
 TASKS = ("pretraining", "retrieval")

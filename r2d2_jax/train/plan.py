@@ -3,9 +3,10 @@
 Neither data nor vocabulary nor weights are read.
 """
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,16 @@ from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.sharding import check_batch_divides, make_mesh
 from r2d2_jax.tasks import build_task
-from r2d2_jax.tasks.task import Task
-from r2d2_jax.train.compiled import compile_train_step
+from r2d2_jax.tasks.task import BERT_TOKENS, SpecialTokens, Task
+from r2d2_jax.train.compiled import abstract_batch, compile_train_step
 from r2d2_jax.train.optimizer import Optimizer, make_optimizer
+from r2d2_jax.train.state import TrainState, abstract_state
 
 # The length of the run enters the step as a constant of the learning rate, and nothing else.
 NOMINAL_STEPS = 1000
+# Of a vocabulary too small for BERT's ids, where they would index past the embedding table: those of the demonstration.
+SMALL_TOKENS = SpecialTokens(mask_id=4, cls_id=2, sep_id=3, pad_id=0)
+COUNTED_PAIRS = 2  # in the batch whose forward is counted: enough for a hard negative
 _COLLECTIVE = re.compile(
     r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(?:-start)?\("
 )
@@ -34,7 +39,7 @@ class StepPlan:
     """What the step of a configuration is made of, without data.
 
     Attributes:
-        task: with BERT's special tokens and a nominal epoch.
+        task: with `planned_tokens` and a nominal epoch.
         optimizer: with a nominal length of the run.
         mesh: the devices it is planned for.
         batch_size: the global batch, in pairs.
@@ -73,7 +78,47 @@ def step_plan(config: Config, devices: Sequence[Any], mesh: MeshConfig | None = 
     placed = make_mesh(mesh or config.mesh, devices)
     check_batch_divides(config.train.batch_size, placed)
     optimizer = make_optimizer(config.optimizer, NOMINAL_STEPS)
-    return StepPlan(build_task(config), optimizer, placed, config.train.batch_size)
+    return StepPlan(
+        build_task(config, tokens=planned_tokens(config.model.text.vocabulary_size)),
+        optimizer,
+        placed,
+        config.train.batch_size,
+    )
+
+
+def planned_tokens(vocabulary_size: int) -> SpecialTokens:
+    """The special tokens of a plan: BERT's, unless the vocabulary is too small for them."""
+    return BERT_TOKENS if vocabulary_size > BERT_TOKENS.mask_id else SMALL_TOKENS
+
+
+def forward_cost(config: Config, pairs: int = COUNTED_PAIRS) -> float:
+    """Multiply-adds per pair of the forward, which is the task's loss: student, teacher, all terms.
+
+    XLA counts them in the compiled program, that of a loop's body once, so the layers are unrolled. It counts random
+    bits too, so dropout adds to the count. The similarity with the queue is the same for every pair.
+
+    Args:
+        config: the whole configuration; the queue keeps its length, whatever `pairs` is.
+        pairs: in the batch.
+    """
+    model = dataclasses.replace(config.model, unroll=True, remat=False)
+    train = dataclasses.replace(config.train, batch_size=pairs)
+    plan = step_plan(
+        dataclasses.replace(config, model=model, train=train), jax.local_devices(backend="cpu")[:1], MeshConfig(1, 1)
+    )
+    state = abstract_state(plan.task, plan.optimizer, plan.mesh)
+    batch, key = abstract_batch(plan.task, pairs, plan.mesh), jax.eval_shape(lambda: jax.random.key(0))
+
+    def forward(state: TrainState, batch: Any, key: jax.Array) -> jax.Array:
+        return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh)[0]
+
+    return multiply_adds(forward, state, batch, key) / pairs
+
+
+def multiply_adds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Half of XLA's count of floating-point operations in the compiled program, for (abstract) arguments."""
+    cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    return cost["flops"] / 2
 
 
 def step_memory(compiled: jax.stages.Compiled) -> StepMemory:

@@ -2,11 +2,21 @@
 
 import jax
 import pytest
-from small_model import CHEAPEST, RETRIEVAL, small_config
+from small_model import CHEAPEST, RETRIEVAL, VARIANTS, small_config
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
-from r2d2_jax.train.plan import collectives, step_memory, step_plan, tpu_chips
+from r2d2_jax.tasks.task import BERT_TOKENS
+from r2d2_jax.train.plan import (
+    SMALL_TOKENS,
+    collectives,
+    forward_cost,
+    multiply_adds,
+    planned_tokens,
+    step_memory,
+    step_plan,
+    tpu_chips,
+)
 from r2d2_jax.train.state import abstract_state
 
 ALONE = MeshConfig(1, 1)
@@ -37,6 +47,22 @@ def test_collectives_are_found_with_their_shapes() -> None:
 """
     found = list(collectives(program))
     assert found == [("all-gather", (56, 48)), ("all-reduce", (3,)), ("all-reduce", ())]
+
+
+def test_counts_two_matrix_products() -> None:
+    """[3 5] x [5 7] x [7 2]: 3 * 5 * 7 + 3 * 7 * 2 multiply-adds."""
+    matrices = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((3, 5), (5, 7), (7, 2))]
+    assert multiply_adds(lambda a, b, c: a @ b @ c, *matrices) == 3 * 5 * 7 + 3 * 7 * 2
+
+
+def test_without_enhanced_training_a_pair_costs_more() -> None:
+    """The extra passes over the masked text: far more than rounding, far less than everything twice."""
+    with_et, without_et = (forward_cost(small_config(VARIANTS[name]), 8) for name in ("full", "without_et"))
+    assert 1.02 * with_et < without_et < 2 * with_et
+
+
+def test_the_special_tokens_of_a_plan_lie_inside_the_vocabulary() -> None:
+    assert (planned_tokens(21128), planned_tokens(103), planned_tokens(40)) == (BERT_TOKENS, SMALL_TOKENS, SMALL_TOKENS)
 
 
 def test_a_topology_that_nobody_knows() -> None:
