@@ -171,9 +171,21 @@ def check_layout(metadata: Any, checkpoint: Path) -> None:
         )
 
 
-def config_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
-    """Yields one line for each key that must not differ but does. Both are as `Config.to_dict` gives them."""
-    return _differences(saved, asked, lambda key: not key.startswith(FREE_KEYS))
+def config_differences(
+    saved: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    free: tuple[str, ...] = FREE_KEYS,
+    where: str = "in the checkpoint",
+) -> Iterator[str]:
+    """Yields one line for each key that must not differ but does.
+
+    Args:
+        saved, asked: as `Config.to_dict` gives them.
+        free: how keys begin that may differ.
+        where: the saved one is, for the lines.
+    """
+    return _differences(saved, asked, lambda key: not key.startswith(free), where)
 
 
 def score_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
@@ -182,11 +194,13 @@ def score_differences(saved: dict[str, Any], asked: dict[str, Any]) -> Iterator[
     return _differences(saved, asked, keys.__contains__)
 
 
-def _differences(saved: dict[str, Any], asked: dict[str, Any], of: Callable[[str], bool]) -> Iterator[str]:
+def _differences(
+    saved: dict[str, Any], asked: dict[str, Any], of: Callable[[str], bool], where: str = "in the checkpoint"
+) -> Iterator[str]:
     before, now = BEFORE_THE_KEY | dict(flat(saved, ".")), dict(flat(asked, "."))
     for key in sorted(before.keys() | now.keys()):
         if of(key) and before.get(key) != now.get(key):
-            yield f"{key}: {_shown(before, key)} in the checkpoint, {_shown(now, key)} now"
+            yield f"{key}: {_shown(before, key)} {where}, {_shown(now, key)} now"
 
 
 def _shown(values: dict[str, Any], key: str) -> str:

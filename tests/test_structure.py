@@ -18,18 +18,19 @@ FORBIDDEN = {
     "losses": ("models", "config", "tasks", "train"),
     "models": ("tasks", "train", "data", "preparation"),
     "tasks": ("train", "data", "preparation", "evaluation", "convert"),
-    "train": ("preparation",),
+    "train": ("preparation", "ablation"),
+    "ablation": ("models", "losses", "tasks", "data", "preparation", "evaluation", "convert", "plots"),
     "evaluation": ("train", "tasks", "preparation"),
     "convert": ("train", "tasks", "preparation"),
     "preparation": ("train", "tasks", "models", "losses", "evaluation", "convert"),
-    "plots": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert"),
+    "plots": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert", "ablation"),
     "config": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert"),
     "encoder": ("train", "tasks", "data", "preparation", "evaluation", "convert"),
     "forwards": ("train", "tasks", "data", "preparation", "evaluation", "convert"),
     "runs": ("train", "tasks", "convert", "evaluation", "data", "preparation"),
 }
 # What a module beside the rooms must never import, unless it is among the above.
-FORBIDDEN_TO_MODULES = ("train", "tasks", "preparation", "evaluation")
+FORBIDDEN_TO_MODULES = ("train", "tasks", "preparation", "evaluation", "ablation")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 

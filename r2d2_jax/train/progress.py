@@ -59,7 +59,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif self._active:
-            logger.info("step %d/%d  %s  remaining %s", step, self._total, text, _clock(remaining))
+            logger.info("step %d/%d  %s  remaining %s", step, self._total, text, clock(remaining))
         self._mark(step)
         return speed
 
@@ -69,7 +69,8 @@ class Progress:
             self._bar.close()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds; "unknown" for NaN."""
     if seconds != seconds:
         return "unknown"
     minutes, rest = divmod(int(seconds), 60)

@@ -1,0 +1,1 @@
+"""Ablations: the same training with something left out, over several seeds, and the table of what each part brings."""
