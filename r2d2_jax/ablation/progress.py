@@ -37,7 +37,7 @@ class Progress:
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
-        states = [_state(run) for run in working]
+        states = [state_of(run) for run in working]
         text = "; ".join(words for words, _ in states)
         if not self._bar.disable:
             self._bar.set_postfix_str(text, refresh=False)
@@ -52,7 +52,7 @@ class Progress:
         self._bar.close()
 
 
-def _state(run: AblationRun) -> tuple[str, float]:
+def state_of(run: AblationRun) -> tuple[str, float]:
     """A run in words, and which share of it is done."""
     line, noted = run.last_line(), run.noted()
     total, step, rate = noted.get("planned_steps"), line.get("step", 0), line.get("pairs_per_second")

@@ -23,7 +23,7 @@ class Score(NamedTuple):
 SCORES = {
     "recall": Score("R@M", "validation/dual/mean", "validation/reranked/mean"),
     "test_recall": Score("R@M, test", "test/dual/mean", "test/reranked/mean"),
-    "foil": Score("foil pairs", "foil/dual", "foil/reranked"),
+    "foil": Score("caption or foil", "foil/dual", "foil/reranked"),
     "auc": Score("AUC", "validation/dual/auc", "validation/match/auc", "match"),
     "test_auc": Score("AUC, test", "test/dual/auc", "test/match/auc", "match"),
 }

@@ -25,7 +25,8 @@ def draw_ablation(document: Mapping[str, Any], path: Path) -> Path:
     """
     scores, variants = document["scores"], document["variants"]
     titles = [f"{score['title']}, %" for score in scores.values()]
-    differences = [f"{title} less the full method's" for title in titles] if len(variants) > 1 else []
+    named = [f"{score['title']}: less the full method's, points" for score in scores.values()]
+    differences = named if len(variants) > 1 else []
     figure, axes = panels([*titles, *differences, "relative to the full method"])
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, max(height, (0.32 * len(variants) + 1.1) * height / 2.9))

@@ -23,6 +23,7 @@ from r2d2_jax.launch.program import parse, run
 ROOT = Path(__file__).parents[2]
 # program -> flags of its own
 PROGRAMS = {
+    "ablate": ("config", "workdir", "variant", "table_only"),
     "main": ("config", "workdir", "coordinator_address"),
     "prepare_data": ("output", "corpus", "beam_options"),
     "check_data": ("data", "corpus", "max_unknown_share"),
