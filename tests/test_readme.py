@@ -48,7 +48,7 @@ def test_every_ablation_that_is_named_exists() -> None:
 
 def test_flags_in_commands_exist() -> None:
     shared = (ROOT / "launch" / "corpus_flags.py").read_text(encoding="utf-8")
-    for program in ("main", "prepare_data", "check_data", "evaluate", "convert", "match", "plot"):
+    for program in ("main", "prepare_data", "check_data", "evaluate", "convert", "match", "plot", "visualize"):
         source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")
         source += shared if "corpus_flags" in source else ""
         commands = re.findall(rf"launch/{program}\.py ([^\n`&]*)", README)
