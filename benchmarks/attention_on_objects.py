@@ -4,9 +4,9 @@
     python benchmarks/attention_on_objects.py --checkpoint=runs/demo --pictures=pictures
 
 Both objects of each scene are looked for by their words in the scene's first caption (大红圆). Printed is the share of
-the map inside of the object, divided by the object's share of the picture: 1 is what a map that knows nothing has. A
-map of how much of each of 4 x 4 patches the object covers has about 4.5. With --pictures the first scenes with a red circle are
-drawn, too, by the default reading.
+the map inside of the object, divided by the object's share of the picture: 1 is what a map that knows nothing has, and
+about 4.5 what a map of how much of each of 4 x 4 patches the object covers has. With --pictures the first scenes with a
+red circle are drawn, too, by the default reading.
 """
 
 import argparse
