@@ -8,16 +8,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
+import r2d2_jax
+from r2d2_jax.data.bad_records import UnusableRecord
+from r2d2_jax.data.image.decoding import opened, upright_rgb
+from r2d2_jax.data.text.entities import entities, entity_in
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.evaluation.attention import AttentionMap, Reading, attention_maps, on_picture
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import user_path
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from r2d2_jax.evaluation.attention import AttentionMap, Reading
+from r2d2_jax.plots.heat_maps import draw_heat_maps
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: Sequence[str]) -> None:
-    from r2d2_jax.evaluation.attention import on_picture
-    from r2d2_jax.plots.heat_maps import draw_heat_maps
-
     asked = parsed(arguments)
     output = _output(asked)
     found = _maps(asked)
@@ -64,8 +64,6 @@ def _work(arguments: Sequence[str]) -> None:
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     heat = [on_picture(each.patches, picture.height, picture.width) for each in found]
     titles = [f"{each.entity.text}\nCLS {100 * each.cls_share:.0f} %" for each in found]
-    import numpy as np
-
     print(draw_heat_maps(np.asarray(picture), heat, titles, asked.text, output))
 
 
@@ -81,11 +79,7 @@ def _output(asked: argparse.Namespace) -> Path:
     return output
 
 
-def _maps(asked: argparse.Namespace) -> "list[AttentionMap]":
-    import r2d2_jax
-    from r2d2_jax.data.text.entities import entities, entity_in
-    from r2d2_jax.evaluation.attention import attention_maps
-
+def _maps(asked: argparse.Namespace) -> list[AttentionMap]:
     wanted = [entity_in(asked.text, words) for words in asked.entity] if asked.entity else entities(asked.text)
     if not wanted:
         raise UserError(f"the segmenter finds no thing in the text {asked.text!r}; say which words with --entity")
@@ -94,19 +88,14 @@ def _maps(asked: argparse.Namespace) -> "list[AttentionMap]":
     return attention_maps(model, asked.image, [asked.text] * len(wanted), wanted, _reading(asked), asked.layer)
 
 
-def _reading(asked: argparse.Namespace) -> "Reading":
-    from r2d2_jax.evaluation.attention import Reading
-
+def _reading(asked: argparse.Namespace) -> Reading:
     if asked.gradient_weighted:
         return Reading.GRADIENT_WEIGHTED
     return Reading.PLAIN if asked.plain else Reading.RELATIVE
 
 
-def _picture(path: str) -> "Image.Image":
+def _picture(path: str) -> Image.Image:
     """The picture upright in its own shape; the model has read the same file before."""
-    from r2d2_jax.data.bad_records import UnusableRecord
-    from r2d2_jax.data.image.decoding import opened, upright_rgb
-
     try:
         with opened(user_path(path).read_bytes()) as image:
             return upright_rgb(image)

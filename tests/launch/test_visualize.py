@@ -10,7 +10,6 @@ from random_models import SPECIAL_TOKENS, random_model
 
 from r2d2_jax.convert.conversion import write_model
 from r2d2_jax.launch import visualize
-from r2d2_jax.plots import heat_maps
 
 TEXT = "大红圆在圆"
 
@@ -38,7 +37,7 @@ def drawn(folder: Path, *flags: str, text: str = TEXT, model: str = "model", ima
 def panels(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What is handed to the picture: its arguments, one by one."""
     found: list[tuple] = []
-    monkeypatch.setattr(heat_maps, "draw_heat_maps", lambda *drawing: found.append(drawing) or drawing[-1])
+    monkeypatch.setattr(visualize, "draw_heat_maps", lambda *drawing: found.append(drawing) or drawing[-1])
     return found
 
 
