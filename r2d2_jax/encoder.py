@@ -197,6 +197,11 @@ class Encoder:
         results = jax.device_get(self._compiled.cross(params, *self._gathered(pairs)))
         return results[0][: len(pairs.pairs)], results[1][: len(pairs.pairs)]
 
+    def attention(self, params: Params, pairs: PairBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and gradient [p k h l n] of `forwards.text_image_attention`, for one batch."""
+        results = jax.device_get(self._compiled.attention(params, *self._gathered(pairs)))
+        return results[0][: len(pairs.pairs)], results[1][: len(pairs.pairs)]
+
     def forward_bytes(self, params: Params, image_shape: tuple[int, ...], text_length: int) -> int:
         """Bytes that the largest forward of a full batch takes on a device beside parameters and kept tokens.
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, Params, UInt8, checked
 from r2d2_jax.losses.matching import match_probability
+from r2d2_jax.models.layers import ATTENTION, ATTENTION_CHANGE
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.sharding import apply_by_rows, batch_sharding, replicated
 
@@ -24,6 +26,7 @@ class CompiledForwards:
 
     embed_image, embed_text: (params, rows...) -> (feature, embed). encode_image, encode_text: -> `Encoded`.
     match: (params, text tokens, mask, image tokens) -> match probability [b]. cross: the same -> hidden states.
+    attention: the same -> what text tokens read of the image, see `text_image_attention`.
     take: (tokens [slots n d], slot [b]) -> [b n d]. write: (buffer, tokens, slot) -> buffer. zeros: (shape,
     dtype) -> an empty buffer. replicate: tokens -> the same on every device.
     """
@@ -34,6 +37,7 @@ class CompiledForwards:
     encode_text: Any
     match: Any
     cross: Any
+    attention: Any
     take: Any
     write: Any
     zeros: Any
@@ -79,11 +83,56 @@ def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
         encode_text=encoded(text),
         match=jitted(match),
         cross=jitted(cross),
+        attention=jitted(partial(text_image_attention, model, mesh=mesh)),
         take=jax.jit(partial(take_rows, mesh=mesh)),
         write=jax.jit(partial(write_rows, mesh=mesh), donate_argnums=0),
         zeros=jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=rows),
         replicate=jitted(lambda tokens: tokens),
     )
+
+
+@checked
+def text_image_attention(
+    model: R2D2,
+    params: Params,
+    text: Float[Array, "b l d"],
+    mask: Bool[Array, "b l"],
+    image: Float[Array, "b n image_d"],
+    mesh: Mesh,
+) -> tuple[Float[Array, "b k h l n"], Float[Array, "b k h l n"]]:
+    """What the `k` layers of the text-image cross encoder read of the image, and how much the match depends on it.
+
+    Returns:
+        weights: the softmax weights of each head, by text token and image token; they sum to one over the image.
+        gradient: the derivative of `R2D2.text_image_log_odds` by each of them.
+    """
+    pairs = (text, mask, image)
+    stage = partial(apply_by_rows, model, params, mesh, "text_image_log_odds", *pairs, mutable=[ATTENTION])
+
+    def log_odds(change: Params) -> tuple[jax.Array, Any]:
+        found, stored = stage(variables={ATTENTION_CHANGE: change})
+        return found.sum(), _cross_attention(stored[ATTENTION], lambda sown: sown[0])
+
+    shapes = jax.eval_shape(stage)[1][ATTENTION]
+    unchanged = _cross_attention(shapes, lambda sown: jnp.zeros(sown[0].shape, sown[0].dtype))
+    gradient, weights = jax.grad(log_odds, has_aux=True)(unchanged)
+    return _by_layer(weights), _by_layer(gradient)
+
+
+def _cross_attention(stored: Params, leaf: Callable[[Any], Any]) -> Params:
+    """`leaf` of what each cross-attention of the text-image cross encoder has stored, and nothing else."""
+    stacks = stored["text_image_encoder"]
+    parts = {name: {"cross_attention": {"weights": leaf(stack["cross_attention"]["weights"])}}
+             for name, stack in stacks.items()}  # fmt: skip
+    return {"text_image_encoder": parts}
+
+
+def _by_layer(parts: Params) -> jax.Array:
+    """[b k h l n] of the scanned layers and the last one."""
+    stacks = parts["text_image_encoder"]
+    last = stacks["last_layer"]["cross_attention"]["weights"]
+    scanned = [stacks["layers"]["cross_attention"]["weights"]] if "layers" in stacks else []
+    return jnp.moveaxis(jnp.concatenate([*scanned, last[None]]), 0, 1)
 
 
 @checked

@@ -175,15 +175,30 @@ class Ranker:
         Raises:
             UserError: neither is single and their numbers differ, or the model has no cross encoders.
         """
-        self._check_matches()
-        listed, (input_ids, mask) = self._listed(images), self.token_ids(texts)
-        if len({len(listed), len(input_ids)} - {1}) > 1:
-            raise UserError(
-                f"{len(listed)} images and {len(input_ids)} texts; expected as many of both, or one of either"
-            )
-        if not len(listed) or not len(input_ids):
-            return np.zeros(0, np.float32)
-        return self._encoder.match_batches(self._params, self._streamed_pairs(listed, input_ids, mask))
+        pairs = self._pairs(images, *self.token_ids(texts))
+        return self._encoder.match_batches(self._params, pairs) if pairs else np.zeros(0, np.float32)
+
+    def attention(
+        self, images: Images, texts: Texts | np.ndarray, attention_mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the text-image cross encoder reads of images, pair by pair as in `match`.
+
+        `k` are its layers, `h` its heads, `l` the text tokens, `n` the image tokens: CLS, then patches row by row.
+
+        Returns:
+            weights [b k h l n], softmax weights that sum to one over the image tokens; and gradient [b k h l n], the
+            derivative of log(p / (1 - p)) of that encoder's match probability by each of them.
+
+        Raises:
+            UserError: as in `match` and `token_ids`.
+        """
+        pairs = self._pairs(images, *self.token_ids(texts, attention_mask))
+        found = [self._encoder.attention(self._params, batch) for batch in pairs or ()]
+        if not found:
+            cross, tokens = self.config.cross, (self.config.text.text_length, self.config.image.patches + 1)
+            found = [(np.zeros((0, cross.layers, cross.heads, *tokens), np.float32),) * 2]
+        weights, gradient = map(np.concatenate, zip(*found, strict=True))
+        return weights, gradient
 
     def score_all(self, images: Images, texts: Texts) -> PairScores:
         """Scores every image with every text.
@@ -220,7 +235,7 @@ class Ranker:
         Raises:
             UserError: there are no tokens, the numbers of rows differ, or the model has no cross encoders.
         """
-        self._check_matches()
+        self.check_matches()
         widths = self.config.image.width, self.config.text.width
         image, text, mask = checked_tokens(image_tokens, text_tokens, attention_mask, widths)
         if not len(mask):
@@ -249,7 +264,22 @@ class Ranker:
             self._tokenizer = tokenizer_of(self._model.vocabulary, length, map_punctuation=self._map_punctuation)
         return self._tokenizer
 
-    def _check_matches(self) -> None:
+    def _pairs(self, images: Images, input_ids: np.ndarray, mask: np.ndarray) -> Iterator[PairBatch] | None:
+        """`_streamed_pairs` of what belongs together; None without any.
+
+        Raises:
+            UserError: neither is single and their numbers differ, or the model has no cross encoders.
+        """
+        self.check_matches()
+        listed = self._listed(images)
+        if len({len(listed), len(input_ids)} - {1}) > 1:
+            raise UserError(
+                f"{len(listed)} images and {len(input_ids)} texts; expected as many of both, or one of either"
+            )
+        return self._streamed_pairs(listed, input_ids, mask) if len(listed) and len(input_ids) else None
+
+    def check_matches(self) -> None:
+        """Raises UserError if the model has no cross encoders."""
         if not self.matches:
             raise UserError("the model has no cross encoders (PRD2): compare embeddings instead")
 

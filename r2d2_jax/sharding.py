@@ -72,7 +72,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def apply_by_rows(
-    model: nn.Module, params: Any, mesh: Mesh, stage: str, *inputs: jax.Array, dropout: jax.Array | None = None
+    model: nn.Module,
+    params: Any,
+    mesh: Mesh,
+    stage: str,
+    *inputs: jax.Array,
+    dropout: jax.Array | None = None,
+    variables: Mapping[str, Any] | None = None,
+    mutable: Sequence[str] = (),
 ) -> Any:
     """One stage of a model whose parameters are placed by `RULES`: parameters travel to the rows, never rows to them.
 
@@ -89,10 +96,13 @@ def apply_by_rows(
         stage: the name of the module's method.
         inputs: of the method; the leading axis of each is the global batch, or a multiple of it.
         dropout: random key of the pass; None for a pass without dropout.
+        variables: other collections of variables that the stage reads.
+        mutable: collections that it fills; with any, the result is (the stage's result, these collections).
     """
     rngs = None if dropout is None else {DROPOUT: dropout}
     with nn.intercept_methods(_rows_stay(batch_sharding(mesh))):
-        return model.apply({"params": _whole_tables(params, mesh)}, *inputs, method=stage, rngs=rngs)
+        known = {"params": _whole_tables(params, mesh), **(variables or {})}
+        return model.apply(known, *inputs, method=stage, rngs=rngs, mutable=list(mutable) or False)
 
 
 def _rows_stay(rows: NamedSharding) -> Callable[..., Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from r2d2_jax.preparation.demonstration import TEMPLATES, caption, render, split_scenes
+from r2d2_jax.preparation.demonstration import split_scenes
+from r2d2_jax.preparation.scenes import TEMPLATES, caption, render
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def test_the_article_s_variants_are_named() -> None:
 
 def test_flags_in_commands_exist() -> None:
     shared = (ROOT / "launch" / "corpus_flags.py").read_text(encoding="utf-8")
-    for program in ("main", "prepare_data", "check_data", "evaluate", "convert", "match", "plot", "ablate"):
+    programs = ("main", "prepare_data", "check_data", "evaluate", "convert", "match", "plot", "ablate", "visualize")
+    for program in programs:
         source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")
         source += shared if "corpus_flags" in source else ""
         commands = re.findall(rf"launch/{program}\.py ([^\n`&]*)", README)

@@ -17,6 +17,8 @@ KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 # The variable collection of attention weights; they are computed only where a caller makes it mutable.
 ATTENTION = "attention"
+# Variables that are added to attention weights where a caller gives them; gradients by them are those by the weights.
+ATTENTION_CHANGE = "attention_change"
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked token; that of `jax.nn.dot_product_attention`
 
 
@@ -109,13 +111,16 @@ class Attention(nn.Module):
         """softmax(query . key / sqrt(s)) . value of each head, and the output projection of all heads together.
 
         Where the collection `ATTENTION` is mutable, the weights [b h q c] are stored in it: what each query reads, in
-        shares that sum to one.
+        shares that sum to one. A variable "weights" of `ATTENTION_CHANGE` is added to them before values are read.
         """
         mask = None if context_mask is None else context_mask[:, None, None, :]
         if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
             self.sow(ATTENTION, "weights", attention_weights(query, context.key, mask))
-        if self.weights_dropout.active():
-            weights = self.weights_dropout(attention_weights(query, context.key, mask)).astype(query.dtype)
+        changed = self.has_variable(ATTENTION_CHANGE, "weights")
+        if self.weights_dropout.active() or changed:
+            weights = attention_weights(query, context.key, mask)
+            weights = weights + self.get_variable(ATTENTION_CHANGE, "weights") if changed else weights
+            weights = self.weights_dropout(weights).astype(query.dtype)
             mixed = jnp.einsum("bhqc,bchs->bqhs", weights, context.value)
         else:
             mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
@@ -174,7 +179,7 @@ def scanned(layer: type[nn.Module], length: int, *, remat: bool, unroll: bool) -
         layer = nn.remat(layer, prevent_cse=False)
     return nn.scan(
         layer,
-        variable_axes={"params": 0, ATTENTION: 0},
+        variable_axes={"params": 0, ATTENTION: 0, ATTENTION_CHANGE: 0},
         split_rngs={"params": True, DROPOUT: True},
         in_axes=nn.broadcast,
         length=length,

@@ -134,6 +134,18 @@ class R2D2(nn.Module):
         return self.match_logits(text_image[:, 0], image_text[:, 0])
 
     @checked
+    def text_image_log_odds(
+        self,
+        text_tokens: Float[Array, "b l d"],
+        attention_mask: Bool[Array, "b l"],
+        image_tokens: Float[Array, "b n image_d"],
+    ) -> Float[Array, " b"]:
+        """log(p / (1 - p)) of the match probability of the text-image cross encoder, which runs over all its tokens."""
+        cls = self.cross_text_image(text_tokens, attention_mask, image_tokens)[:, 0]
+        no_match, match = self.text_image_match_head(cls.astype(jnp.float32)).T
+        return match - no_match
+
+    @checked
     def masked_lm_logits(self, tokens: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Vocabulary logits of tokens of the text-image cross encoder."""
         return self.masked_lm_head(tokens, self.text_encoder.word_embedding.embedding)

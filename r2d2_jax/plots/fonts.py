@@ -11,6 +11,7 @@ from r2d2_jax.errors import FIRST_NAMES
 logger = logging.getLogger(__name__)
 
 LATIN = "DejaVu Sans"  # comes with Matplotlib
+LAST_RESORT = "Last Resort"  # comes with Matplotlib, too, and has a box for every character that there is
 # Preferred for Chinese, where they are installed; after them any other font that has the characters.
 CHINESE = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans CJK JP"),
@@ -57,7 +58,7 @@ def lacking(characters: frozenset[str], family: str) -> frozenset[str]:
 
 def _candidates() -> list[str]:
     """Installed families, those for Chinese first."""
-    installed = {font.name for font in fontManager.ttflist}
+    installed = {font.name for font in fontManager.ttflist if not font.name.startswith(LAST_RESORT)}
     return [*(name for name in CHINESE if name in installed), *sorted(installed.difference(CHINESE, {LATIN}))]
 
 

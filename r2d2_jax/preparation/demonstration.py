@@ -17,7 +17,6 @@ Left and right have a meaning here: train on these records without horizontal fl
 objects. All numbers in this file are our decision.
 """
 
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -27,178 +26,32 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.data.text.tokenizer import SPECIAL_TOKENS
 from r2d2_jax.errors import UserError
 from r2d2_jax.paths import user_path
 from r2d2_jax.preparation.examples import Example
+from r2d2_jax.preparation.scenes import (
+    EXCHANGES,
+    TEMPLATES,
+    SceneLayout,
+    SyntheticScene,
+    all_scenes,
+    caption,
+    captions,
+    check_image_size,
+    drawn,
+    exchanged,
+    laid_out,
+    render,
+)
 from r2d2_jax.preparation.writer import SplitSummary, write_dataset
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "红": (220, 40, 40),
-    "绿": (40, 160, 60),
-    "蓝": (40, 80, 220),
-    "黄": (245, 205, 30),
-    "紫": (160, 50, 190),
-    "黑": (25, 25, 25),
-}
-SHAPES = ("圆", "方块", "三角", "十字")
-SIZES: dict[str, float] = {"大": 0.19, "小": 0.115}  # half the object's extent, as a share of the picture's side
-OPPOSITES: dict[str, str] = {"左边": "右边", "上面": "下面"}  # where the first object is -> where the second is
-EXCHANGES = ("colour", "shape", "size")
-
-# `near` is the place of the first object, `far` of the second. Both templates mean the same.
-TEMPLATES = (
-    "{first}在{second}{near}",
-    "{near}{first}，{far}{second}",
-)
-
-_SUPERSAMPLING = 4
-_SMALLEST_IMAGE = 32  # pixels; below it a small cross and a small square look alike
 _SMALLEST_COMBINATION = 8  # scenes: 2 ways to pair colours with shapes, 2 orders, 2 axes
 
 PlainExample = dict[str, Any]  # image: PNG bytes, captions: list of text, image_id: text
-
-
-@dataclasses.dataclass(frozen=True)
-class SceneObject:
-    """One object: `colour` a key of COLOURS, `shape` one of SHAPES, `size` a key of SIZES."""
-
-    colour: str
-    shape: str
-    size: str
-
-    @property
-    def phrase(self) -> str:
-        """The object as a phrase, such as 大红圆."""
-        return f"{self.size}{self.colour}{self.shape}"
-
-
-@dataclasses.dataclass(frozen=True)
-class SyntheticScene:
-    """Two objects; `relation` (左边 or 上面) is the place of `first`, seen from `second`."""
-
-    first: SceneObject
-    second: SceneObject
-    relation: str
-
-    @property
-    def combination(self) -> str:
-        """A key that no exchange of attributes between the two objects changes; the unit of the split."""
-        pairs = (
-            (self.first.colour, self.second.colour),
-            (self.first.shape, self.second.shape),
-            (self.first.size, self.second.size),
-        )
-        return "|".join("+".join(sorted(pair)) for pair in pairs)
-
-    @property
-    def name(self) -> str:
-        """A unique name."""
-        return f"{self.first.phrase}-{self.relation}-{self.second.phrase}"
-
-
-def all_scenes() -> list[SyntheticScene]:
-    """Returns every scene of two objects that differ in colour and in shape: 2,880, in a fixed order."""
-    objects = [SceneObject(*parts) for parts in itertools.product(COLOURS, SHAPES, SIZES)]
-    return [
-        SyntheticScene(first, second, relation)
-        for first, second in itertools.permutations(objects, 2)
-        if first.colour != second.colour and first.shape != second.shape
-        for relation in OPPOSITES
-    ]
-
-
-def exchanged(scene: SyntheticScene, what: str) -> SyntheticScene:
-    """Returns the scene in which the two objects have exchanged their colours, shapes or sizes.
-
-    Args:
-        scene: the scene.
-        what: one of EXCHANGES. With "size" and two objects of one size, the result is the scene itself.
-    """
-    first, second = scene.first, scene.second
-    return dataclasses.replace(
-        scene,
-        first=dataclasses.replace(first, **{what: getattr(second, what)}),
-        second=dataclasses.replace(second, **{what: getattr(first, what)}),
-    )
-
-
-def caption(scene: SyntheticScene, template: str) -> str:
-    """Returns the caption of the scene by one of TEMPLATES."""
-    return template.format(
-        first=scene.first.phrase, second=scene.second.phrase, near=scene.relation, far=OPPOSITES[scene.relation]
-    )
-
-
-def captions(scene: SyntheticScene, rng: np.random.Generator) -> list[str]:
-    """Returns the scene's two true captions, in random order."""
-    return [caption(scene, TEMPLATES[position]) for position in rng.permutation(len(TEMPLATES))]
-
-
-def render(scene: SyntheticScene, rng: np.random.Generator, image_size: int = 48) -> Image.Image:
-    """Draws the scene on a light grey ground; places, sizes and shades vary a little with `rng`.
-
-    The two objects never touch, and each stays in its own half of the picture.
-
-    Args:
-        scene: what to draw.
-        rng: source of the variation.
-        image_size: side of the square picture in pixels, 32 or more.
-
-    Returns:
-        An RGB picture of image_size x image_size pixels.
-
-    Raises:
-        UserError: the picture would be too small to tell the shapes apart.
-    """
-    _check_image_size(image_size)
-    side = image_size * _SUPERSAMPLING
-    ground = int(rng.integers(205, 246))
-    picture = Image.new("RGB", (side, side), (ground, ground, ground))
-    draw = ImageDraw.Draw(picture)
-    for item, middle in ((scene.first, 0.25), (scene.second, 0.75)):
-        along = middle + rng.uniform(-0.035, 0.035)
-        across = 0.5 + rng.uniform(-0.08, 0.08)
-        centre = (along, across) if scene.relation == "左边" else (across, along)
-        radius = SIZES[item.size] * rng.uniform(0.93, 1.07)
-        shade = rng.integers(-12, 13, size=3)
-        colour = tuple(int(value) for value in np.clip(np.add(COLOURS[item.colour], shade), 0, 255))
-        _draw_shape(draw, item.shape, centre[0] * side, centre[1] * side, radius * side, colour)
-    _draw_distractor(draw, scene, rng, side)
-    return picture.reduce(_SUPERSAMPLING)
-
-
-def _draw_distractor(draw: ImageDraw.ImageDraw, scene: SyntheticScene, rng: np.random.Generator, side: int) -> None:
-    """Draws a ring of a random colour near one of the borders that the two objects never reach."""
-    along, across = rng.uniform(0.12, 0.88), rng.choice((0.1, 0.9))
-    x, y = (along, across) if scene.relation == "左边" else (across, along)
-    colour = tuple(COLOURS.values())[rng.integers(len(COLOURS))]
-    box = [side * (x - 0.08), side * (y - 0.08), side * (x + 0.08), side * (y + 0.08)]
-    draw.ellipse(box, outline=colour, width=round(0.035 * side))
-
-
-def _check_image_size(image_size: int) -> None:
-    if image_size < _SMALLEST_IMAGE:
-        raise UserError(f"image_size is {image_size}, but the shapes need {_SMALLEST_IMAGE} pixels or more: raise it")
-
-
-def _draw_shape(
-    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, colour: tuple[int, ...]
-) -> None:
-    if shape == "圆":
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-    elif shape == "方块":
-        half = 0.9 * radius  # so that a square does not look larger than a circle
-        draw.rectangle((x - half, y - half, x + half, y + half), fill=colour)
-    elif shape == "三角":
-        draw.polygon(((x, y - radius), (x - radius, y + 0.85 * radius), (x + radius, y + 0.85 * radius)), fill=colour)
-    else:
-        arm = 0.3 * radius  # thin enough that a small cross never blurs into a circle
-        draw.rectangle((x - radius, y - arm, x + radius, y + arm), fill=colour)
-        draw.rectangle((x - arm, y - radius, x + arm, y + radius), fill=colour)
 
 
 def split_scenes(seed: int = 0, validation_scenes: int = 320) -> tuple[list[SyntheticScene], list[SyntheticScene]]:
@@ -263,7 +116,7 @@ def demonstration_splits(
     """
     if train_images < 1:
         raise UserError(f"train_images is {train_images}, expected 1 or more: raise it")
-    _check_image_size(image_size)
+    check_image_size(image_size)
     training, held_out = split_scenes(seed, validation_scenes)
     pairs = _swapped_pairs(seed, held_out)
     if swapped_images % 2 or not 0 < swapped_images <= 2 * len(pairs):
@@ -334,9 +187,17 @@ def _train_examples(
 
 
 def _validation_examples(seed: int, scenes: list[SyntheticScene], image_size: int) -> Iterator[PlainExample]:
+    for scene, layout, texts in laid_out_validation(seed, scenes):
+        yield _example(drawn(layout, image_size), texts, f"validation/{scene.name}")
+
+
+def laid_out_validation(
+    seed: int, scenes: Iterable[SyntheticScene]
+) -> Iterator[tuple[SyntheticScene, SceneLayout, list[str]]]:
+    """Each held-out scene with the layout and the two captions that it has in the validation split."""
     for scene in scenes:
         rng = _stream(seed, "validation", scene.name)
-        yield _example(render(scene, rng, image_size), captions(scene, rng), f"validation/{scene.name}")
+        yield scene, laid_out(scene, rng), captions(scene, rng)
 
 
 def _swapped_pairs(seed: int, scenes: list[SyntheticScene]) -> list[tuple[SyntheticScene, SyntheticScene, str]]:

@@ -31,6 +31,7 @@ PROGRAMS = {
     "evaluate": ("checkpoint", "data", "rerank", "threshold_split", "templates"),
     "match": ("model", "image", "text"),
     "plot": ("output",),
+    "visualize": ("checkpoint", "image", "text", "entity", "gradient_weighted"),
 }
 RUNNER_FLAGS = ("alsologtostderr", "pdb", "verbosity")  # absl's, of which programs show none
 

@@ -1,6 +1,7 @@
 """Which fonts draw a label, and what is said where none can."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,13 @@ def test_a_character_that_no_font_has_is_said_once(installed: dict[str, str], ca
     assert record.levelno == logging.WARNING
     assert "no installed font has 鑫: boxes stand for them" in record.getMessage()
     assert "fonts-noto-cjk" in record.getMessage()
+
+
+def test_boxes_for_everything_are_no_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib's own last resort claims every character; with it no warning would ever come."""
+    names = ["Last Resort High-Efficiency", "Zzz", LATIN]
+    monkeypatch.setattr(fonts.fontManager, "ttflist", [SimpleNamespace(name=name) for name in names])
+    assert fonts._candidates() == ["Zzz"]
 
 
 def test_installed_fonts_are_read_and_a_damaged_one_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,13 @@ class Tokenizer:
         numbers = [word_numbers(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
         return self._arrays(encodings) | {"word": np.array(numbers, np.int32).reshape(len(texts), self.text_length)}
 
+    def offsets(self, text: str) -> np.ndarray:
+        """int32 [l 2], the first character of each token of a text and the one after its last; equal where it has none.
+
+        CLS, SEP and padding have none, and what is cut off is not there.
+        """
+        return np.array(self._backend.encode(text).offsets, np.int32)
+
     def _arrays(self, encodings: Sequence[tokenizers.Encoding]) -> dict[str, np.ndarray]:
         shape = (len(encodings), self.text_length)
         return {
