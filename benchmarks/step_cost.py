@@ -94,7 +94,7 @@ def forward_cost(config: ConfigDict, pairs: int, enhanced_training: bool) -> flo
     batch, key = abstract_batch(plan.task, pairs, plan.mesh), jax.eval_shape(lambda: jax.random.key(0))
 
     def forward(state: Any, batch: Any, key: Any) -> jax.Array:
-        return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh)[0]
+        return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh).total()
 
     return multiply_adds(forward, state, batch, key) / pairs / 1e9
 
