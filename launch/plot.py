@@ -1,5 +1,5 @@
-"""Draws what the logs of runs say: losses, accuracies, recalls, evaluation,
-optimisation and speed.
+"""Draws what the logs of runs say: losses, gradients of their terms,
+accuracies, recalls, evaluation, optimisation and speed.
 
 `python launch/plot.py runs/demo` draws into runs/demo/plots,
 `python launch/plot.py runs/a runs/b --output=pictures` both runs in the same

@@ -43,6 +43,7 @@ FREE_KEYS = (
     "train.log_every",
     "train.checkpoint_every",
     "train.evaluate_every",  # and _epochs
+    "train.weigh_terms_every",
     "train.keep_last",
     "train.keep_best",
 )

@@ -40,6 +40,7 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.sharding import global_batch, make_mesh, state_shardings
 from r2d2_jax.train import loop
+from r2d2_jax.train.compiled import compile_term_gradients
 from r2d2_jax.train.optimizer import Optimizer
 from r2d2_jax.train.plan import StepPlan
 from r2d2_jax.train.state import TrainState
@@ -71,7 +72,7 @@ def recording(optimizer: Optimizer) -> Optimizer:
 
 
 def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
-    """Gradients and metrics of the first step, and metrics and state after `STEPS`."""
+    """Gradients and metrics of the first step, metrics and state after `STEPS`, for retrieval the terms' weights."""
     devices = jax.devices()[: mesh_config.data * mesh_config.fsdp]
     mesh = make_mesh(mesh_config, devices)
     plan = small_plan(config, total_steps=10, epoch_steps=2, mesh=mesh, text_ids=True)
@@ -83,7 +84,11 @@ def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
         rows |= {"text_id": small_text_ids(number, 16)} if plan.task.reads_text_ids else {}
         rows |= {"label": small_labels(number, 16)} if plan.task.reads_labels else {}
         own = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-        state, metrics = step(state, global_batch(mesh, {name: value[own] for name, value in rows.items()}), key)
+        batch = global_batch(mesh, {name: value[own] for name, value in rows.items()})
+        if config.task == "retrieval" and number == 0:
+            weigh = compile_term_gradients(plan.task, plan.optimizer, mesh, plan.batch_size)
+            found |= {f"metrics/{name}": np.asarray(value) for name, value in weigh(state, batch, key).items()}
+        state, metrics = step(state, batch, key)
         found |= {f"metrics/{number}/{name}": np.asarray(value) for name, value in metrics.items()}
         if number == 0:
             found |= gathered("gradients", state.opt_state[0])

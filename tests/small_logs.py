@@ -26,6 +26,14 @@ def training_lines(steps: int, epoch_steps: int = 4) -> list[dict[str, Any]]:
     ]
 
 
+def gradient_values(step: int) -> dict[str, float]:
+    """What two terms weigh at a step: one reaches the features, the other only the text tower."""
+    features = {"tgd": 0.5, "mlm": 0.0, "loss": 0.5}
+    tower = {"tgd": 2.0 * step, "mlm": 30.0, "loss": 31.0}
+    parts = {"text_features": features, "text_tower": tower}
+    return {f"gradient/{term}/{part}": norm for part, norms in parts.items() for term, norm in norms.items()}
+
+
 def evaluation_line(step: int, recall: float, split: str = "validation") -> dict[str, Any]:
     names = [f"{way}_r{cutoff}" for way in ("i2t", "t2i") for cutoff in (1, 5, 10)] + ["mean"]
     stages = {"dual": recall, "reranked": recall + 5, "chance": 1.0}

@@ -84,6 +84,8 @@ class TrainConfig:
 
     The intervals are in steps; `evaluate_every` and `checkpoint_every` 0 mean once, at the end.
 
+    weigh_terms_every: before so many steps the log gets the norm of each term's gradient, first before the first one,
+        see `train.term_gradients`; each time takes as long as some steps, and 0 is never.
     evaluate_every_epochs: evaluate also after so many epochs, 1 for each. A run that does so ends with a choice: the
         epoch that is best on validation.
     """
@@ -94,6 +96,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 1000
     evaluate_every: int = 1000
+    weigh_terms_every: int = 0
     evaluate_every_epochs: float = 0.0
     keep_last: int = 2
     keep_best: int = 1
@@ -103,8 +106,8 @@ def train_contradictions(train: TrainConfig) -> Iterator[str]:
     """Yields one sentence per value that is out of range."""
     counts = ("batch_size", "epochs", "log_every", "keep_last")
     yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
-    intervals = ("seed", "checkpoint_every", "evaluate_every", "evaluate_every_epochs", "keep_best")
-    yield from negative((f"train.{name}", getattr(train, name)) for name in intervals)
+    intervals = ("checkpoint_every", "evaluate_every", "weigh_terms_every", "evaluate_every_epochs")
+    yield from negative((f"train.{name}", getattr(train, name)) for name in ("seed", *intervals, "keep_best"))
     if train.evaluate_every_epochs and not train.keep_best:
         yield "train.evaluate_every_epochs chooses the best epoch and train.keep_best is 0; expected to keep 1 at least"
 

@@ -1,4 +1,4 @@
-"""Six pictures of one or several runs, from what their logs say."""
+"""Seven pictures of one or several runs, from what their logs say."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from r2d2_jax.plots.gradients import gradients
 from r2d2_jax.plots.run_log import RunLog, read_runs
 from r2d2_jax.plots.style import GREY, colour_and_dash, curve, legend, panels, save
 
@@ -46,7 +47,7 @@ MEAN, CHANCE, TEST = "mean", "chance", "test"
 
 
 def draw_runs(folders: Sequence[Path], output: Path) -> list[Path]:
-    """Draws losses, accuracies, recalls, evaluation, optimisation and speed of one or several runs.
+    """Draws losses, gradients of terms, accuracies, recalls, evaluation, optimisation and speed of one or several runs.
 
     A picture of which no run has anything, as of recalls without a validation split, is left out.
 
@@ -186,6 +187,7 @@ def _all(names: Iterable[Iterable[str]]) -> list[str]:
 
 PICTURES: dict[str, Callable[[Sequence[RunLog]], Figure | None]] = {
     "losses": _losses,
+    "gradients": gradients,
     "accuracies": _accuracies,
     "recalls": _recalls,
     "evaluation": _evaluation,

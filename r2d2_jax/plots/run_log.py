@@ -10,6 +10,7 @@ import numpy as np
 from r2d2_jax.errors import UserError, first_line
 
 LOG = "metrics.jsonl"
+GRADIENT = "gradient/"  # begins the names of "gradient/TERM/PART", which steps have measured, too
 MOST = 1e100  # no float32 comes near it, and axes cannot be divided far beyond it
 
 
@@ -30,11 +31,16 @@ class RunLog:
 
     def evaluated(self) -> list[str]:
         """Names of what evaluations measured, such as "validation/dual/i2t_r1"."""
-        return [name for name in self.lines if "/" in name]
+        return [name for name in self.lines if "/" in name and not name.startswith(GRADIENT)]
 
     def trained(self) -> list[str]:
         """Names of what steps measured, such as "loss"."""
         return [name for name in self.lines if "/" not in name]
+
+    def gradients(self) -> dict[tuple[str, str], Line]:
+        """Lines of norms of gradients by (term, part)."""
+        names = [name for name in self.lines if name.startswith(GRADIENT) and name.count("/") == 2]
+        return {(name.split("/")[1], name.split("/")[2]): self.lines[name] for name in names}
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunLog]:

@@ -12,7 +12,7 @@ from r2d2_jax.config.tasks import MatchingConfig
 from r2d2_jax.losses.matching import match_loss, softmax_twice_loss
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.tasks.stages import match_metrics, student_forward
-from r2d2_jax.tasks.task import LossResult, Metrics, Task, trainable_parts
+from r2d2_jax.tasks.task import LOSS, FeatureProbe, LossResult, Metrics, Task, trainable_parts
 
 # What no match logit depends on: without a gradient, weight decay alone would move it. PyTorch leaves such parameters
 # as they are, too.
@@ -33,10 +33,17 @@ class Matching(Task):
         """Nothing is carried from step to step."""
 
     def loss(
-        self, params: Params, memory: None, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
-    ) -> tuple[jax.Array, LossResult]:
+        self,
+        params: Params,
+        memory: None,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array,
+        mesh: Mesh,
+        probe: FeatureProbe | None = None,
+    ) -> LossResult:
         """Cross-entropy of the label, by both cross encoders."""
-        forward = student_forward(self.model, params, mesh, key, step)
+        forward = student_forward(self.model, params, mesh, key, step, probe)
         image = forward("encode_image", normalise_images(batch.images))
         text = forward("encode_text", batch.input_ids, batch.attention_mask)
         logits = forward("match", text.tokens, batch.attention_mask, image.tokens)
@@ -46,7 +53,7 @@ class Matching(Task):
             loss = softmax_twice_loss(logits, label)
         else:
             loss = match_loss(logits, label, every, (1.0, 1.0))
-        return loss, LossResult({"loss": loss, **match_metrics(logits, label, every)})
+        return LossResult({LOSS: loss}, match_metrics(logits, label, every))
 
     def after(self, memory: None, params: Params, batch: Batch, result: LossResult) -> tuple[None, Metrics]:
         """Nothing is carried from step to step."""

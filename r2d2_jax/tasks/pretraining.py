@@ -35,7 +35,7 @@ from r2d2_jax.tasks.stages import (
     similarities,
     student_forward,
 )
-from r2d2_jax.tasks.task import LossResult, Metrics, SpecialTokens, Task, trainable_parts
+from r2d2_jax.tasks.task import FeatureProbe, LossResult, Metrics, SpecialTokens, Task, trainable_parts
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +94,17 @@ class Pretraining(Task):
         return empty_queue(length, embed_size, text_ids=self.reads_text_ids)
 
     def loss(
-        self, params: Params, memory: PretrainingMemory, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
-    ) -> tuple[jax.Array, LossResult]:
+        self,
+        params: Params,
+        memory: PretrainingMemory,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array,
+        mesh: Mesh,
+        probe: FeatureProbe | None = None,
+    ) -> LossResult:
         """total = (tgd or gcpr) + fgr + fgd + mlm, each with weight 1 (article)."""
-        forward = student_forward(self.model, params, mesh, key, step)
+        forward = student_forward(self.model, params, mesh, key, step, probe)
         masked = self.masked(batch, stream(key, "mask", step))
         student = self._student(forward, batch, masked)
         masked_text = self._masked_text(forward, student, batch, masked)
@@ -130,9 +137,7 @@ class Pretraining(Task):
         feature_mean = None
         if memory.feature_mean is not None and teacher is not None:
             terms["fgd"], feature_mean = self._feature_guided(masked_text, teacher, memory.feature_mean, step)
-        total = sum(terms.values(), jnp.zeros(()))
-        carry = Carry(jax.lax.stop_gradient(teacher), feature_mean)
-        return total, LossResult(metrics | {"loss": total, **terms}, carry)
+        return LossResult(terms, metrics, Carry(jax.lax.stop_gradient(teacher), feature_mean))
 
     def after(
         self, memory: PretrainingMemory, params: Params, batch: Batch, result: LossResult

@@ -1,10 +1,18 @@
 """The weighted queue of target-guided distillation: a ring buffer of fixed shape that lives on the devices."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from r2d2_jax.arrays import Array, Float, UInt32, checked
+from r2d2_jax.config.reading import Config
+
+# The share of the teacher that may have been replaced since the oldest entry that counts was made, where the text tower
+# starts from scratch. Our decision: `configs/demo.py` has 0.04 and `configs/flickr8k_cn.py` 0.02; the article's queue
+# would have 0.39 with the batches of the latter, whose loss then falls without matching anything.
+MOST_REPLACED = 0.2
 
 
 @struct.dataclass
@@ -76,4 +84,34 @@ def enqueue(
         valid=queue.valid.at[slot].set(True),
         head=(queue.head + rows) % length,
         text_id=None if queue.text_id is None else queue.text_id.at[slot].set(text_id),
+    )
+
+
+def old_for_its_teacher(config: Config) -> str | None:
+    """A rule of thumb: whether a queue is too old for a teacher that learns from scratch; the warning if it is.
+
+    An entry is an embedding by the teacher of its day. The oldest is queue_length / batch_size steps old; those of more
+    than 1 / (1 - queue_decay) steps weigh little. Meanwhile 1 - teacher_momentum^age of the teacher is replaced. From
+    initial weights with small rates what replaces it is much the same; from scratch it is not, and the student learns
+    to leave old embeddings behind in place of telling images apart (our decision).
+
+    Args:
+        config: the whole configuration; only pre-training with a queue is judged.
+    """
+    loss, rows = config.loss, config.train.batch_size
+    if config.task != "pretraining" or loss.contrastive != "tgd" or config.initial.text or config.initial.model:
+        return None
+    oldest = loss.queue_length / rows
+    decayed = 1 / (1 - loss.queue_decay) if loss.queue_decay < 1 else math.inf
+    replaced = 1 - loss.teacher_momentum ** min(oldest, decayed)
+    if replaced <= MOST_REPLACED or loss.queue_length <= rows:
+        return None
+    within = math.log(1 - MOST_REPLACED) / math.log(loss.teacher_momentum) if loss.teacher_momentum else 0.0
+    longest = max(rows, int(within) * rows)
+    return (
+        f"the text tower starts from scratch, and the queue is old for its teacher: the oldest entry is {oldest:.0f} "
+        f"steps old (loss.queue_length {loss.queue_length} / train.batch_size {rows}) and weighs "
+        f"{loss.queue_decay**oldest:.2g} (loss.queue_decay {loss.queue_decay}), and the teacher is another one after "
+        f"{1 / (1 - loss.teacher_momentum):.0f} steps (loss.teacher_momentum {loss.teacher_momentum}); set "
+        f"loss.queue_length to {longest} at most, or name initial weights"
     )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch, Params
@@ -13,7 +12,7 @@ from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.tasks.stages import Towers, contrastive_metrics, ranking, similarities, student_forward
-from r2d2_jax.tasks.task import LossResult, Metrics, Task, trainable_parts
+from r2d2_jax.tasks.task import FeatureProbe, LossResult, Metrics, Task, trainable_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +29,17 @@ class Retrieval(Task):
         """Nothing is carried from step to step."""
 
     def loss(
-        self, params: Params, memory: None, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
-    ) -> tuple[jax.Array, LossResult]:
+        self,
+        params: Params,
+        memory: None,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array,
+        mesh: Mesh,
+        probe: FeatureProbe | None = None,
+    ) -> LossResult:
         """total = gcpr + fgr (published code)."""
-        forward = student_forward(self.model, params, mesh, key, step)
+        forward = student_forward(self.model, params, mesh, key, step, probe)
         towers = Towers(
             image=forward("encode_image", normalise_images(batch.images)),
             text=forward("encode_text", batch.input_ids, batch.attention_mask),
@@ -46,8 +52,7 @@ class Retrieval(Task):
             ranked = ranking(forward, towers, batch, found, draw, mesh, weights, batch.input_ids[:, :0])
             terms["fgr"] = ranked.loss
             metrics |= ranked.metrics
-        total = sum(terms.values(), jnp.zeros(()))
-        return total, LossResult(metrics | {"loss": total, **terms})
+        return LossResult(terms, metrics)
 
     def after(self, memory: None, params: Params, batch: Batch, result: LossResult) -> tuple[None, Metrics]:
         """Nothing is carried from step to step."""

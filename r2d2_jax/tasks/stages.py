@@ -9,19 +9,21 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, Params, checked, right_pairs
+from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, Params, checked, right_pairs, unit_norm
 from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import R2D2, cls_of
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows, replicated, ring_gather_rows
-from r2d2_jax.tasks.task import Metrics
+from r2d2_jax.tasks.task import FeatureProbe, Metrics
 
 # One stage of the model with bound parameters: `forward("encode_text", input_ids, attention_mask)`.
 Forward = Callable[..., Any]
 
 
-def student_forward(model: R2D2, params: Params, mesh: Mesh, key: jax.Array, step: jax.Array) -> Forward:
+def student_forward(
+    model: R2D2, params: Params, mesh: Mesh, key: jax.Array, step: jax.Array, probe: FeatureProbe | None = None
+) -> Forward:
     """The stages of the model that is trained, with its dropout: what a loss makes anew for each step.
 
     Each pass draws masks of its own: its key is a function of the run's key, the step, the stage and how often the step
@@ -33,15 +35,24 @@ def student_forward(model: R2D2, params: Params, mesh: Mesh, key: jax.Array, ste
         mesh: the devices.
         key: the run's key.
         step: completed steps.
+        probe: is added to what both towers make, see `FeatureProbe`.
     """
+    probes = {} if probe is None else {"encode_image": probe.image, "encode_text": probe.text}
     passes: Counter[str] = Counter()
 
     def forward(stage: str, *inputs: jax.Array) -> Any:
         dropout = stream(key, f"dropout {stage} {passes[stage]}", step) if model.config.has_dropout else None
         passes[stage] += 1
-        return apply_by_rows(model, params, mesh, stage, *inputs, dropout=dropout)
+        made = apply_by_rows(model, params, mesh, stage, *inputs, dropout=dropout)
+        return probed(made, probes[stage]) if stage in probes else made
 
     return forward
+
+
+def probed(made: Encoded, probe: jax.Array) -> Encoded:
+    """What a tower has made, with a probe [b e] added to its feature."""
+    feature = made.feature + probe
+    return Encoded(made.tokens, feature, unit_norm(feature))
 
 
 @struct.dataclass

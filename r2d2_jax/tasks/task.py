@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
@@ -12,6 +13,7 @@ from r2d2_jax.arrays import Batch, Params
 from r2d2_jax.models.r2d2 import R2D2, abstract_params
 
 Metrics = dict[str, jax.Array]  # float32 scalars by the names that they have in the log
+LOSS = "loss"  # the name of the sum of all terms in the log
 Memory = Any  # a tree of arrays that a task carries from step to step beside the parameters; None if it has none
 
 
@@ -37,14 +39,35 @@ def trainable_parts(model: R2D2) -> tuple[str, ...]:
 
 @struct.dataclass
 class LossResult:
-    """What a loss hands to the rest of the step beside its value.
+    """What a loss hands to the rest of the step.
 
-    metrics: for the log; they describe the parameters before the update.
+    terms: float32 scalars by the names that they have in the log; the loss is their sum. A loss of a single term calls
+        it `LOSS`.
+    metrics: more for the log; like the terms they describe the parameters before the update.
     carry: whatever the task's own `after` needs.
     """
 
+    terms: Metrics
     metrics: Metrics
     carry: Any = None
+
+    def total(self) -> jax.Array:
+        """The loss: what is differentiated. Added in the task's order, so before the result leaves a JAX function."""
+        return sum(self.terms.values(), jnp.zeros(()))
+
+
+@struct.dataclass
+class FeatureProbe:
+    """Zeros that are added to the student's features before these are normalised, and change no value.
+
+    The gradient of a term in them is its gradient in the features. Every pass of a tower gets the same zeros, so where
+    a tower runs twice the gradients of both passes are added.
+
+    image, text: float32 [b e].
+    """
+
+    image: jax.Array
+    text: jax.Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +99,16 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(
-        self, params: Params, memory: Memory, batch: Batch, step: jax.Array, key: jax.Array, mesh: Mesh
-    ) -> tuple[jax.Array, LossResult]:
-        """The loss of one global batch.
+        self,
+        params: Params,
+        memory: Memory,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array,
+        mesh: Mesh,
+        probe: FeatureProbe | None = None,
+    ) -> LossResult:
+        """The terms of the loss of one global batch.
 
         Args:
             params: every parameter of the model; the loss is differentiable in them and in nothing else.
@@ -87,9 +117,7 @@ class Task(abc.ABC):
             step: completed steps, an int32 scalar.
             key: the run's key; every draw depends on it, on the step and on nothing else.
             mesh: the devices.
-
-        Returns:
-            A float32 scalar, and what else the step needs.
+            probe: for whoever wants gradients in the features; no step does.
         """
 
     @abc.abstractmethod

@@ -12,6 +12,7 @@ from r2d2_jax.tasks.task import Task
 from r2d2_jax.train.optimizer import Optimizer
 from r2d2_jax.train.state import TrainState, abstract_state
 from r2d2_jax.train.step import train_step
+from r2d2_jax.train.term_gradients import term_gradients
 
 
 def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> Batch:
@@ -50,6 +51,18 @@ def compile_train_step(task: Task, optimizer: Optimizer, mesh: Mesh, batch_size:
     It is compiled once and refuses, rather than recompiles for, arguments of another shape or placement.
     """
     return lower_train_step(task, optimizer, mesh, batch_size).compile()
+
+
+def compile_term_gradients(
+    task: Task, optimizer: Optimizer, mesh: Mesh, batch_size: int, *, without: bool = False
+) -> jax.stages.Compiled:
+    """The executable `(state, batch, key) -> metrics` of `term_gradients`; it leaves the state to the step."""
+    weigh = jax.jit(
+        lambda state, batch, key: term_gradients(state, batch, key, task, mesh, without=without),
+        out_shardings=replicated(mesh),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return weigh.lower(abstract_state(task, optimizer, mesh), abstract_batch(task, batch_size, mesh), key).compile()
 
 
 def compile_all_finite(task: Task, optimizer: Optimizer, mesh: Mesh) -> jax.stages.Compiled:

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from r2d2_jax.arrays import Batch
 from r2d2_jax.config.reading import Config
 from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
@@ -18,9 +19,10 @@ from r2d2_jax.paths import literal_path
 from r2d2_jax.processes import by_first_process, check_shared, gather_json
 from r2d2_jax.runs import best_step, check_older, chooses, compared_by
 from r2d2_jax.sharding import global_batch
+from r2d2_jax.tasks.task import Metrics
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
 from r2d2_jax.train.choice import Choice, best_of, epoch_ends, scores_of, write_evaluation
-from r2d2_jax.train.compiled import compile_all_finite, compile_train_step
+from r2d2_jax.train.compiled import compile_all_finite, compile_term_gradients, compile_train_step
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.setup import (
@@ -122,6 +124,9 @@ class Run:
             logger.info("compiling the train step: seconds for a small model, minutes for a large one")
             start = time.perf_counter()
             self._step = compile_train_step(*built, config.train.batch_size)
+            if every := config.train.weigh_terms_every:
+                logger.info("compiling the gradients of every term, which the log gets every %d steps", every)
+                self._term_gradients = compile_term_gradients(*built, config.train.batch_size)
             logger.info("compiled in %.0f s", time.perf_counter() - start)
         self._all_finite = compile_all_finite(*built)
         self._key = jax.random.key(config.train.seed)
@@ -168,12 +173,19 @@ class Run:
         position = self._position
         position.unusable.update(rows["problems"])
         batch = global_batch(self._parts.mesh, rows)
+        weighed = self._weigh_terms(batch)  # before the step, which gives the state away
         self._state, metrics = self._step(self._state, batch, self._key)
-        position.window.add(metrics)
+        position.window.add(metrics | weighed)
         position.step += 1
         position.evaluated = False
         position.window.wait(STEPS_IN_FLIGHT)
         self._progress.stepped()
+
+    def _weigh_terms(self, batch: Batch) -> Metrics:
+        """The gradient of every term in what the next step sees, if it is due."""
+        every = self._config.train.weigh_terms_every
+        due = every and self._position.step % every == 0
+        return self._term_gradients(self._state, batch, self._key) if due else {}
 
     def _write_log(self) -> None:
         position = self._position

@@ -49,10 +49,11 @@ class Window:
         return None
 
     def means(self) -> dict[str, float]:
-        """The mean of each metric over the window; empties the window."""
+        """The mean of each metric over those steps of the window that have it; empties the window."""
         steps = self.fetched()
         self._steps = []
-        return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]} if steps else {}
+        names = dict.fromkeys(name for step in steps for name in step)
+        return {name: float(np.mean([step[name] for step in steps if name in step])) for name in names}
 
 
 class MetricsLog:

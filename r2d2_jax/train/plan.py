@@ -110,7 +110,7 @@ def forward_cost(config: Config, pairs: int = COUNTED_PAIRS) -> float:
     batch, key = abstract_batch(plan.task, pairs, plan.mesh), jax.eval_shape(lambda: jax.random.key(0))
 
     def forward(state: TrainState, batch: Any, key: jax.Array) -> jax.Array:
-        return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh)[0]
+        return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh).total()
 
     return multiply_adds(forward, state, batch, key) / pairs
 

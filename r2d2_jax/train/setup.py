@@ -32,6 +32,7 @@ from r2d2_jax.models.r2d2 import abstract_params
 from r2d2_jax.processes import by_first_process, gather_json
 from r2d2_jax.sharding import check_batch_divides, make_mesh
 from r2d2_jax.tasks import build_task
+from r2d2_jax.tasks.queue import old_for_its_teacher
 from r2d2_jax.tasks.task import SpecialTokens, Task
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.initial import with_initial_weights
@@ -90,6 +91,8 @@ def build_parts(config: Config) -> RunParts:
             "lower it, to a tenth of the run for example",
             config.optimizer.warmup_steps, total_steps,
         )  # fmt: skip
+    if old := old_for_its_teacher(config):
+        logger.warning("%s", old)
     log_mixture(config, mixture, total_steps)
     evaluator = build_evaluator(config, task, mesh, tokenizer)
     return RunParts(mesh, tokenizer, mixture, total_steps, task, optimizer, evaluator)

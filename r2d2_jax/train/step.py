@@ -6,7 +6,7 @@ import optax
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch, Params
-from r2d2_jax.tasks.task import LossResult, Metrics, Task
+from r2d2_jax.tasks.task import LOSS, LossResult, Metrics, Task
 from r2d2_jax.train.optimizer import Optimizer
 from r2d2_jax.train.state import TrainState, trainable_of
 
@@ -30,9 +30,10 @@ def train_step(
     trainable = trainable_of(state.params, task)
 
     def loss_of(trainable: Params) -> tuple[jax.Array, LossResult]:
-        return task.loss({**state.params, **trainable}, state.memory, batch, state.step, key, mesh)
+        result = task.loss({**state.params, **trainable}, state.memory, batch, state.step, key, mesh)
+        return result.total(), result
 
-    (_, result), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+    (loss, result), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
     updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
     if "temperature" in trainable:
@@ -40,6 +41,8 @@ def train_step(
     params = {**state.params, **trainable}
     memory, more = task.after(state.memory, params, batch, result)
     metrics = {
+        LOSS: loss,
+        **result.terms,
         **result.metrics,
         **more,
         "gradient_norm": optax.tree.norm(gradients),

@@ -1,4 +1,4 @@
-"""What the six pictures of runs show."""
+"""What the pictures of runs show."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from small_logs import MakeRun, evaluation_line, training_lines
+from small_logs import MakeRun, evaluation_line, gradient_values, training_lines
 
 from r2d2_jax.plots import curves
 from r2d2_jax.plots.curves import PICTURES, draw_runs
@@ -34,8 +34,9 @@ def names_in_legend(figure: Figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_six_pictures_of_one_run(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run("run", [*training_lines(4), evaluation_line(4, 20.0)])
+def test_all_pictures_of_one_run(make_run: MakeRun, tmp_path: Path) -> None:
+    lines = [line | gradient_values(line["step"]) for line in training_lines(4)]
+    run = make_run("run", [*lines, evaluation_line(4, 20.0)])
     drawn = draw_runs([run], tmp_path / "new" / "folder")
     assert [path.name for path in drawn] == [f"{name}.png" for name in PICTURES]
     for path in drawn:

@@ -71,10 +71,12 @@ def loss(task: Task, plan: StepPlan, model: Model, expected: dict[str, np.ndarra
     trained = {part: jax.tree.map(jnp.asarray, model.params[part]) for part in task.trainable_parts}
 
     def total(trained: Any) -> tuple[jax.Array, Any]:
-        return task.loss({**model.params, **trained}, None, batch, jnp.int32(0), jax.random.key(0), plan.mesh)
+        step, key = jnp.int32(0), jax.random.key(0)
+        result = task.loss({**model.params, **trained}, None, batch, step, key, plan.mesh)
+        return result.total(), result.terms
 
-    (_, result), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(trained)
-    return result.metrics, gradients
+    (_, terms), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(trained)
+    return terms, gradients
 
 
 def test_retrieval(model: Model, expected: dict[str, np.ndarray]) -> None:

@@ -27,8 +27,8 @@ class Gradients:
         def loss(params: Any, teacher: Any, entries: Any, mean: Any, state: TrainState, batch: Batch) -> Any:
             queue = state.memory.queue.replace(image_embed=entries[0], text_embed=entries[1])
             memory = PretrainingMemory(teacher, queue, mean)
-            value, result = plan.task.loss(params, memory, batch, state.step, KEY, plan.mesh)
-            return value, result.metrics
+            result = plan.task.loss(params, memory, batch, state.step, KEY, plan.mesh)
+            return result.total(), {"loss": result.total(), **result.terms, **result.metrics}
 
         self._run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
 
