@@ -63,8 +63,8 @@ def article_losses() -> ConfigDict:
             match_class_weights=(1.0, 2.0),  # (no match, match) [C]
             teacher_momentum=0.995,  # [M]
             fgd_features="layer_norm",  # [O]
-            fgd_teacher_temperature=0.4,  # [O]
-            fgd_student_temperature=1.0,  # [O]
+            fgd_teacher_temperature=2.0,  # [O]
+            fgd_student_temperature=2.0,  # [O]
             fgd_mean_momentum=0.9,  # [O]
         )
     )

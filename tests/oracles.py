@@ -188,11 +188,6 @@ def normed_feature(feature: np.ndarray) -> np.ndarray:
     return (feature - feature.mean(axis=1, keepdims=True)) / feature.std(axis=1, keepdims=True)
 
 
-def mean_entropy(logits: np.ndarray) -> float:
-    """The entropy of softmax(logits) over the last axis, averaged over the rows: the least that a cross-entropy is."""
-    return -float(np.mean([softmax(row) @ log_softmax(row) for row in np.asarray(logits, np.float64)]))
-
-
 def fgd(
     student: np.ndarray, teacher: np.ndarray, mean: np.ndarray, student_temperature: float, teacher_temperature: float
 ) -> float:

@@ -39,8 +39,8 @@ class LossConfig:
     match_class_weights: tuple[float, float] = (1.0, 2.0)
     teacher_momentum: float = 0.995
     fgd_features: str = "layer_norm"
-    fgd_teacher_temperature: float = 0.4
-    fgd_student_temperature: float = 1.0
+    fgd_teacher_temperature: float = 2.0
+    fgd_student_temperature: float = 2.0
     fgd_mean_momentum: float = 0.9
     text_ids: bool = False
 
