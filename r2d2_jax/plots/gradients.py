@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from r2d2_jax.plots.run_log import RunLog
 from r2d2_jax.plots.style import COLOURS, DASHES, curve, legend, panels
@@ -39,10 +41,18 @@ def gradients(runs: Sequence[RunLog]) -> Figure | None:
                 if line is not None and (some := line.value > 0).any():
                     dash = DASHES[number % len(DASHES)]
                     curve(panel, line.epoch[some], line.value[some], linestyle=dash, **look)
-        panel.set_yscale("log")
+        _logarithmic(panel)
         panel.set_xlabel("epoch", fontsize=8)
     lines = [("all terms" if term == SUM else term.upper(), look) for term, look in looks.items()]
     if len(runs) > 1:
         lines += [(run.name, {"color": COLOURS[6], "linestyle": DASHES[n % 4]}) for n, run in enumerate(runs)]
     legend(figure, lines)
     return figure
+
+
+def _logarithmic(panel: Axes) -> None:
+    """A logarithmic scale with plain numbers: Matplotlib's own are formulas, which `style.save` does not set."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())

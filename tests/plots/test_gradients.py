@@ -26,6 +26,9 @@ def test_a_panel_for_each_part_and_a_line_for_each_term_that_reaches_it(make_run
     assert features.get_title() == "norm of the gradient in the text features"
     assert tower.get_title() == "norm of the gradient in the text tower"
     assert features.get_yscale() == tower.get_yscale() == "log"
+    numbers = [label.get_text() for label in tower.get_yticklabels(which="both") if label.get_text()]
+    assert len(numbers) >= 3
+    assert all(float(number) > 0 for number in numbers), "plain numbers, no formulas"
     colours = {"mlm": COLOURS[0], "tgd": COLOURS[1], "loss": COLOURS[6]}
     drawn = {line.get_color(): line for line in tower.get_lines()}
     assert set(drawn) == set(colours.values())

@@ -73,10 +73,10 @@ def loss(task: Task, plan: StepPlan, model: Model, expected: dict[str, np.ndarra
     def total(trained: Any) -> tuple[jax.Array, Any]:
         step, key = jnp.int32(0), jax.random.key(0)
         result = task.loss({**model.params, **trained}, None, batch, step, key, plan.mesh)
-        return result.total(), result.terms
+        return result.total(), {**result.terms, **result.metrics}
 
-    (_, terms), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(trained)
-    return terms, gradients
+    (_, metrics), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(trained)
+    return metrics, gradients
 
 
 def test_retrieval(model: Model, expected: dict[str, np.ndarray]) -> None:
