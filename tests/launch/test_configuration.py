@@ -55,7 +55,7 @@ def test_overrides(small: Path) -> None:
         ("configs/absent.py:a", [], "^there is no configuration configs/absent.py; expected a file, or one of the "),
         ("demo:small", [], "^--config=demo:small: demo takes no argument$"),
         ("{small}", [], "^--config={small}: {small} needs an argument$"),
-        ("vitb_2m:without_mlm", [], "^vitb_2m has no ablation 'without_mlm'; it has without_et, "),
+        ("vitb_2m:without_mlm", [], "^there is no variant 'without_mlm'; the article has prd2, without_et, "),
         (
             "{small}:3",
             ["--config.model.sise=4"],

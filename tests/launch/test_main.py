@@ -72,7 +72,7 @@ REFUSED = {
     ),
     "unknown key in a flag": (["--config=configs/demo.py", "--config.loss.queue_lenght=3"], ["queue_lenght"]),
     "wrong type in a flag": (["--config=configs/demo.py", "--config.train.batch_size=many"], ["batch_size", "many"]),
-    "a variant that a built-in configuration lacks": (["--config=vitb_2m:without_mlm"], ["no ablation 'without_mlm'"]),
+    "a variant that a built-in configuration lacks": (["--config=vitb_2m:without_mlm"], ["no variant 'without_mlm'"]),
     "an unknown flag": (["--config=demo", "--confg.train.seed=3"], ["unknown flag --confg.train.seed=3; --help lists"]),
     "a stray argument": (["--config=demo", "demo"], ["unknown argument 'demo'; every setting is a flag, like --NAME"]),
     "a key that the config file leaves at its default, and a queue that is too short": (
