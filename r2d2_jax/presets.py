@@ -61,11 +61,13 @@ def article_losses() -> ConfigDict:
             mask_share=0.15,  # [A]
             whole_word_masking=False,  # [A]: tokens
             match_class_weights=(1.0, 2.0),  # (no match, match) [C]
+            hard_negative_ramp_epochs=0.0,  # hard from the first step [A]
             teacher_momentum=0.995,  # [M]
             fgd_features="layer_norm",  # [O]
-            fgd_teacher_temperature=2.0,  # [O]
-            fgd_student_temperature=2.0,  # [O]
+            fgd_teacher_temperature=4.0,  # [O]
+            fgd_student_temperature=4.0,  # [O]
             fgd_mean_momentum=0.9,  # [O]
+            fgd_ramp_epochs=1.0,  # [O]
         )
     )
 

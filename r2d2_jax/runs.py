@@ -52,6 +52,8 @@ FREE_KEYS = (
 # Checkpoints of version 0.2 have every key that is not here.
 BEFORE_THE_KEY: dict[str, Any] = {
     "loss.fgd_features": "projected",
+    "loss.fgd_ramp_epochs": 0.0,
+    "loss.hard_negative_ramp_epochs": 0.0,
     "loss.text_ids": False,
     "matching.loss": "cross_entropy",  # there was no matching
     "model.cross.dropout": 0.0,

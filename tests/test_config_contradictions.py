@@ -214,6 +214,8 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"data__max_broken_share": -1.0}, "data.max_broken_share is -1.0; expected a number from 0 to 1"),
         ({"loss__match_class_weights": (-1.0, 2.0)}, "loss.match_class_weights is -1.0; expected 0 or more"),
         ({"loss__soft_target_ramp_epochs": -1.0}, "loss.soft_target_ramp_epochs is -1.0; expected 0 or more"),
+        ({"loss__fgd_ramp_epochs": -1.0}, "loss.fgd_ramp_epochs is -1.0; expected 0 or more"),
+        ({"loss__hard_negative_ramp_epochs": -0.5}, "loss.hard_negative_ramp_epochs is -0.5; expected 0 or more"),
         ({"model__image__heads": 5}, "model.image.width 24 is not a multiple of model.image.heads 5"),
         ({"model__text__heads": 0}, "model.text.heads is 0; expected a positive number"),
         ({"model__cross__heads": 3}, "model.cross.width 16 is not a multiple of model.cross.heads 3"),

@@ -19,8 +19,13 @@ class LossConfig:
     whole_word_masking: mask all tokens of a word together, as the text tower's own pre-training did (Cui et al.,
         "Pre-Training with Whole Word Masking for Chinese BERT", arXiv 1906.08101), not single tokens (article).
     match_class_weights: weights of (no match, match) in FGR's cross-entropy.
+    hard_negative_ramp_epochs: FGR's negatives are drawn evenly at first, and by similarity as the article has it after
+        so many epochs, see `tasks.stages.Similarities.softened` (our decision, for models that start from scratch); 0
+        means by similarity from the first step.
     fgd_features: what feature-guided distillation takes the softmax of, in whose units its temperatures are:
         "layer_norm", "unit" or "projected", see `losses.distillation.distilled_feature`.
+    fgd_ramp_epochs: feature-guided distillation reaches its weight of 1 linearly over so many epochs, because a teacher
+        that has learnt nothing has nothing to teach (our decision); 0 means at once.
     text_ids: a text that several images share by its text_id is right for each of them, in the batch and in the queue,
         which keeps the ids (our decision); off, each text is right for the image that it came with.
     """
@@ -37,11 +42,13 @@ class LossConfig:
     mask_share: float = 0.15
     whole_word_masking: bool = False
     match_class_weights: tuple[float, float] = (1.0, 2.0)
+    hard_negative_ramp_epochs: float = 0.0
     teacher_momentum: float = 0.995
     fgd_features: str = "layer_norm"
-    fgd_teacher_temperature: float = 2.0
-    fgd_student_temperature: float = 2.0
+    fgd_teacher_temperature: float = 4.0
+    fgd_student_temperature: float = 4.0
     fgd_mean_momentum: float = 0.9
+    fgd_ramp_epochs: float = 1.0
     text_ids: bool = False
 
     @property
@@ -76,12 +83,9 @@ def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -
         yield f"loss.mask_share is {loss.mask_share}; expected a number between 0 and 1"
     temperatures = ("fgd_teacher_temperature", "fgd_student_temperature")
     yield from not_positive((f"loss.{name}", getattr(loss, name)) for name in temperatures)
-    yield from negative(
-        (
-            ("loss.soft_target_ramp_epochs", loss.soft_target_ramp_epochs),
-            ("loss.match_class_weights", min(loss.match_class_weights)),
-        )
-    )
+    ramps = ("soft_target_ramp_epochs", "fgd_ramp_epochs", "hard_negative_ramp_epochs")
+    yield from negative((f"loss.{name}", getattr(loss, name)) for name in ramps)
+    yield from negative([("loss.match_class_weights", min(loss.match_class_weights))])
 
 
 @dataclass(frozen=True)

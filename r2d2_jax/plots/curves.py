@@ -19,10 +19,13 @@ OPTIMISATION = {
     "teacher_gap": "teacher gap, % of the student's norm",
     "queue_fill": "queue fill, %",
     "soft_target_share": "teacher's share of the target, %",
+    "fgd_weight": "weight of FgD, %",
+    "negative_hardness": "hardness of the negatives, %",
 }
+RAMPS = ("soft_target_share", "fgd_weight", "negative_hardness")
 SPEED = {"pairs_per_second": "pairs per second", "data_wait_share": "time spent waiting for data, %"}
-SHARES = ("teacher_gap", "queue_fill", "soft_target_share", "data_wait_share")  # logged from 0 to 1
-NOT_NOISY = ("learning_rate", "temperature", "teacher_gap", "queue_fill", "soft_target_share")
+SHARES = (*RAMPS, "teacher_gap", "queue_fill", "data_wait_share")  # logged from 0 to 1
+NOT_NOISY = (*RAMPS, "learning_rate", "temperature", "teacher_gap", "queue_fill")
 NO_CURVE = ("broken_records",)
 WORDS = {"i2t": "image to text", "t2i": "text to image", "mlm": "MLM", "no_match": "no match"}
 FOILS = {

@@ -70,13 +70,13 @@ class Pretraining(Task):
     Attributes:
         terms: which terms there are, and their constants.
         teacher_parts: names of the top-level parameter groups that the teacher keeps an average of.
-        soft_target_ramp_steps: steps over which the teacher's share of the target grows from 0.
+        epoch_steps: steps of an epoch, in which the configuration gives its ramps.
         tokens: special token ids.
     """
 
     terms: LossConfig
     teacher_parts: tuple[str, ...]
-    soft_target_ramp_steps: int
+    epoch_steps: int
     tokens: SpecialTokens
 
     def init(self, params: Params) -> PretrainingMemory:
@@ -103,7 +103,7 @@ class Pretraining(Task):
         mesh: Mesh,
         probe: FeatureProbe | None = None,
     ) -> LossResult:
-        """total = (tgd or gcpr) + fgr + fgd + mlm, each with weight 1 (article)."""
+        """total = (tgd or gcpr) + fgr + fgd + mlm, each with weight 1 (article); fgd only after its ramp."""
         forward = student_forward(self.model, params, mesh, key, step, probe)
         masked = self.masked(batch, stream(key, "mask", step))
         student = self._student(forward, batch, masked)
@@ -124,9 +124,10 @@ class Pretraining(Task):
         if self.terms.fgr:
             wanted = masked.position if self.terms.mlm_reads_ranking else masked.position[:, :0]
             draw, weights = stream(key, "hard_negative", step), self.terms.match_class_weights
-            ranked = ranking(forward, student, batch, found, draw, mesh, weights, wanted)
+            hardness = self._ramp(step, self.terms.hard_negative_ramp_epochs)
+            ranked = ranking(forward, student, batch, found.softened(hardness), draw, mesh, weights, wanted)
             terms["fgr"], masked_tokens = ranked.loss, ranked.positive_tokens
-            metrics |= ranked.metrics
+            metrics |= ranked.metrics | {"negative_hardness": hardness}
         if self.terms.mlm:
             if masked_tokens is None or not self.terms.mlm_reads_ranking:
                 rows = (masked_text.tokens, batch.attention_mask, student.image.tokens)
@@ -136,7 +137,10 @@ class Pretraining(Task):
             metrics["mlm_accuracy"] = share_of(best_column(logits) == masked.label, masked.masked)
         feature_mean = None
         if memory.feature_mean is not None and teacher is not None:
-            terms["fgd"], feature_mean = self._feature_guided(masked_text, teacher, memory.feature_mean, step)
+            distilled, feature_mean = self._feature_guided(masked_text, teacher, memory.feature_mean, step)
+            weight = self._ramp(step, self.terms.fgd_ramp_epochs)
+            terms["fgd"] = weight * distilled
+            metrics["fgd_weight"] = weight
         return LossResult(terms, metrics, Carry(jax.lax.stop_gradient(teacher), feature_mean))
 
     def after(
@@ -167,8 +171,12 @@ class Pretraining(Task):
     @checked
     def soft_target_share(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
         """alpha of the step: reached linearly over the ramp (our decision)."""
-        ramp = jnp.minimum(1.0, step / max(1, self.soft_target_ramp_steps))
-        return jnp.float32(self.terms.soft_target_share) * (ramp if self.soft_target_ramp_steps else 1.0)
+        return jnp.float32(self.terms.soft_target_share) * self._ramp(step, self.terms.soft_target_ramp_epochs)
+
+    def _ramp(self, step: jax.Array | int, epochs: float) -> jax.Array:
+        """Float32 scalar that grows linearly from 0 to 1 over so many epochs; 1 at once if there are none."""
+        steps = round(epochs * self.epoch_steps)
+        return jnp.minimum(1.0, step / steps) if steps else jnp.float32(1)
 
     def _student(self, forward: Forward, batch: Batch, masked: MaskedText) -> Towers:
         """One image forward and one text forward; with enhanced training the text is the masked one (article)."""
@@ -273,7 +281,7 @@ def pretraining(config: Config, tokens: SpecialTokens, epoch_steps: int, text_id
         reads_text_ids=terms.text_ids,
         terms=terms,
         teacher_parts=teacher_parts(terms, image_tower_is_trained=not config.model.freeze_image_tower),
-        soft_target_ramp_steps=round(terms.soft_target_ramp_epochs * epoch_steps),
+        epoch_steps=epoch_steps,
         tokens=tokens,
     )
 

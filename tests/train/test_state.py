@@ -89,8 +89,7 @@ def test_the_seed_decides(plan: StepPlan) -> None:
 def test_ramp_of_the_soft_targets() -> None:
     config = small_config({"loss": {"soft_target_ramp_epochs": 1.5}})
     ramped = build_task(config, epoch_steps=7)
-    assert ramped.soft_target_ramp_steps == round(1.5 * 7)
-    shares = [float(ramped.soft_target_share(step)) for step in (0, 5, 10, 20)]
+    shares = [float(ramped.soft_target_share(step)) for step in (0, 5, 10, 20)]  # 1.5 epochs are 10 steps
     assert shares == pytest.approx([0, 0.2, 0.4, 0.4])
 
 

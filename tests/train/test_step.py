@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("forget_cases")
 
 ALWAYS = {"loss", "i2t_accuracy", "t2i_accuracy", "temperature", "gradient_norm", "learning_rate", "teacher_gap"}
 TGD, GCPR = {"tgd", "queue_fill", "soft_target_share"}, {"gcpr"}
-FGR, MLM, FGD = {"fgr", "match_accuracy", "no_match_accuracy"}, {"mlm", "mlm_accuracy"}, {"fgd"}
+FGR, MLM, FGD = {"fgr", "match_accuracy", "no_match_accuracy", "negative_hardness"}, {"mlm", "mlm_accuracy"}, {"fgd", "fgd_weight"}
 METRICS = {
     "full": ALWAYS | TGD | FGR | MLM | FGD,
     "without_et": ALWAYS | TGD | FGR | MLM | FGD,
@@ -186,7 +186,9 @@ def test_feature_guided_distillation_and_its_mean(full: Case) -> None:
     mean = oracles.feature_mean(np.array(state.memory.feature_mean), np.array(teacher), 3, 0.9)
     np.testing.assert_allclose(full.after.memory.feature_mean, mean, rtol=2e-6, atol=2e-6)
     # The loss is centred on the mean that has followed this batch already.
-    np.testing.assert_allclose(full.metrics["fgd"], oracles.fgd(student, teacher, mean, 2.0, 2.0), **CLOSE)
+    expected = 3 / 4 * oracles.fgd(student, teacher, mean, 4.0, 4.0)  # step 3 of a ramp over 4 steps
+    np.testing.assert_allclose(full.metrics["fgd"], expected, **CLOSE)
+    assert float(full.metrics["fgd_weight"]) == 0.75
 
 
 def test_queue_after_the_step(full: Case) -> None:
@@ -232,7 +234,7 @@ def test_without_enhanced_training_pre_ranking_reads_the_clean_text() -> None:
     # FGD reads the masked text all the same.
     masked = oracles.normed_feature(towers(this.before.params, this.batch, masked_ids(this.batch, 3))[1].feature)
     complete = oracles.normed_feature(teacher[1].feature)
-    expected = oracles.fgd(masked, complete, np.array(this.after.memory.feature_mean), 2.0, 2.0)
+    expected = 3 / 4 * oracles.fgd(masked, complete, np.array(this.after.memory.feature_mean), 4.0, 4.0)
     np.testing.assert_allclose(this.metrics["fgd"], expected, **CLOSE)
 
 
@@ -297,8 +299,11 @@ def test_learns_a_batch_by_heart(full: Case) -> None:
 
 
 def test_feature_guided_distillation_of_projected_features(full: Case) -> None:
-    """The form and the temperatures that were the default once."""
-    terms = {"fgd_features": "projected", "fgd_student_temperature": 0.1, "fgd_teacher_temperature": 0.04}
+    """The form, the temperatures and the weight that were the default once."""
+    terms = {
+        "fgd_features": "projected", "fgd_ramp_epochs": 0.0, "fgd_student_temperature": 0.1,
+        "fgd_teacher_temperature": 0.04,
+    }  # fmt: skip
     plan = small_plan(small_config({"loss": terms}))
     state, batch = full.before, full.batch
     metrics = compiled_step(plan)(jax.tree.map(jnp.copy, state), batch, KEY)[1]

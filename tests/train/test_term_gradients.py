@@ -71,7 +71,8 @@ class Weighed:
             return gcpr(unit_norm(image), unit_norm(text), positive, state.params["temperature"])
 
         def distil(text: jax.Array) -> jax.Array:
-            return fgd(distilled_feature(text, task.terms.fgd_features), target, mean, *temperatures)
+            distilled = fgd(distilled_feature(text, task.terms.fgd_features), target, mean, *temperatures)
+            return 3 / 4 * distilled  # step 3 of a ramp over 4 steps
 
         return *jax.grad(contrast, argnums=(0, 1))(image, text), jax.grad(distil)(text)
 
