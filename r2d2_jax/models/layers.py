@@ -32,9 +32,21 @@ def erf_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def product_of_rows(rows: jax.Array, kernel: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
+    """`jax.lax.dot_general` of [... i] and [i o], as one product of two matrices.
+
+    On CPUs XLA computes the kernel's gradient of a product with several row axes at half the speed.
+    """
+    assert dimensions == (((rows.ndim - 1,), (0,)), ((), ())), dimensions
+    product = jax.lax.dot_general(rows.reshape(-1, rows.shape[-1]), kernel, (((1,), (0,)), ((), ())), **how)
+    return product.reshape(*rows.shape[:-1], kernel.shape[1])
+
+
 def dense(features: int, dtype: Any, name: str | None = None, use_bias: bool = True) -> nn.Dense:
     """A Dense layer with float32 parameters that computes in `dtype`."""
-    return nn.Dense(features, dtype=dtype, kernel_init=KERNEL_INIT, name=name, use_bias=use_bias)
+    return nn.Dense(
+        features, dtype=dtype, kernel_init=KERNEL_INIT, name=name, use_bias=use_bias, dot_general=product_of_rows
+    )
 
 
 class LayerNorm(nn.Module):
