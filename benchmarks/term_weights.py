@@ -4,8 +4,9 @@
     python benchmarks/term_weights.py --config=vitb_2m --data=data/zero_2m --config.loss.fgd_features=unit
 
 One batch of random pairs, or of a prepared dataset, in float32 and before any step: the queue is empty, the targets are
-hard; but feature-guided distillation has the weight that it gets at the end of its ramp. The share of a term is its norm over the sum of its own and that of all other terms together. Fails, with exit
-status 1, where feature-guided distillation holds more than half of the text tower's gradient.
+hard; but feature-guided distillation has the weight that it gets at the end of its ramp. The share of a term is its
+norm over the sum of its own and that of all other terms together. Fails, with exit status 1, where feature-guided
+distillation holds more than half of the text tower's gradient.
 
 The configured initial weights are read if they are at hand. If not, that is said, and the towers imitate them by
 random ones of the same spread: BERT's kernels and embeddings of deviation 0.02, and CLIP's of its widths and depth, as
@@ -79,7 +80,7 @@ def _work(arguments: Sequence[str]) -> int:
 
 
 def fewer_layers(named: ConfigDict, layers: int, pairs: int) -> ConfigDict:
-    """The configuration in float32 on a small batch, without FgD's ramp, with no more layers than that; 0 leaves them."""
+    """In float32, on a small batch, without FgD's ramp, with no more layers than that; 0 leaves them."""
     named = named.copy_and_resolve_references()
     named.model.update(dtype="float32", remat=False, unroll=False)
     for part in ("image", "text", "cross"):

@@ -72,6 +72,19 @@ def article_losses() -> ConfigDict:
     )
 
 
+def from_scratch(batch_size: int) -> dict[str, Any]:
+    """What `article_losses` becomes for photographs where nothing is trained before; all values [O]."""
+    return dict(
+        # Embeddings move fast from scratch. Against a long queue of old ones the loss falls by moving on, not by
+        # matching.
+        queue_length=batch_size,
+        teacher_momentum=0.98,  # a slow teacher holds the student back,
+        soft_target_ramp_epochs=20.0,  # and has nothing to teach for a while
+        fgd_ramp_epochs=20.0,
+        hard_negative_ramp_epochs=40.0,  # hard ones at once leave the cross encoders guessing
+    )
+
+
 def clip_and_roberta(image: str) -> ConfigDict:
     """Initial weights: CLIP's image tower, frozen [C, M], and RoBERTa-wwm-ext [A]; the rest starts random [O].
 

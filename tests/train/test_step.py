@@ -32,7 +32,11 @@ pytestmark = pytest.mark.usefixtures("forget_cases")
 
 ALWAYS = {"loss", "i2t_accuracy", "t2i_accuracy", "temperature", "gradient_norm", "learning_rate", "teacher_gap"}
 TGD, GCPR = {"tgd", "queue_fill", "soft_target_share"}, {"gcpr"}
-FGR, MLM, FGD = {"fgr", "match_accuracy", "no_match_accuracy", "negative_hardness"}, {"mlm", "mlm_accuracy"}, {"fgd", "fgd_weight"}
+FGR, MLM, FGD = (
+    {"fgr", "match_accuracy", "no_match_accuracy", "negative_hardness"},
+    {"mlm", "mlm_accuracy"},
+    {"fgd", "fgd_weight"},
+)
 METRICS = {
     "full": ALWAYS | TGD | FGR | MLM | FGD,
     "without_et": ALWAYS | TGD | FGR | MLM | FGD,
