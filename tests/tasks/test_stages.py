@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from small_model import BATCH_SIZE, random_state, small_batch, small_config, small_plan
 
+from r2d2_jax.losses.matching import sample_negatives
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.sharding import apply_by_rows
 from r2d2_jax.tasks.stages import (
@@ -67,6 +69,19 @@ def test_each_pair_stands_beside_its_negatives(towers: Towers) -> None:
         for part, wanted in zip(separated(getattr(triples, name)), parts, strict=True):
             np.testing.assert_array_equal(part, wanted, err_msg=name)
     assert triples.has_negative.all()
+
+
+@pytest.mark.parametrize("hardness", [0.0, 0.5, 1.0])
+def test_softened_similarities_give_the_draw_of_a_higher_temperature(hardness: float) -> None:
+    logits = 3 * np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32)
+    positive, draws = np.eye(4, dtype=bool), 4000
+    found = Similarities(jnp.asarray(logits[0]), jnp.asarray(logits[1]), jnp.asarray(positive)).softened(hardness)
+    many = jax.jit(jax.vmap(sample_negatives, in_axes=(0, None, None)))
+    for drawn_from, before in zip((found.i2t, found.t2i), logits, strict=True):
+        columns, _ = many(jax.random.split(jax.random.key(0), draws), drawn_from, found.positive)
+        share = np.stack([(np.asarray(columns) == column).mean(axis=0) for column in range(4)], axis=1)
+        expected = oracles.negative_weights(hardness * before, positive)
+        np.testing.assert_allclose(share, expected, atol=4 * (0.25 / draws) ** 0.5)  # four standard errors
 
 
 def test_positive_tokens_are_those_of_the_matching_pairs_alone(params: Any, towers: Towers) -> None:

@@ -1,5 +1,6 @@
 """One step of every variant: its metrics, what it may and may not change, oracles, and odd batches."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ from r2d2_jax.arrays import Batch
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
+from r2d2_jax.sharding import apply_by_rows
+from r2d2_jax.tasks.stages import Towers, ranking, similarities
 from r2d2_jax.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("forget_cases")
@@ -193,6 +196,20 @@ def test_feature_guided_distillation_and_its_mean(full: Case) -> None:
     expected = 3 / 4 * oracles.fgd(student, teacher, mean, 4.0, 4.0)  # step 3 of a ramp over 4 steps
     np.testing.assert_allclose(full.metrics["fgd"], expected, **CLOSE)
     assert float(full.metrics["fgd_weight"]) == 0.75
+
+
+def test_negatives_are_drawn_as_hard_as_the_ramp_has_come(full: Case) -> None:
+    """At step 3 of a ramp over 8 steps, of three eighths of the similarity logits."""
+    this = Case("full", {"loss": {"hard_negative_ramp_epochs": 2.0}})
+    assert (float(full.metrics["negative_hardness"]), float(this.metrics["negative_hardness"])) == (1, 0.375)
+    task, mesh, state, batch = this.plan.task, this.plan.mesh, this.before, this.batch
+    seen = Towers(*towers(state.params, batch, masked_ids(batch, 3)))
+    found = similarities(seen, batch, jnp.float32(0.07), mesh).softened(jnp.float32(0.375))
+    forward = partial(apply_by_rows, task.model, state.params, mesh)
+    draw, nowhere = stream(KEY, "hard_negative", 3), batch.input_ids[:, :0]
+    expected = ranking(forward, seen, batch, found, draw, mesh, (1.0, 2.0), nowhere).loss
+    np.testing.assert_allclose(this.metrics["fgr"], expected, **CLOSE)
+    assert abs(float(full.metrics["fgr"]) - float(expected)) > 1e-4
 
 
 def test_queue_after_the_step(full: Case) -> None:
