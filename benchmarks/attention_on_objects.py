@@ -6,7 +6,7 @@
 Both objects of each scene are looked for by their words in the scene's first caption (大红圆). Printed is the share of
 the map inside of the object, divided by the object's share of the picture: 1 is what a map that knows nothing has, and
 about 4.5 what a map of how much of each of 4 x 4 patches the object covers has. With --pictures the first scenes with a
-red circle are drawn, too, by the default reading.
+red circle are drawn, too, by the default reading and by occlusion.
 """
 
 import argparse
@@ -49,13 +49,18 @@ def main() -> None:
     found = targets(model.config.image.image_size, asked.scenes)
     print(f"{'reading':18s} layer   mean    10 %    50 %    90 %  at least {ENOUGH:g}  nothing")
     for reading in Reading:
-        last = model.config.cross.layers - (reading is Reading.GRADIENT_WEIGHTED)
-        for layer in range(1, last + 1):
+        for layer in layers_of(model, reading):
             line = summary(ratios(model, found, reading, layer))
-            print(f"{reading.name.lower():18s} {layer:5d} {line}", flush=True)
+            print(f"{reading.name.lower():18s} {layer or '-':>5} {line}", flush=True)
     if asked.pictures:
         for number, path in enumerate(draw(model, found, asked.pictures)):
             print(number + 1, path)
+
+
+def layers_of(model: Ranker, reading: Reading) -> Sequence[int | None]:
+    """The layers that a reading has; None where it asks the whole model."""
+    last = model.config.cross.layers - (reading is Reading.GRADIENT_WEIGHTED)
+    return [None] if reading is Reading.OCCLUSION else range(1, last + 1)
 
 
 def targets(image_size: int, scenes: int) -> list[Target]:
@@ -93,12 +98,13 @@ def draw(model: Ranker, found: Sequence[Target], folder: Path) -> list[Path]:
     red = [pair for pair in pairs if any("红圆" in each.entity.text for each in pair)][:PICTURES]
     paths = []
     for number, pair in enumerate(red):
-        maps = attention_maps(model, pair[0].picture, [pair[0].text] * 2, [each.entity for each in pair])
-        heat = [on_picture(each.patches, *pair[0].mask.shape) for each in maps]
-        titles = [
-            f"{each.entity.text} ({attention_share(warm, each.mask).ratio:.1f})"
-            for each, warm in zip(pair, heat, strict=True)
-        ]
+        heat, titles = [], []
+        for reading in (Reading.RELATIVE, Reading.OCCLUSION):
+            asked = pair[0].picture, [pair[0].text] * 2, [each.entity for each in pair]
+            for target, found_map in zip(pair, attention_maps(model, *asked, reading), strict=True):
+                heat.append(on_picture(found_map.patches, *target.mask.shape))
+                ratio = attention_share(heat[-1], target.mask).ratio
+                titles.append(f"{target.entity.text} {ratio:.1f}\n{reading.name.lower()}")
         path = folder / f"red_circle_{number + 1}.png"
         paths.append(draw_heat_maps(pair[0].picture, heat, titles, pair[0].text, path))
     return paths

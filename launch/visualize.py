@@ -46,6 +46,11 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     reading.add_argument(
         "--gradient_weighted", action="store_true", help="Attention times its gradient of the match, as in Grad-CAM."
     )
+    reading.add_argument(
+        "--occlusion",
+        action="store_true",
+        help="No attention: how much less probable the words are once a patch is covered. One forward for each patch.",
+    )
     parser.add_argument("--vocabulary", help="The model's vocab.txt, where it came without one.")
     parser.add_argument("--weights", default="student", choices=["student", "teacher"], help="Which weights of a run.")
     return parser.parse_args(arguments)
@@ -63,8 +68,12 @@ def _work(arguments: Sequence[str]) -> None:
     picture = _picture(asked.image)
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     heat = [on_picture(each.patches, picture.height, picture.width) for each in found]
-    titles = [f"{each.entity.text}\nCLS {100 * each.cls_share:.0f} %" for each in found]
+    titles = [_title(each) for each in found]
     print(draw_heat_maps(np.asarray(picture), heat, titles, asked.text, output))
+
+
+def _title(found: AttentionMap) -> str:
+    return found.entity.text + ("" if found.cls_share is None else f"\nCLS {100 * found.cls_share:.0f} %")
 
 
 def _output(asked: argparse.Namespace) -> Path:
@@ -89,6 +98,8 @@ def _maps(asked: argparse.Namespace) -> list[AttentionMap]:
 
 
 def _reading(asked: argparse.Namespace) -> Reading:
+    if asked.occlusion:
+        return Reading.OCCLUSION
     if asked.gradient_weighted:
         return Reading.GRADIENT_WEIGHTED
     return Reading.PLAIN if asked.plain else Reading.RELATIVE

@@ -202,6 +202,11 @@ class Encoder:
         results = jax.device_get(self._compiled.attention(params, *self._gathered(pairs)))
         return results[0][: len(pairs.pairs)], results[1][: len(pairs.pairs)]
 
+    def token_log_probabilities(self, params: Params, pairs: PairBatch, ids: np.ndarray) -> np.ndarray:
+        """Log-probability float32 [p l] that masked-language modelling gives the ids int32 [p l], for one batch."""
+        found = self._compiled.token_log_probabilities(params, *self._gathered(pairs), self._placed(ids))
+        return jax.device_get(found)[: len(ids)]
+
     def forward_bytes(self, params: Params, image_shape: tuple[int, ...], text_length: int) -> int:
         """Bytes that the largest forward of a full batch takes on a device beside parameters and kept tokens.
 

@@ -27,6 +27,7 @@ class CompiledForwards:
     embed_image, embed_text: (params, rows...) -> (feature, embed). encode_image, encode_text: -> `Encoded`.
     match: (params, text tokens, mask, image tokens) -> match probability [b]. cross: the same -> hidden states.
     attention: the same -> what text tokens read of the image, see `text_image_attention`.
+    token_log_probabilities: (params, text tokens, mask, image tokens, ids) -> those of each id at its place, [b l].
     take: (tokens [slots n d], slot [b]) -> [b n d]. write: (buffer, tokens, slot) -> buffer. zeros: (shape,
     dtype) -> an empty buffer. replicate: tokens -> the same on every device.
     """
@@ -38,6 +39,7 @@ class CompiledForwards:
     match: Any
     cross: Any
     attention: Any
+    token_log_probabilities: Any
     take: Any
     write: Any
     zeros: Any
@@ -72,6 +74,17 @@ def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
             params, "cross_image_text", text, mask, image
         )
 
+    @checked
+    def token_log_probabilities(
+        params: Params,
+        text: Float[Array, "b l d"],
+        mask: Bool[Array, "b l"],
+        image: Float[Array, "b n image_d"],
+        ids: Int[Array, "b l"],
+    ) -> Float[Array, "b l"]:
+        logits = apply(params, "masked_lm_logits", apply(params, "cross_text_image", text, mask, image))
+        return jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), ids[..., None], axis=-1)[..., 0]
+
     embeddings = lambda encoded: (encoded.feature, encoded.embed)  # noqa: E731
     rows, whole = batch_sharding(mesh), replicated(mesh)
     jitted = partial(jax.jit, out_shardings=whole)
@@ -84,6 +97,7 @@ def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
         match=jitted(match),
         cross=jitted(cross),
         attention=jitted(partial(text_image_attention, model, mesh=mesh)),
+        token_log_probabilities=jitted(token_log_probabilities),
         take=jax.jit(partial(take_rows, mesh=mesh)),
         write=jax.jit(partial(write_rows, mesh=mesh), donate_argnums=0),
         zeros=jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=rows),

@@ -200,6 +200,32 @@ class Ranker:
         weights, gradient = map(np.concatenate, zip(*found, strict=True))
         return weights, gradient
 
+    def token_log_probabilities(
+        self, images: Images, input_ids: np.ndarray, attention_mask: np.ndarray, ids: np.ndarray
+    ) -> np.ndarray:
+        """How probable masked-language modelling finds tokens, given images and texts, pair by pair as in `match`.
+
+        Args:
+            images: see `encode_image`.
+            input_ids, attention_mask: [b l] or [1 l], what is read: the tokens in question masked.
+            ids: int32 [b l], what is asked about at each place, one row for each pair.
+
+        Returns:
+            Log-probabilities [b l].
+
+        Raises:
+            UserError: as in `match` and `token_ids`, or the model has no head for masked-language modelling.
+        """
+        if not self._model.module.masked_lm:
+            raise UserError("the model has no masked-language-model head: it was trained or saved without one")
+        pairs = self._pairs(images, *self.token_ids(input_ids, attention_mask)) or ()
+        ranges = self._encoder.ranges(len(ids))
+        found = [
+            self._encoder.token_log_probabilities(self._params, batch, ids[rows])
+            for batch, rows in zip(pairs, ranges, strict=True)
+        ]
+        return np.concatenate(found) if found else np.zeros(ids.shape, np.float32)
+
     def score_all(self, images: Images, texts: Texts) -> PairScores:
         """Scores every image with every text.
 

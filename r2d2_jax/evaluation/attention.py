@@ -1,13 +1,13 @@
 """What the text-image cross encoder looks at in a picture for a word of its caption."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from r2d2_jax.arrays import Bool, Float, checked
+from r2d2_jax.arrays import Bool, Float, Int, UInt8, checked
 from r2d2_jax.data.text.entities import Entity
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError
@@ -25,11 +25,15 @@ class Reading(enum.Enum):
     PLAIN: the whole text, and the attention of the words as it is.
     GRADIENT_WEIGHTED: the whole text, and attention times the positive part of its derivative of the match log-odds
         (Grad-CAM, as ALBEF's published code draws it).
+    OCCLUSION: no attention, but what the whole model depends on: the words are masked, patch after patch is covered
+        with the picture's mean colour, and the map is by how much that lowers the log-probability of the words (Zeiler
+        and Fergus, arXiv 1311.2901, for words in place of classes).
     """
 
     RELATIVE = enum.auto()
     PLAIN = enum.auto()
     GRADIENT_WEIGHTED = enum.auto()
+    OCCLUSION = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,13 @@ class AttentionMap:
     """Where the model looks for a part of a text.
 
     entity: the part. patches: float32 [rows columns], shares of the map that sum to one; all zero where the reading
-    leaves nothing. cls_share: the share of the words' attention that goes to CLS of the image, which has no place.
+    leaves nothing. cls_share: the share of the words' attention that goes to CLS of the image, which has no place; None
+    where no attention is read.
     """
 
     entity: Entity
     patches: np.ndarray
-    cls_share: float
+    cls_share: float | None
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,22 @@ def attention_maps(
         layer: of the cross encoder, from 1; None takes the `default_layer`.
 
     Raises:
-        UserError: the model has no cross encoders or no such layer, an image cannot be read, or a part of a text has no
-            token of its own.
+        UserError: the model has no cross encoders, no such layer or no head that the reading needs, an image cannot be
+            read, or a part of a text has no token of its own.
     """
     model.check_matches()
     layer = _checked_layer(model.config.cross.layers, reading, layer)
     tokenizer = model.tokenizer
     input_ids, mask = tokenizer(texts)
     places = np.array([token_places(tokenizer, text, entity) for text, entity in zip(texts, entities, strict=True)])
+    masked_ids = np.where(places, tokenizer.mask_id, input_ids)
+    if reading is Reading.OCCLUSION:
+        pixels = model.pixels(images)
+        pixels = np.broadcast_to(pixels, (len(entities), *pixels.shape[1:]))
+        asked = zip(pixels, input_ids, masked_ids, mask, places, strict=True)
+        return [AttentionMap(entity, occlusion(model, *row), None) for entity, row in zip(entities, asked, strict=True)]
     if reading is Reading.RELATIVE:
-        input_ids = np.where(places, tokenizer.mask_id, input_ids)
+        input_ids = masked_ids
     weights, gradient = model.attention(images, input_ids, mask)
     rows = zip(weights[:, layer - 1], gradient[:, layer - 1], places, mask, entities, strict=True)
     return [_map(*row, reading) for row in rows]
@@ -98,6 +109,8 @@ def default_layer(layers: int, reading: Reading) -> int:
 
 
 def _checked_layer(layers: int, reading: Reading, layer: int | None) -> int:
+    if reading is Reading.OCCLUSION and layer is not None:
+        raise UserError(f"layer is {layer}, but occlusion asks the whole model; leave the layer out")
     layer = default_layer(layers, reading) if layer is None else layer
     if not 1 <= layer <= layers:
         raise UserError(f"layer is {layer}; the model's cross encoder has layers 1 to {layers}")
@@ -143,8 +156,13 @@ def _map(
         patches = relative_attention(attention[places, 1:], attention[mask & ~places, 1:])
     else:
         patches = attention[places, 1:].mean(axis=0)
+    return AttentionMap(entity, _shares(patches), cls_share)
+
+
+def _shares(patches: np.ndarray) -> np.ndarray:
+    """[n] values of patches as the map [rows columns] that sums to one, if they are not all zero."""
     side = round(len(patches) ** 0.5)
-    return AttentionMap(entity, (patches / max(patches.sum(), TINY)).reshape(side, side).astype(np.float32), cls_share)
+    return (patches / max(patches.sum(), TINY)).reshape(side, side).astype(np.float32)
 
 
 @checked
@@ -162,6 +180,32 @@ def relative_attention(
     """
     a, b = own.mean(axis=0) + TINY, others.mean(axis=0) + TINY
     return np.maximum(0, a * np.log(a / b))
+
+
+@checked
+def occlusion(
+    model: Ranker,
+    pixels: UInt8[np.ndarray, "h w 3"],
+    input_ids: Int[np.ndarray, " l"],
+    masked_ids: Int[np.ndarray, " l"],
+    mask: Bool[np.ndarray, " l"],
+    places: Bool[np.ndarray, " l"],
+) -> Float[np.ndarray, "rows columns"]:
+    """The map of one entity: max(0, log p(words | picture) - log p(words | picture with the patch covered))."""
+    pictures = [pixels, *covered(pixels, model.config.image.patch_size)]
+    ids = np.tile(input_ids, (len(pictures), 1))
+    found = model.token_log_probabilities(pictures, masked_ids[None], mask[None], ids)[:, places].sum(axis=1)
+    return _shares(np.maximum(0, found[0] - found[1:]))
+
+
+def covered(pixels: np.ndarray, side: int) -> Iterator[np.ndarray]:
+    """The picture [h w 3] with each of its square patches, row by row, covered by the picture's mean colour."""
+    colour = pixels.mean(axis=(0, 1)).round().astype(np.uint8)
+    for row in range(0, pixels.shape[0], side):
+        for column in range(0, pixels.shape[1], side):
+            picture = pixels.copy()
+            picture[row : row + side, column : column + side] = colour
+            yield picture
 
 
 @checked

@@ -1,6 +1,7 @@
-"""Fonts that have the characters of labels: Matplotlib's own has none that are Chinese."""
+"""Fonts that have the characters of labels: Matplotlib's own has none that are Chinese, and a package brings one."""
 
 import functools
+import importlib.metadata
 import logging
 from collections.abc import Iterable
 
@@ -12,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 LATIN = "DejaVu Sans"  # comes with Matplotlib
 LAST_RESORT = "Last Resort"  # comes with Matplotlib, too, and has a box for every character that there is
+# Noto Sans SC, which this package brings along; of its code nothing is imported.
+PACKAGE, FILE = "zhplot", "zhplot/fonts/NotoSansSC-Regular.ttf"
 # Preferred for Chinese, where they are installed; after them any other font that has the characters.
 CHINESE = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans CJK JP"),
@@ -44,8 +47,7 @@ def _say_once(missing: frozenset[str]) -> None:
     """Of several pictures with the same labels, only the first says what it lacks."""
     shown = " ".join(sorted(missing)[:FIRST_NAMES]) + (" ..." if len(missing) > FIRST_NAMES else "")
     logger.warning(
-        "no installed font has %s: boxes stand for them in the pictures; install one, such as Debian's fonts-noto-cjk, "
-        "and draw again",
+        "no installed font has %s: boxes stand for them in the pictures; install one that does, and draw again",
         shown,
     )
 
@@ -58,8 +60,19 @@ def lacking(characters: frozenset[str], family: str) -> frozenset[str]:
 
 def _candidates() -> list[str]:
     """Installed families, those for Chinese first."""
+    _add_packaged()
     installed = {font.name for font in fontManager.ttflist if not font.name.startswith(LAST_RESORT)}
     return [*(name for name in CHINESE if name in installed), *sorted(installed.difference(CHINESE, {LATIN}))]
+
+
+@functools.cache
+def _add_packaged() -> None:
+    """Makes the font of `PACKAGE` known to Matplotlib."""
+    try:
+        path = importlib.metadata.distribution(PACKAGE).locate_file(FILE)
+        fontManager.addfont(str(path))
+    except (importlib.metadata.PackageNotFoundError, OSError, RuntimeError):
+        logger.debug("%s brings no font", PACKAGE, exc_info=True)
 
 
 @functools.lru_cache(maxsize=64)

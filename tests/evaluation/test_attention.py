@@ -1,6 +1,7 @@
 """What the cross encoder reads for a word: against sown weights, numerical derivatives, and maps by hand."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from r2d2_jax.evaluation.attention import (
 )
 from r2d2_jax.inference import Ranker
 from r2d2_jax.models.layers import ATTENTION, ATTENTION_CHANGE
-from r2d2_jax.models.r2d2 import normalise_images
+from r2d2_jax.models.r2d2 import R2D2, init_params, normalise_images
 
 TEXT = "大红圆小蓝"
 ENTITY = entity_in(TEXT, "红圆")
@@ -32,6 +33,14 @@ PLACES = [False, False, True, True, False, False, False]
 @pytest.fixture(scope="module")
 def model() -> Ranker:
     return Ranker(random_model(tokens=VOCABULARY), batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def spelling() -> Ranker:
+    """With the head of masked words."""
+    plain = random_model(tokens=VOCABULARY)
+    head = init_params(R2D2(plain.config), jax.random.key(0))["masked_lm_head"]
+    return Ranker(replace(plain, params={**plain.params, "masked_lm_head": head}), batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +177,44 @@ def test_layers(model: Ranker, images: np.ndarray) -> None:
             attention_maps(model, images[0], [TEXT], [ENTITY], layer=layer)
     with pytest.raises(UserError, match="layer 2 is the last one, of which the match reads CLS alone"):
         attention_maps(model, images[0], [TEXT], [ENTITY], Reading.GRADIENT_WEIGHTED, 2)
+
+
+def test_occlusion_is_the_fall_of_the_words_log_probability(spelling: Ranker, images: np.ndarray) -> None:
+    """Patch by patch against the module itself; the words are masked, and what counts is what stood there."""
+    found = attention_maps(spelling, images[:2], [TEXT] * 2, [ENTITY] * 2, Reading.OCCLUSION)
+    module, known = spelling._model.module, {"params": jax.tree.map(jnp.array, spelling._model.params)}
+    ids, mask = spelling.tokenizer([TEXT])
+    read = jnp.array(np.where(PLACES, spelling.tokenizer.mask_id, ids))
+    text = module.apply(known, read, jnp.array(mask), method="encode_text").tokens
+
+    def log_probability(pixels: np.ndarray) -> float:
+        image = module.apply(known, normalise_images(jnp.array(pixels[None])), method="encode_image").tokens
+        tokens = module.apply(known, text, jnp.array(mask), image, method="cross_text_image")
+        logits = jax.nn.log_softmax(module.apply(known, tokens, method="masked_lm_logits"))[0]
+        return sum(float(logits[place, ids[0, place]]) for place in np.flatnonzero(PLACES))
+
+    side = spelling.config.image.patch_size
+    for pixels, each in zip(images, found, strict=False):
+        fall = np.zeros_like(each.patches)
+        for row, column in np.ndindex(*fall.shape):
+            hidden = pixels.copy()
+            hidden[row * side :, column * side :][:side, :side] = np.round(pixels.mean(axis=(0, 1)))
+            fall[row, column] = max(0.0, log_probability(pixels) - log_probability(hidden))
+        assert fall.max() > 2 * fall.min()
+        np.testing.assert_allclose(each.patches, fall / fall.sum(), atol=1e-4)
+        assert each.cls_share is None
+
+
+def test_occlusion_has_no_layer_and_needs_the_head_of_masked_words(model: Ranker, images: np.ndarray) -> None:
+    with pytest.raises(UserError, match="layer is 1, but occlusion asks the whole model"):
+        attention_maps(model, images[0], [TEXT], [ENTITY], Reading.OCCLUSION, 1)
+    with pytest.raises(UserError, match="the model has no masked-language-model head"):
+        attention_maps(model, images[0], [TEXT], [ENTITY], Reading.OCCLUSION)
+
+
+def test_no_pair_has_no_log_probability(spelling: Ranker) -> None:
+    none = np.zeros((0, len(PLACES)), np.int32)
+    assert spelling.token_log_probabilities([], none, none.astype(bool), none).shape == none.shape
 
 
 def test_a_model_without_cross_encoders_has_no_attention(images: np.ndarray) -> None:

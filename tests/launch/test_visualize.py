@@ -87,6 +87,8 @@ def test_a_large_picture_is_drawn_smaller(folder: Path, panels: list[tuple]) -> 
         (["--output="], {}, "--output is ''; expected a local PNG file"),
         (["--entity=圆"], {"text": "红红红红红红圆"}, "is not among the 7 tokens that the model reads of the text"),
         (["--plain", "--gradient_weighted"], {}, "not allowed with argument"),
+        (["--occlusion"], {}, "the model has no masked-language-model head"),
+        (["--occlusion", "--layer=1"], {}, "layer is 1, but occlusion asks the whole model; leave the layer out"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message(

@@ -36,7 +36,18 @@ def test_a_character_that_no_font_has_is_said_once(installed: dict[str, str], ca
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "no installed font has 鑫: boxes stand for them" in record.getMessage()
-    assert "fonts-noto-cjk" in record.getMessage()
+    assert "install one that does" in record.getMessage()
+
+
+def test_a_font_for_chinese_comes_along() -> None:
+    assert "Noto Sans SC" in fonts._candidates()
+    assert not lacking(frozenset("一只熊猫在吃竹子，龘"), "Noto Sans SC")
+    assert len(families_for(["一只熊猫在吃竹子"])) == 2  # and no warning
+
+
+def test_without_the_package_there_are_the_installed_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "PACKAGE", "there-is-no-such-package")
+    fonts._add_packaged.__wrapped__()
 
 
 def test_boxes_for_everything_are_no_font(monkeypatch: pytest.MonkeyPatch) -> None:
