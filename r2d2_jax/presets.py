@@ -61,7 +61,7 @@ def article_losses() -> ConfigDict:
             mask_share=0.15,  # [A]
             whole_word_masking=False,  # [A]: tokens
             match_class_weights=(1.0, 2.0),  # (no match, match) [C]
-            hard_negative_ramp_epochs=0.0,  # hard from the first step [A]
+            negative_hardness=1.0,  # drawn by similarity [A]
             teacher_momentum=0.995,  # [M]
             fgd_features="layer_norm",  # [O]
             fgd_teacher_temperature=4.0,  # [O]
@@ -81,7 +81,7 @@ def from_scratch(batch_size: int) -> dict[str, Any]:
         teacher_momentum=0.98,  # a slow teacher holds the student back,
         soft_target_ramp_epochs=20.0,  # and has nothing to teach for a while
         fgd_ramp_epochs=20.0,
-        hard_negative_ramp_epochs=40.0,  # hard ones at once leave the cross encoders guessing
+        negative_hardness=0.3,  # the hardest leave cross encoders guessing that know nothing yet
     )
 
 

@@ -53,7 +53,7 @@ FREE_KEYS = (
 BEFORE_THE_KEY: dict[str, Any] = {
     "loss.fgd_features": "projected",
     "loss.fgd_ramp_epochs": 0.0,
-    "loss.hard_negative_ramp_epochs": 0.0,
+    "loss.negative_hardness": 1.0,
     "loss.text_ids": False,
     "matching.loss": "cross_entropy",  # there was no matching
     "model.cross.dropout": 0.0,

@@ -30,7 +30,7 @@ NOT_NEGATIVE = (
     "optimizer__weight_decay",
     "optimizer__initial_learning_rate",
 )
-SHARES = ("soft_target_share", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
+SHARES = ("soft_target_share", "negative_hardness", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
 WHOLE = {"batch_size", "log_every", "keep_last"}
 
 
@@ -215,7 +215,6 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"loss__match_class_weights": (-1.0, 2.0)}, "loss.match_class_weights is -1.0; expected 0 or more"),
         ({"loss__soft_target_ramp_epochs": -1.0}, "loss.soft_target_ramp_epochs is -1.0; expected 0 or more"),
         ({"loss__fgd_ramp_epochs": -1.0}, "loss.fgd_ramp_epochs is -1.0; expected 0 or more"),
-        ({"loss__hard_negative_ramp_epochs": -0.5}, "loss.hard_negative_ramp_epochs is -0.5; expected 0 or more"),
         ({"model__image__heads": 5}, "model.image.width 24 is not a multiple of model.image.heads 5"),
         ({"model__text__heads": 0}, "model.text.heads is 0; expected a positive number"),
         ({"model__cross__heads": 3}, "model.cross.width 16 is not a multiple of model.cross.heads 3"),

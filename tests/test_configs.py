@@ -25,7 +25,7 @@ ARTICLE_LOSS = {
     "soft_target_ramp_epochs": 1.0, "queue_length": 36864, "queue_decay": 0.99, "mask_share": 0.15,
     "whole_word_masking": False, "match_class_weights": [1.0, 2.0], "teacher_momentum": 0.995,
     "fgd_features": "layer_norm", "fgd_teacher_temperature": 4.0, "fgd_student_temperature": 4.0,
-    "fgd_mean_momentum": 0.9, "fgd_ramp_epochs": 1.0, "hard_negative_ramp_epochs": 0.0, "text_ids": False,
+    "fgd_mean_momentum": 0.9, "fgd_ramp_epochs": 1.0, "negative_hardness": 1.0, "text_ids": False,
 }  # fmt: skip
 # name -> image tower, layers of the cross encoders, batch size, epochs, fsdp, data
 ARTICLE = {

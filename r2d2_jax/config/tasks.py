@@ -19,9 +19,8 @@ class LossConfig:
     whole_word_masking: mask all tokens of a word together, as the text tower's own pre-training did (Cui et al.,
         "Pre-Training with Whole Word Masking for Chinese BERT", arXiv 1906.08101), not single tokens (article).
     match_class_weights: weights of (no match, match) in FGR's cross-entropy.
-    hard_negative_ramp_epochs: FGR's negatives are drawn evenly at first, and by similarity as the article has it after
-        so many epochs, see `tasks.stages.Similarities.softened` (our decision, for models that start from scratch); 0
-        means by similarity from the first step.
+    negative_hardness: from 0, FGR's negatives are drawn evenly, to 1, by similarity (article); see
+        `tasks.stages.Similarities.softened`.
     fgd_features: what feature-guided distillation takes the softmax of, in whose units its temperatures are:
         "layer_norm", "unit" or "projected", see `losses.distillation.distilled_feature`.
     fgd_ramp_epochs: feature-guided distillation reaches its weight of 1 linearly over so many epochs, because a teacher
@@ -42,7 +41,7 @@ class LossConfig:
     mask_share: float = 0.15
     whole_word_masking: bool = False
     match_class_weights: tuple[float, float] = (1.0, 2.0)
-    hard_negative_ramp_epochs: float = 0.0
+    negative_hardness: float = 1.0
     teacher_momentum: float = 0.995
     fgd_features: str = "layer_norm"
     fgd_teacher_temperature: float = 4.0
@@ -75,7 +74,7 @@ def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -
         yield "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither"
     if loss.fgr and batch_size < 2:
         yield "loss.fgr needs a hard negative, so train.batch_size must be at least 2"
-    shares = ("soft_target_share", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
+    shares = ("soft_target_share", "negative_hardness", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
     yield from not_a_share((f"loss.{name}", getattr(loss, name)) for name in shares)
     if loss.fgd_features not in ("layer_norm", "unit", "projected"):
         yield f"loss.fgd_features is {loss.fgd_features!r}; expected 'layer_norm', 'unit' or 'projected'"
@@ -83,7 +82,7 @@ def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -
         yield f"loss.mask_share is {loss.mask_share}; expected a number between 0 and 1"
     temperatures = ("fgd_teacher_temperature", "fgd_student_temperature")
     yield from not_positive((f"loss.{name}", getattr(loss, name)) for name in temperatures)
-    ramps = ("soft_target_ramp_epochs", "fgd_ramp_epochs", "hard_negative_ramp_epochs")
+    ramps = ("soft_target_ramp_epochs", "fgd_ramp_epochs")
     yield from negative((f"loss.{name}", getattr(loss, name)) for name in ramps)
     yield from negative([("loss.match_class_weights", min(loss.match_class_weights))])
 

@@ -20,9 +20,8 @@ OPTIMISATION = {
     "queue_fill": "queue fill, %",
     "soft_target_share": "teacher's share of the target, %",
     "fgd_weight": "weight of FgD, %",
-    "negative_hardness": "hardness of the negatives, %",
 }
-RAMPS = ("soft_target_share", "fgd_weight", "negative_hardness")
+RAMPS = ("soft_target_share", "fgd_weight")
 SPEED = {"pairs_per_second": "pairs per second", "data_wait_share": "time spent waiting for data, %"}
 SHARES = (*RAMPS, "teacher_gap", "queue_fill", "data_wait_share")  # logged from 0 to 1
 NOT_NOISY = (*RAMPS, "learning_rate", "temperature", "teacher_gap", "queue_fill")

@@ -124,10 +124,10 @@ class Pretraining(Task):
         if self.terms.fgr:
             wanted = masked.position if self.terms.mlm_reads_ranking else masked.position[:, :0]
             draw, weights = stream(key, "hard_negative", step), self.terms.match_class_weights
-            hardness = self._ramp(step, self.terms.hard_negative_ramp_epochs)
-            ranked = ranking(forward, student, batch, found.softened(hardness), draw, mesh, weights, wanted)
+            drawn_from = found.softened(self.terms.negative_hardness)
+            ranked = ranking(forward, student, batch, drawn_from, draw, mesh, weights, wanted)
             terms["fgr"], masked_tokens = ranked.loss, ranked.positive_tokens
-            metrics |= ranked.metrics | {"negative_hardness": hardness}
+            metrics |= ranked.metrics
         if self.terms.mlm:
             if masked_tokens is None or not self.terms.mlm_reads_ranking:
                 rows = (masked_text.tokens, batch.attention_mask, student.image.tokens)

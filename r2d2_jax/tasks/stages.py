@@ -74,8 +74,8 @@ class Similarities:
     t2i: jax.Array
     positive: jax.Array
 
-    def softened(self, hardness: jax.Array) -> "Similarities":
-        """Multiplied by a scalar in [0, 1]: at 1 negatives are drawn as the article has it, at 0 evenly.
+    def softened(self, hardness: float) -> "Similarities":
+        """Multiplied by a number in [0, 1]: at 1 negatives are drawn as the article has it, at 0 evenly.
 
         Between the two they are drawn at temperature / hardness. To tell apart what the towers cannot is too hard for
         cross encoders that know nothing: on photographs from scratch FGR stayed at the ln 2 of guessing (our decision;
