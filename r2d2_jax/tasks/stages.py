@@ -81,7 +81,7 @@ class Similarities:
         cross encoders that know nothing: on photographs from scratch FGR stayed at the ln 2 of guessing (our decision;
         docs/method.md has the evidence).
         """
-        return self.replace(i2t=self.i2t * hardness, t2i=self.t2i * hardness)
+        return Similarities(hardness * self.i2t, hardness * self.t2i, self.positive)
 
 
 @checked
