@@ -4,7 +4,7 @@
         --vocabulary=vocab.txt --output=data/flickr8k_cn
 
     --config=flickr8k_cn          the whole method
-    --config=flickr8k_cn:prd2     pre-ranking only, for the same time; so are the other variants of vitb_2m.py
+    --config=flickr8k_cn:prd2     pre-ranking only, for the same time; the other variants of vitb_2m.py exist, too
 
 The published vocabulary, at sizes that train within the hour. All numbers are our decision; docs/method.md has what was
 measured of them.

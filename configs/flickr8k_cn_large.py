@@ -1,9 +1,9 @@
-"""The photographs of flickr8k_cn.py with a model for one GPU, which trains within ten minutes on a data-centre one.
+"""The photographs of flickr8k_cn.py with a larger model, meant for ten minutes of one data-centre GPU.
 
     --config=flickr8k_cn_large          the whole method
-    --config=flickr8k_cn_large:prd2     pre-ranking only, for the same time; so are the other variants of vitb_2m.py
+    --config=flickr8k_cn_large:prd2     pre-ranking only, for the same time; the other variants of vitb_2m.py exist, too
 
-All numbers are our decision. They were tried for a few steps on a CPU, not trained: no GPU was at hand.
+All numbers are our decision. No GPU was at hand: steps were tried on a CPU, and nothing was trained to its end.
 """
 
 from ml_collections import ConfigDict

@@ -11,10 +11,12 @@ from r2d2_jax.arrays import Bool, Float, Int, UInt8, checked
 from r2d2_jax.data.text.entities import Entity
 from r2d2_jax.data.text.tokenizer import Tokenizer
 from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.progress import Progress
 from r2d2_jax.inference import Ranker
 from r2d2_jax.inputs import Images
 
 TINY = 1e-12
+AT_ONCE = 64  # covered pictures between two looks at the progress bar
 
 
 class Reading(enum.Enum):
@@ -95,7 +97,9 @@ def attention_maps(
         pixels = model.pixels(images)
         pixels = np.broadcast_to(pixels, (len(entities), *pixels.shape[1:]))
         asked = zip(pixels, input_ids, masked_ids, mask, places, strict=True)
-        return [AttentionMap(entity, occlusion(model, *row), None) for entity, row in zip(entities, asked, strict=True)]
+        with Progress("covered pictures", len(entities) * (model.config.image.patches + 1)) as progress:
+            found = [occlusion(model, *row, progress) for row in asked]
+        return [AttentionMap(entity, patches, None) for entity, patches in zip(entities, found, strict=True)]
     if reading is Reading.RELATIVE:
         input_ids = masked_ids
     weights, gradient = model.attention(images, input_ids, mask)
@@ -190,12 +194,18 @@ def occlusion(
     masked_ids: Int[np.ndarray, " l"],
     mask: Bool[np.ndarray, " l"],
     places: Bool[np.ndarray, " l"],
+    progress: Progress,
 ) -> Float[np.ndarray, "rows columns"]:
     """The map of one entity: max(0, log p(words | picture) - log p(words | picture with the patch covered))."""
-    pictures = [pixels, *covered(pixels, model.config.image.patch_size)]
-    ids = np.tile(input_ids, (len(pictures), 1))
-    found = model.token_log_probabilities(pictures, masked_ids[None], mask[None], ids)[:, places].sum(axis=1)
-    return _shares(np.maximum(0, found[0] - found[1:]))
+    pictures = np.stack([pixels, *covered(pixels, model.config.image.patch_size)])
+    batches = (pictures[start : start + AT_ONCE] for start in range(0, len(pictures), AT_ONCE))
+    asked = masked_ids[None], mask[None]
+    found = [
+        model.token_log_probabilities(list(batch), *asked, np.tile(input_ids, (len(batch), 1)))[:, places].sum(axis=1)
+        for batch in progress.over(batches)
+    ]
+    whole, *less = np.concatenate(found)
+    return _shares(np.maximum(0, whole - np.array(less)))
 
 
 def covered(pixels: np.ndarray, side: int) -> Iterator[np.ndarray]:
