@@ -23,7 +23,8 @@ DISTRIBUTIONS = {
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
 }
-NOT_IMPORTED = {"importlib-resources"}  # another package forgets to ask for it
+# Another package forgets to ask for the one; of the other only its font is read, see `plots.fonts`.
+NOT_IMPORTED = {"importlib-resources", "zhplot"}
 
 
 def normal(name: str) -> str:
