@@ -98,9 +98,9 @@ def draw(model: Ranker, found: Sequence[Target], folder: Path) -> list[Path]:
     red = [pair for pair in pairs if any("红圆" in each.entity.text for each in pair)][:PICTURES]
     paths = []
     for number, pair in enumerate(red):
+        asked = pair[0].picture, [pair[0].text] * 2, [each.entity for each in pair]
         heat, titles = [], []
         for reading in (Reading.RELATIVE, Reading.OCCLUSION):
-            asked = pair[0].picture, [pair[0].text] * 2, [each.entity for each in pair]
             for target, found_map in zip(pair, attention_maps(model, *asked, reading), strict=True):
                 heat.append(on_picture(found_map.patches, *target.mask.shape))
                 ratio = attention_share(heat[-1], target.mask).ratio

@@ -37,7 +37,7 @@ def test_a_finalizer_that_parses_changes_nothing() -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python collects between instructions only, from 3.12 on")
 def test_without_it_python_fails() -> None:
-    """Nearly always: another thread, of which the tests' runner has some, may collect the garbage first."""
+    """Tried several times, for another thread, of which the tests' runner has some, may collect the garbage first."""
 
     def parse_again_and_again() -> None:
         for _ in range(50):

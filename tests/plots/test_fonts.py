@@ -45,9 +45,15 @@ def test_a_font_for_chinese_comes_along() -> None:
     assert len(families_for(["一只熊猫在吃竹子"])) == 2  # and no warning
 
 
-def test_without_the_package_there_are_the_installed_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_there_are_the_installed_fonts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(fonts, "PACKAGE", "there-is-no-such-package")
-    fonts._add_packaged.__wrapped__()
+    before = len(fonts.fontManager.ttflist)
+    with caplog.at_level(logging.DEBUG):
+        fonts._add_packaged.__wrapped__()
+    assert len(fonts.fontManager.ttflist) == before
+    assert "there-is-no-such-package brings no font" in caplog.text
 
 
 def test_boxes_for_everything_are_no_font(monkeypatch: pytest.MonkeyPatch) -> None:
