@@ -24,7 +24,8 @@ def get_config() -> ConfigDict:
     config.model.text.dropout = config.model.cross.dropout = 0.0  # the model still learns what it sees
     config.data = ConfigDict(dict(directory="data/flickr8k_cn", crop_scale=(0.4, 1.0)))
     config.initial = ConfigDict(dict(model="runs/flickr8k_cn"))
-    config.retrieval = ConfigDict(dict(fgr=True, match_class_weights=(1.0, 2.0)))  # [C]
+    hardness = presets.from_scratch(batch_size=128)["negative_hardness"]  # as the model was pre-trained
+    config.retrieval = ConfigDict(dict(fgr=True, match_class_weights=(1.0, 2.0), negative_hardness=hardness))
     config.optimizer = ConfigDict(dict(learning_rate=2e-4, warmup_steps=50, weight_decay=0.05))
     config.train = ConfigDict(
         dict(batch_size=128, epochs=10.0, evaluate_every=0, evaluate_every_epochs=5.0, checkpoint_every=200)

@@ -61,6 +61,7 @@ BEFORE_THE_KEY: dict[str, Any] = {
     "optimizer.initial_learning_rate": 0.0,
     "optimizer.schedule": "cosine",
     "optimizer.warmup_share": 1.0,
+    "retrieval.negative_hardness": 1.0,
 }
 
 

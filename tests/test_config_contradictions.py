@@ -274,6 +274,10 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             "a pair is compared with the others of its batch, so train.batch_size must be at least 2",
         ),
         (
+            {**RETRIEVAL, "retrieval__negative_hardness": 1.5},
+            "retrieval.negative_hardness is 1.5; expected a number from 0 to 1",
+        ),
+        (
             {**RETRIEVAL, "retrieval__match_class_weights": (-1.0, 2.0)},
             "retrieval.match_class_weights is -1.0; expected 0 or more",
         ),

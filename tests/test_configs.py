@@ -171,7 +171,7 @@ def test_golden_retrieval(dataset: str) -> None:
     assert (train["epochs"], asked["rerank_candidates"], *test, asked["directions"]) == RETRIEVAL_SETS[dataset]
     assert data["directory"] == ("data/mine" if dataset == "own" else f"data/{dataset}")
     assert data["augmentation"] == "random_augment"
-    assert config["retrieval"] == {"fgr": True, "match_class_weights": [1.0, 2.0]}
+    assert config["retrieval"] == {"fgr": True, "match_class_weights": [1.0, 2.0], "negative_hardness": 1.0}
     rates = [optimizer[name] for name in ("learning_rate", "initial_learning_rate", "final_learning_rate")]
     assert (rates, optimizer["warmup_steps"], optimizer["schedule"]) == ([1e-5, 1e-6, 0.0], 500, "cosine")
     assert (optimizer["weight_decay"], optimizer["rates"]) == (0.05, [])

@@ -93,10 +93,12 @@ class RetrievalConfig:
 
     fgr: also train the cross encoders to rank, with hard negatives; off for PRD2.
     match_class_weights: weights of (no match, match) in FGR's cross-entropy.
+    negative_hardness: as in pre-training; 1 is the published one.
     """
 
     fgr: bool = True
     match_class_weights: tuple[float, float] = (1.0, 2.0)
+    negative_hardness: float = 1.0
 
 
 def retrieval_contradictions(retrieval: RetrievalConfig, model: ModelConfig, batch_size: int) -> Iterator[str]:
@@ -105,6 +107,7 @@ def retrieval_contradictions(retrieval: RetrievalConfig, model: ModelConfig, bat
         yield "retrieval.fgr is on but model.cross.layers is 0; PRD2 has no cross encoders to train: set it to False"
     if batch_size < 2:
         yield "a pair is compared with the others of its batch, so train.batch_size must be at least 2"
+    yield from not_a_share([("retrieval.negative_hardness", retrieval.negative_hardness)])
     yield from negative([("retrieval.match_class_weights", min(retrieval.match_class_weights))])
 
 

@@ -49,7 +49,8 @@ class Retrieval(Task):
         terms: Metrics = {"gcpr": gcpr(towers.image.embed, towers.text.embed, found.positive, params["temperature"])}
         if self.terms.fgr:
             draw, weights = stream(key, "hard_negative", step), self.terms.match_class_weights
-            ranked = ranking(forward, towers, batch, found, draw, mesh, weights, batch.input_ids[:, :0])
+            drawn_from = found.softened(self.terms.negative_hardness)
+            ranked = ranking(forward, towers, batch, drawn_from, draw, mesh, weights, batch.input_ids[:, :0])
             terms["fgr"] = ranked.loss
             metrics |= ranked.metrics
         return LossResult(terms, metrics)

@@ -32,6 +32,7 @@ CONTRASTIVE = {"loss", "gcpr", "i2t_accuracy", "t2i_accuracy", "temperature"}
 FGR = {"fgr", "match_accuracy", "no_match_accuracy"}
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "frozen": (RETRIEVAL,),
+    "softened": (RETRIEVAL, {"retrieval": {"negative_hardness": 0.25}}),
     "trained": (RETRIEVAL, {"model": {"freeze_image_tower": False}}),
     "prd2": (NO_CROSS, RETRIEVAL, {"loss": {"fgr": True, "mlm": True}, "retrieval": {"fgr": False}}),
 }
@@ -121,19 +122,23 @@ def test_texts_of_several_images_share_the_target() -> None:
             assert not positive[np.arange(BATCH_SIZE), drawn].any()
 
 
-def test_ranking_equals_the_match_stage_on_the_drawn_pairs(frozen: Case) -> None:
-    task, batch, params = frozen.plan.task, frozen.batch, frozen.before.params
+@pytest.mark.parametrize("variant", ["frozen", "softened"])
+def test_ranking_equals_the_match_stage_on_the_drawn_pairs(variant: str) -> None:
+    this = Case(variant)
+    task, batch, params = this.plan.task, this.batch, this.before.params
     seen = towers(task, params, batch)
-    found = similarities(seen, batch, jnp.float32(0.07), frozen.plan.mesh)
-    key = stream(KEY, "hard_negative", int(frozen.before.step))
-    triples = hard_triples(seen, batch.attention_mask, found, key, frozen.plan.mesh)
+    drawn_from = similarities(seen, batch, jnp.float32(0.07), this.plan.mesh)
+    if variant == "softened":
+        drawn_from = drawn_from.softened(0.25)
+    key = stream(KEY, "hard_negative", int(this.before.step))
+    triples = hard_triples(seen, batch.attention_mask, drawn_from, key, this.plan.mesh)
     pairs = (triples.text_tokens, triples.attention_mask, triples.image_tokens)
     logits = np.array(task.model.apply({"params": params}, *pairs, method="match"))
     label = np.arange(3 * BATCH_SIZE) % 3 == 0
     expected = oracles.match_loss(logits, label, np.ones_like(label), (1.0, 2.0))
-    np.testing.assert_allclose(frozen.metrics["fgr"], expected, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(this.metrics["fgr"], expected, rtol=2e-5, atol=2e-6)
     np.testing.assert_array_equal(triples.label, label)
-    np.testing.assert_allclose(frozen.metrics["loss"], frozen.metrics["gcpr"] + frozen.metrics["fgr"], rtol=1e-6)
+    np.testing.assert_allclose(this.metrics["loss"], this.metrics["gcpr"] + this.metrics["fgr"], rtol=1e-6)
 
 
 def test_learns_a_batch_by_heart(frozen: Case) -> None:
