@@ -24,6 +24,7 @@ __all__ = [
     "UInt8",
     "UInt32",
     "checked",
+    "interleaved",
     "right_pairs",
     "same_image",
     "same_text",
@@ -95,6 +96,11 @@ class Encoded:
     tokens: jax.Array
     feature: jax.Array
     embed: jax.Array
+
+
+def interleaved(*parts: jax.Array) -> jax.Array:
+    """[kb ...] of k arrays [b ...], row by row in turn."""
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def unit_norm(feature: Float[Array, "... e"]) -> Float[Array, "... e"]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, UInt8, checked, unit_norm
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.models.bert import MaskedLmHead, TextEncoder
-from r2d2_jax.models.cross_encoder import CrossEncoder
+from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder
 from r2d2_jax.models.layers import dense
 from r2d2_jax.models.vit import ImageEncoder
 
@@ -53,8 +53,8 @@ class R2D2(nn.Module):
         self.image_projection = dense(config.embed_size, dtype)
         self.text_projection = dense(config.embed_size, dtype)
         self.temperature = self.param("temperature", nn.initializers.constant(config.temperature_init), ())
-        self.text_image_encoder = CrossEncoder(config.cross, **depth)
-        self.image_text_encoder = CrossEncoder(config.cross, **depth)
+        self.text_image_encoder = CrossEncoder(config.cross, triple=TEXT_READS_IMAGE, **depth)
+        self.image_text_encoder = CrossEncoder(config.cross, triple=IMAGE_READS_TEXT, **depth)
         self.image_text_projection = dense(config.cross.width, dtype)
         self.text_image_match_head = nn.Dense(2)
         self.image_text_match_head = nn.Dense(2)
@@ -132,6 +132,35 @@ class R2D2(nn.Module):
         text_image = self.cross_text_image(*pair, cls_of(text_tokens))
         image_text = self.cross_image_text(*pair, cls_of(text_tokens))
         return self.match_logits(text_image[:, 0], image_text[:, 0])
+
+    @checked
+    def rank(
+        self,
+        wanted_positions: Int[Array, "b s"],
+        text_tokens: Float[Array, "2*b l d"],
+        attention_mask: Bool[Array, "2*b l"],
+        image_tokens: Float[Array, "2*b n image_d"],
+    ) -> tuple[Float[Array, "3*b 2 2"], Float[Array, "b s d"]]:
+        """What `match` makes of each pair and of its two negatives, with what they share computed once.
+
+        Args:
+            wanted_positions: text positions whose hidden states are wanted for the pairs themselves; s may be 0.
+            text_tokens, attention_mask, image_tokens: rows 2i and 2i + 1 are those of pair i and a negative for it.
+
+        Returns:
+            (match logits, where rows 3i, 3i + 1 and 3i + 2 are those of the pair, of its text with the negative image,
+            and of its image with the negative text; hidden states of the text-image cross encoder for the pairs).
+        """
+        positions = jnp.concatenate([cls_of(wanted_positions), wanted_positions], axis=1)
+        text_image = self.text_image_encoder.triples(positions, text_tokens, attention_mask, image_tokens, None)
+        queries = self.image_text_projection(image_tokens)
+        cls = cls_of(wanted_positions)
+        image_text = self.image_text_encoder.triples(cls, queries, None, text_tokens, attention_mask)
+        own, negative = (
+            self.match_logits(*(hidden[:, 0] for hidden in both)) for both in zip(text_image, image_text, strict=True)
+        )
+        by_pair = jnp.concatenate([own[:, None], negative.reshape(-1, 2, *own.shape[1:])], axis=1)
+        return by_pair.reshape(-1, *own.shape[1:]), text_image[0][:, 1:]
 
     @checked
     def text_image_log_odds(

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, Params, checked, right_pairs, unit_norm
+from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, Params, checked, interleaved, right_pairs, unit_norm
 from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
-from r2d2_jax.models.r2d2 import R2D2, cls_of
+from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows, replicated, ring_gather_rows
 from r2d2_jax.tasks.task import FeatureProbe, Metrics
@@ -128,21 +128,20 @@ def share_of(hit: Bool[Array, "..."], among: Bool[Array, "..."]) -> Float[Array,
 
 
 @struct.dataclass
-class Triples:
-    """The rows of ranking: each pair itself, the text with a hard negative image, the image with a hard negative text.
+class PairsAndNegatives:
+    """The rows of ranking: those of pair i stand at 2i, its negative image and its negative text at 2i + 1.
 
-    Rows 3i, 3i+1 and 3i+2 belong to pair i, so that a batch that is split over devices stays where it is.
+    So a batch that is split over devices stays where it is.
 
-    image_tokens: [3b n d]. text_tokens: [3b l d]. attention_mask: bool [3b l].
-    label: bool [3b], True where image and text belong together.
-    has_negative: bool [3b]; False on rows whose pair has no negative in the whole batch.
+    image_tokens: [2b n d]. text_tokens: [2b l d]. attention_mask: bool [2b l].
+    has_image, has_text: bool [b]; False where a pair has no such negative in the whole batch.
     """
 
     image_tokens: jax.Array
     text_tokens: jax.Array
     attention_mask: jax.Array
-    label: jax.Array
-    has_negative: jax.Array
+    has_image: jax.Array
+    has_text: jax.Array
 
 
 @struct.dataclass
@@ -181,46 +180,34 @@ def ranking(
         class_weights: of (no match, match) in the cross-entropy.
         wanted_positions: text positions whose hidden states are wanted for the matching pairs; s may be 0.
     """
-    triples = hard_triples(towers, batch.attention_mask, found, key, mesh)
-    positions = jnp.concatenate([cls_of(wanted_positions), wanted_positions], axis=1)
-    rows = (triples.text_tokens, triples.attention_mask, triples.image_tokens)
-    text_image = forward("cross_text_image", *rows, jnp.repeat(positions, 3, axis=0))
-    image_text = forward("cross_image_text", *rows, cls_of(triples.text_tokens))
-    logits = forward("match_logits", text_image[:, 0], image_text[:, 0])
-    positive, _, _ = separated(text_image)
+    rows = with_negatives(towers, batch.attention_mask, found, key, mesh)
+    logits, tokens = forward("rank", wanted_positions, rows.text_tokens, rows.attention_mask, rows.image_tokens)
+    every = jnp.ones_like(rows.has_image)
+    label = interleaved(every, ~every, ~every)
+    has_negative = interleaved(every, rows.has_image, rows.has_text)
     return Ranking(
-        loss=match_loss(logits, triples.label, triples.has_negative, class_weights),
-        metrics=match_metrics(logits, triples.label, triples.has_negative),
-        positive_tokens=positive[:, 1:],
+        loss=match_loss(logits, label, has_negative, class_weights),
+        metrics=match_metrics(logits, label, has_negative),
+        positive_tokens=tokens,
     )
 
 
 @checked
-def hard_triples(towers: Towers, mask: Bool[Array, "b l"], found: Similarities, key: jax.Array, mesh: Mesh) -> Triples:
+def with_negatives(
+    towers: Towers, mask: Bool[Array, "b l"], found: Similarities, key: jax.Array, mesh: Mesh
+) -> PairsAndNegatives:
     """Draws one hard negative text per image and one hard negative image per text from all devices' rows (article)."""
     text_key, image_key = jax.random.split(key)
     text, has_text = sample_negatives(text_key, jax.lax.stop_gradient(found.i2t), found.positive)
     image, has_image = sample_negatives(image_key, jax.lax.stop_gradient(found.t2i), found.positive)
     images, texts = towers.image.tokens, towers.text.tokens
-    every = jnp.ones_like(has_text)
-    return Triples(
-        image_tokens=interleaved(images, ring_gather_rows(images, image, mesh), images),
-        text_tokens=interleaved(texts, texts, ring_gather_rows(texts, text, mesh)),
-        attention_mask=interleaved(mask, mask, mask[text]),
-        label=jnp.tile(jnp.array([True, False, False]), len(mask)),
-        has_negative=interleaved(every, has_image, has_text),
+    return PairsAndNegatives(
+        image_tokens=interleaved(images, ring_gather_rows(images, image, mesh)),
+        text_tokens=interleaved(texts, ring_gather_rows(texts, text, mesh)),
+        attention_mask=interleaved(mask, mask[text]),
+        has_image=has_image,
+        has_text=has_text,
     )
-
-
-def interleaved(pairs: jax.Array, negative_image: jax.Array, negative_text: jax.Array) -> jax.Array:
-    """[3b ...] of three arrays [b ...], row by row in turn."""
-    return jnp.stack((pairs, negative_image, negative_text), axis=1).reshape(-1, *pairs.shape[1:])
-
-
-def separated(triples: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The inverse of `interleaved`: the rows of the pairs, of the negative images and of the negative texts."""
-    grouped = triples.reshape(-1, 3, *triples.shape[1:])
-    return grouped[:, 0], grouped[:, 1], grouped[:, 2]
 
 
 @checked

@@ -1,5 +1,8 @@
 """The cross encoders against their oracle; masks on both sides; the tokens that are read."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import oracles
 import pytest
 
 from r2d2_jax.config.model import CrossEncoderConfig
-from r2d2_jax.models.cross_encoder import CrossEncoder, CrossLayer
+from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder, CrossLayer, Triple
 
 SIZE = CrossEncoderConfig(layers=3, width=12, heads=3, mlp_width=20)
 ENCODER = CrossEncoder(SIZE, jnp.float32)
@@ -105,3 +108,43 @@ def test_every_context_token_has_an_influence(parameters: oracles.Tree) -> None:
         changed = np.asarray(cross({"params": parameters}, TOKENS, MASK, context, CONTEXT_MASK))
         assert np.abs(changed[1, 0] - full[1, 0]).max() > 1e-3
         np.testing.assert_array_equal(changed[0], full[0])
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize(("triple", "masked"), [(TEXT_READS_IMAGE, True), (IMAGE_READS_TEXT, False)])
+def test_triples_equal_the_three_passes_by_themselves(layers: int, triple: Triple, masked: bool) -> None:
+    """Outputs, and gradients of parameters, tokens and context; with recomputation and loops written out, too."""
+    size = CrossEncoderConfig(layers=layers, width=12, heads=3, mlp_width=20)
+    mask = jnp.array(np.arange(4) < np.array([[4], [2], [3]] * 2)) if masked else None
+    context_mask = None if masked else jnp.array(np.arange(5) < np.array([[3], [5]] * 3))
+    wanted = jnp.array([[0, 2], [0, 1], [0, 0]])
+    inputs = (jnp.array(normal(3, 6, 4, 12)), jnp.array(normal(4, 6, 5, 16)))
+    shapes = jax.eval_shape(CrossEncoder(size, jnp.float32).init, jax.random.key(0), inputs[0], mask, inputs[1], None)
+    weights = oracles.random_parameters(shapes["params"], 5)
+
+    def shared(encoder: CrossEncoder, weights: Any, tokens: jax.Array, context: jax.Array) -> jax.Array:
+        rows = (wanted, tokens, mask, context, context_mask)
+        own, others = encoder.apply({"params": weights}, *rows, method="triples")
+        return jnp.concatenate([own, others.reshape(3, 2, 12)], axis=1)
+
+    def one_by_one(encoder: CrossEncoder, weights: Any, tokens: jax.Array, context: jax.Array) -> jax.Array:
+        hidden = []
+        for query_row, context_row, positions in zip(*triple, (wanted, wanted[:, :1], wanted[:, :1]), strict=True):
+            queries, of_context = (tokens, mask), (context, context_mask)
+            rows = [None if array is None else array[query_row::2] for array in queries]
+            rows += [None if array is None else array[context_row::2] for array in of_context]
+            hidden.append(encoder.apply({"params": weights}, *rows, positions))
+        return jnp.concatenate(hidden, axis=1)
+
+    def outcome(passes: Callable[..., jax.Array], remat: bool = False, unroll: bool = False) -> Any:
+        encoder = CrossEncoder(size, jnp.float32, remat, unroll, triple)
+
+        def total(*inputs: Any) -> tuple[jax.Array, jax.Array]:
+            hidden = passes(encoder, *inputs)
+            return jnp.sum(jnp.sin(hidden)), hidden
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(weights, *inputs)
+
+    expected = outcome(one_by_one)
+    for found in (outcome(shared), outcome(shared, remat=True, unroll=True)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)

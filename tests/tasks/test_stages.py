@@ -17,14 +17,12 @@ from r2d2_jax.tasks.stages import (
     Similarities,
     Towers,
     best_column,
-    hard_triples,
     hit_rate,
-    interleaved,
     match_metrics,
     ranking,
-    separated,
     share_of,
     similarities,
+    with_negatives,
 )
 
 PLAN = small_plan(small_config())
@@ -43,32 +41,50 @@ def towers(params: Any) -> Towers:
     return Towers(forward("encode_image", normalise_images(BATCH.images)), text)
 
 
-def test_separated_is_the_inverse_of_interleaved() -> None:
-    parts = np.random.default_rng(0).normal(size=(3, 5, 2, 4)).astype(np.float32)
-    rows = interleaved(*map(jnp.asarray, parts))
-    np.testing.assert_array_equal(rows[3 * 2 + 1], parts[1][2])
-    for part, expected in zip(separated(rows), parts, strict=True):
-        np.testing.assert_array_equal(part, expected)
-
-
 def test_each_pair_stands_beside_its_negatives(towers: Towers) -> None:
     """Texts are similar to the next image alone and images to the text before, so these are the negatives drawn."""
     following = (np.arange(BATCH_SIZE) + 1) % BATCH_SIZE
     t2i = np.full((BATCH_SIZE, BATCH_SIZE), -1e9, np.float32)
     t2i[np.arange(BATCH_SIZE), following] = 0
     found = Similarities(jnp.asarray(t2i.T), jnp.asarray(t2i), jnp.eye(BATCH_SIZE, dtype=bool))
-    triples = hard_triples(towers, BATCH.attention_mask, found, jax.random.key(0), PLAN.mesh)
+    rows = with_negatives(towers, BATCH.attention_mask, found, jax.random.key(0), PLAN.mesh)
     images, texts, mask = towers.image.tokens, towers.text.tokens, BATCH.attention_mask
     before = (np.arange(BATCH_SIZE) - 1) % BATCH_SIZE
     expected = {
-        "image_tokens": (images, images[following], images),
-        "text_tokens": (texts, texts, texts[before]),
-        "attention_mask": (mask, mask, mask[before]),
+        "image_tokens": (images, images[following]),
+        "text_tokens": (texts, texts[before]),
+        "attention_mask": (mask, mask[before]),
     }
     for name, parts in expected.items():
-        for part, wanted in zip(separated(getattr(triples, name)), parts, strict=True):
-            np.testing.assert_array_equal(part, wanted, err_msg=name)
-    assert triples.has_negative.all()
+        for row, wanted in enumerate(parts):
+            np.testing.assert_array_equal(getattr(rows, name)[row::2], wanted, err_msg=name)
+    assert rows.has_image.all()
+    assert rows.has_text.all()
+
+
+def test_ranking_equals_the_match_stage_on_every_pair(params: Any, towers: Towers) -> None:
+    """Of a pair without a negative text, which counts nowhere: its image is that of all other texts."""
+    positive = np.eye(BATCH_SIZE, dtype=bool)
+    positive[2] = True
+    found = similarities(towers, BATCH, jnp.float32(0.07), PLAN.mesh).replace(positive=jnp.asarray(positive))
+    forward = partial(apply_by_rows, PLAN.task.model, params, PLAN.mesh)
+    ranked = ranking(forward, towers, BATCH, found, jax.random.key(0), PLAN.mesh, (1.0, 2.0), BATCH.input_ids[:, :0])
+    rows = with_negatives(towers, BATCH.attention_mask, found, jax.random.key(0), PLAN.mesh)
+    assert rows.has_text.tolist() == [row != 2 for row in range(BATCH_SIZE)]
+
+    def logits(image: int, text: int) -> np.ndarray:
+        inputs = (rows.text_tokens[text::2], rows.attention_mask[text::2], rows.image_tokens[image::2])
+        return np.asarray(forward("match", *inputs))
+
+    every = np.ones(BATCH_SIZE, bool)
+    passes = ((0, 0, every, every), (1, 0, ~every, rows.has_image), (0, 1, ~every, rows.has_text))
+    expected = oracles.match_loss(
+        np.concatenate([logits(image, text) for image, text, _, _ in passes]),
+        np.concatenate([label for _, _, label, _ in passes]),
+        np.concatenate([np.asarray(has_negative) for _, _, _, has_negative in passes]),
+        (1.0, 2.0),
+    )
+    np.testing.assert_allclose(ranked.loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("hardness", [0.0, 0.5, 1.0])
