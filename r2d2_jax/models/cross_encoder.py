@@ -100,10 +100,17 @@ class CrossLayer(nn.Module):
         own = jax.tree.map(lambda array: array[:, 0], by_pair)
         others = jax.tree.map(lambda array: array[:, 1:].reshape(-1, *array.shape[2:]), by_pair)
         cls = jnp.zeros((len(others[0]), 1), jnp.int32)
-        return tuple(  # type: ignore[return-value]
-            self._context_read(self._self_attended(hidden, mask, wanted), context, context_mask)
-            for (hidden, mask, context, context_mask), wanted in ((own, wanted_positions), (others, cls))
-        )
+        return self._read_at(wanted_positions, *own), self._read_at(cls, *others)
+
+    def _read_at(
+        self,
+        positions: jax.Array,
+        hidden: jax.Array,
+        mask: jax.Array | None,
+        context: KeysAndValues,
+        context_mask: jax.Array | None,
+    ) -> jax.Array:
+        return self._context_read(self._self_attended(hidden, mask, positions), context, context_mask)
 
     def _context_of_triples(
         self, context: jax.Array, context_mask: jax.Array | None
@@ -210,9 +217,10 @@ class CrossEncoder(nn.Module):
         own = (self.variables["params"]["layers"], keys)
 
         def method(name: str) -> Callable[..., jax.Array]:
-            def apply(own: tuple[Any, Any], *inputs: jax.Array | None) -> jax.Array:
+            def apply(own: tuple[Any, Any], *inputs: jax.Array | None) -> Any:
                 params, key = own
-                return layer.apply({"params": params}, *inputs, method=name, rngs=None if key is None else {DROPOUT: key})
+                rngs = None if key is None else {DROPOUT: key}
+                return layer.apply({"params": params}, *inputs, method=name, rngs=rngs)
 
             return jax.checkpoint(apply, prevent_cse=False) if self.remat else apply
 

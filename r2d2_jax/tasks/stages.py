@@ -9,7 +9,19 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, Int, Params, checked, interleaved, right_pairs, unit_norm
+from r2d2_jax.arrays import (
+    Array,
+    Batch,
+    Bool,
+    Encoded,
+    Float,
+    Int,
+    Params,
+    checked,
+    interleaved,
+    right_pairs,
+    unit_norm,
+)
 from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import R2D2
