@@ -23,9 +23,22 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.paths import literal_path
 from r2d2_jax.trees import flat
 
+# Keys that change neither what is learned nor what is measured: where and how fast it is computed, and what is logged
+# and kept of it.
+HARMLESS_KEYS = (
+    "mesh.",
+    "data.workers",
+    "data.max_broken_share",
+    "model.remat",
+    "model.unroll",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.weigh_terms_every",
+    "train.keep_last",
+)
 # Keys that may change when a run resumes: they do not change what is learned.
 FREE_KEYS = (
-    "mesh.",
+    *HARMLESS_KEYS,
     "evaluation.",
     "initial.",  # read only before the first step
     "data.directory",
@@ -36,15 +49,7 @@ FREE_KEYS = (
     "data.test_directory",
     "data.foil_split",
     "data.validation_images",
-    "data.workers",
-    "data.max_broken_share",
-    "model.remat",
-    "model.unroll",
-    "train.log_every",
-    "train.checkpoint_every",
     "train.evaluate_every",  # and _epochs
-    "train.weigh_terms_every",
-    "train.keep_last",
     "train.keep_best",
 )
 

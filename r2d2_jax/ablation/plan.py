@@ -13,24 +13,16 @@ from ml_collections import ConfigDict
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError, bulleted, first_line
-from r2d2_jax.runs import config_differences
+from r2d2_jax.lock import LOCK
+from r2d2_jax.runs import HARMLESS_KEYS, config_differences
 from r2d2_jax.trees import flat
 
 FULL = "full"  # the configuration itself, which the variants are compared with
 PLAN = "plan.json"
-_NAME = re.compile(r"\w[\w+-]*")  # of a variant: it is a folder, and files of the ablation have dots
-
-# Keys that may be another one when seeds or variants are added, for they change neither a run nor what is measured.
-FREE_KEYS = (
-    "mesh.",
-    "data.workers",
-    "data.max_broken_share",
-    "model.remat",
-    "model.unroll",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_last",
-)
+# Of a variant, whose folder lies beside the files of the ablation: all but the lock have dots in their names. A file
+# system takes 255 bytes, and a character has four at most.
+_NAME = re.compile(r"\w[\w+-]{,59}")
+_TAKEN = (FULL, LOCK)
 
 
 @dataclass(frozen=True)
@@ -85,10 +77,10 @@ def make_plan(full: Config, variants: Mapping[str, Config], seeds: Sequence[int]
 
 def check_name(name: str) -> None:
     """Raises UserError unless a variant can have this name."""
-    if name == FULL or not _NAME.fullmatch(name):
+    if name in _TAKEN or not _NAME.fullmatch(name):
         raise UserError(
-            f"a variant cannot have the name {name!r}; expected letters, digits, _, + or -, such as queue_64, and not "
-            f"{FULL}, which is the configuration itself"
+            f"a variant cannot have the name {name!r}; expected at most 60 letters, digits, _, + or -, such as "
+            f"queue_64, and neither {FULL}, which is the configuration itself, nor {LOCK}"
         )
 
 
@@ -104,7 +96,8 @@ def kept_plan(folder: Path) -> Plan | None:
     """
     try:
         values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        return Plan(values["config"], values["variants"], tuple(values["seeds"]))
+        variants = {name: dict(changes) for name, changes in dict(values["variants"]).items()}
+        return Plan(dict(values["config"]), variants, tuple(values["seeds"]))
     except FileNotFoundError:
         if found := _foreign(folder):
             raise UserError(
@@ -119,7 +112,7 @@ def kept_plan(folder: Path) -> Plan | None:
 def _foreign(folder: Path) -> str:
     """The name of something in a folder that no ablation leaves there before it has a plan; "" if there is nothing."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return next((name for name in names if name != "lock" and not name.startswith(f"{PLAN}.unfinished-")), "")
+    return next((name for name in names if name != LOCK and not name.startswith(f"{PLAN}.unfinished-")), "")
 
 
 def extended(kept: Plan | None, asked: Plan, folder: Path) -> Plan:
@@ -135,13 +128,13 @@ def extended(kept: Plan | None, asked: Plan, folder: Path) -> Plan:
             f"--workdir={folder} holds another ablation; choose another folder, or go back to its configuration:\n"
             f"{bulleted(different)}"
         )
-    # What is kept comes first, so that a table keeps its order; of the configuration, the free keys of now count.
+    # What is kept comes first, so that a table keeps its order; of the configuration, the harmless keys of now count.
     seeds = dict.fromkeys([*kept.seeds, *asked.seeds])
     return Plan(asked.config, kept.variants | asked.variants, tuple(seeds))
 
 
 def _contradictions(kept: Plan, asked: Plan) -> Iterator[str]:
-    yield from config_differences(kept.config, asked.config, free=FREE_KEYS, where="in the ablation")
+    yield from config_differences(kept.config, asked.config, free=HARMLESS_KEYS, where="in the ablation")
     for name in kept.variants.keys() & asked.variants.keys():
         if kept.variants[name] != asked.variants[name]:
             yield f"{name}: changes {_shown(kept.variants[name])} in the ablation, {_shown(asked.variants[name])} now"

@@ -42,7 +42,9 @@ def test_a_kept_plan_is_the_same(tmp_path: Path) -> None:
 
 def test_seeds_and_variants_are_added(tmp_path: Path) -> None:
     kept = planned(seeds=(0, 1))
-    asked = planned({"train": {"log_every": 7}}, seeds=(3, 1), slow={"loss": {"teacher_momentum": 0.9}})
+    asked = planned(
+        {"train": {"log_every": 7, "weigh_terms_every": 2}}, seeds=(3, 1), slow={"loss": {"teacher_momentum": 0.9}}
+    )
     plan = extended(kept, asked, tmp_path)
     assert plan.seeds == (0, 1, 3)
     assert list(plan.variants) == [FULL, "hard", "slow"]
@@ -79,16 +81,18 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         kept_plan(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[", "[]", json.dumps({"config": {}})])
+@pytest.mark.parametrize(
+    "text", ["[", "[]", json.dumps({"config": {}}), json.dumps({"config": {}, "variants": [1], "seeds": [0]})]
+)
 def test_a_damaged_plan(text: str, tmp_path: Path) -> None:
     (tmp_path / PLAN).write_text(text)
     with pytest.raises(UserError, match=r"plan.json cannot be read: .*; copy it back"):
         kept_plan(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["full", "", "a/b", "..", "plan.json", "-a", "a b"])
+@pytest.mark.parametrize("name", ["full", "lock", "", "a/b", "..", "plan.json", "-a", "a b", 61 * "长"])
 def test_names_that_cannot_be_folders(name: str) -> None:
-    with pytest.raises(UserError, match=rf"a variant cannot have the name {name!r}; expected letters"):
+    with pytest.raises(UserError, match=rf"a variant cannot have the name {name!r}; expected at most 60 letters"):
         planned(**{name: HARD})
 
 
