@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from r2d2_jax.ablation.plan import FULL, Plan, check_name, extended, kept_plan, make_plan, write_plan
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
+from r2d2_jax.config.run import LARGEST_SEED
 from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.launch.configuration import built_in_names, read_configuration
 from r2d2_jax.launch.program import parse_known, refuse_unknown, run
@@ -128,7 +129,9 @@ def _ablate(plan: Plan, asked: Plan, folder: Path) -> int:
         lines = (
             f"{failure.run.name}: {failure.reason} (all that it printed: {failure.run.output})" for failure in failures
         )
-        logger.error("runs that failed; the same command tries them again:\n%s", bulleted(lines))
+        logger.error(
+            "runs that failed; the same command tries them again, and then measures costs:\n%s", bulleted(lines)
+        )
     if complaint:
         logger.error("%s", complaint)
     return 1 if failures or complaint else 0
@@ -138,9 +141,15 @@ def _asked(overrides: Sequence[str], folder: Path) -> Plan:
     """What the flags ask for."""
     if CONFIG.value is None:
         raise UserError("--config is not given; --help lists the flags")
+    seeds = _seeds()
     if seeded := [flag for flag in overrides if flag.lstrip("-").startswith("config.train.seed")]:
         raise UserError(f"{seeded[0]}: every variant is trained with the same seeds; list them in --seeds")
     full = _read(overrides, folder)
+    if _named() and full.task != "pretraining":
+        raise UserError(
+            f"--variants: the article's variants are of pre-training, and --config={CONFIG.value} is a {full.task}; "
+            "say with --variant what to compare it with"
+        )
     variants = {name: _variant(name, overrides, folder) for name in _named()}
     for text in OWN.value:
         name, changes = _own(text)
@@ -152,7 +161,7 @@ def _asked(overrides: Sequence[str], folder: Path) -> Plan:
             raise UserError(f"--variant={text}: {error}") from error
         if variants[name].train.seed != full.train.seed:
             raise UserError(f"--variant={text}: every variant is trained with the same seeds; list them in --seeds")
-    return make_plan(full, variants, _seeds())
+    return make_plan(full, variants, seeds)
 
 
 def _named() -> list[str]:
@@ -186,6 +195,8 @@ def _seeds() -> list[int]:
     seeds = [seed.strip() for seed in SEEDS.value]
     if not seeds or not all(seed.isdecimal() for seed in seeds):
         raise UserError(f"--seeds={','.join(SEEDS.value)}: expected numbers, as --seeds=0,1,2")
+    if large := [seed for seed in seeds if int(seed) > LARGEST_SEED]:
+        raise UserError(f"--seeds={','.join(SEEDS.value)}: {large[0]} is too large; expected {LARGEST_SEED} at most")
     if repeated := [seed for seed in seeds if [int(other) for other in seeds].count(int(seed)) > 1]:
         raise UserError(f"--seeds={','.join(SEEDS.value)}: {repeated[0]} is there twice, which would be one run")
     return list(map(int, seeds))
@@ -203,7 +214,7 @@ def _read(overrides: Sequence[str], folder: Path) -> Config:
 
 
 def _resolved(config: ConfigDict, folder: Path) -> Config:
-    if config.get("initial", ConfigDict()).get("model"):
+    if config.get("task", "pretraining") != "pretraining" or config.get("initial", ConfigDict()).get("model"):
         from r2d2_jax.train.sizes import with_sizes  # only here: it brings all that reads models
 
         config = with_sizes(config, folder)

@@ -178,6 +178,7 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             "task is 'matching' but model.cross.layers is 0; PRD2 has no cross encoders, and matching trains these",
         ),
         ({"train__seed": -1}, "train.seed is -1; expected 0 or more"),
+        ({"train__seed": 2**32}, "train.seed is 4294967296; expected 4294967295 at most"),
         (
             {"data__directory": "gs://bucket/data"},
             "data.directory is gs://bucket/data, an address; expected a local or mounted path: mount it first",

@@ -78,6 +78,9 @@ def _schedule_contradictions(optimizer: OptimizerConfig) -> Iterator[str]:
         )
 
 
+LARGEST_SEED = 2**32 - 1  # JAX reads the lower 32 bits alone, so that a larger seed would draw what a smaller one does
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The run: `batch_size` is global, in pairs; `epochs` counts visits to every image.
@@ -108,6 +111,8 @@ def train_contradictions(train: TrainConfig) -> Iterator[str]:
     yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
     intervals = ("checkpoint_every", "evaluate_every", "weigh_terms_every", "evaluate_every_epochs")
     yield from negative((f"train.{name}", getattr(train, name)) for name in ("seed", *intervals, "keep_best"))
+    if train.seed > LARGEST_SEED:
+        yield f"train.seed is {train.seed}; expected {LARGEST_SEED} at most"
     if train.evaluate_every_epochs and not train.keep_best:
         yield "train.evaluate_every_epochs chooses the best epoch and train.keep_best is 0; expected to keep 1 at least"
 

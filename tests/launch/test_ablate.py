@@ -100,6 +100,8 @@ def test_own_variants_and_more_seeds_are_added(at_once: list[list[str]], config:
         ),
         (["--seeds="], "--seeds=: expected numbers, as --seeds=0,1,2"),
         (["--seeds=0,,1"], "--seeds=0,,1: expected numbers, as --seeds=0,1,2"),
+        (["--seeds=0,4294967296"], "--seeds=0,4294967296: 4294967296 is too large; expected 4294967295 at most"),
+        (["--variant=lock: loss.fgd=False"], "a variant cannot have the name 'lock'; expected at most 60 letters"),
         (["--seeds=0,1,01"], "--seeds=0,1,01: 1 is there twice, which would be one run"),
         (
             ["--config.train.seed=3"],
@@ -114,7 +116,7 @@ def test_own_variants_and_more_seeds_are_added(at_once: list[list[str]], config:
             "--variant=mine: expected 'NAME: KEY=VALUE KEY=VALUE', as in 'queue_64: loss.queue_length=6",
         ),
         (["--variant=mine: 'a"], "--variant=mine: 'a: No closing quotation"),
-        (["--variant=a/b: loss.fgd=False"], "a variant cannot have the name 'a/b'; expected letters"),
+        (["--variant=a/b: loss.fgd=False"], "a variant cannot have the name 'a/b'; expected at most"),
         (["--variant=prd2: loss.fgd=False"], "--variant=prd2: loss.fgd=False: there is a variant prd2 already; choose"),
         (
             ["--variant=mine: loss.fdg=False"],
@@ -143,6 +145,19 @@ def test_what_is_refused(arguments: list[str], message: str, config: str, tmp_pa
     assert not (tmp_path / "new" / "plan.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("demo_retrieval", "--variants: the article's variants are of pre-training, and --config=demo_retrieval is a"),
+        ("retrieval:own", "initial.model is not set; a fine-tuning starts from a model and has its sizes"),
+    ],
+)
+def test_a_fine_tuning_needs_variants_of_its_own_and_a_model(name: str, message: str, tmp_path: Path) -> None:
+    done = called(main, f"--config={name}", f"--workdir={tmp_path / 'new'}")
+    assert (done.returncode, done.stderr[:7]) == (2, "error: ")
+    assert message in done.stderr
+
+
 def test_without_a_configuration(tmp_path: Path) -> None:
     assert called(main, f"--workdir={tmp_path}").stderr == "error: --config is not given; --help lists the flags\n"
 
@@ -163,7 +178,7 @@ def test_failures_are_listed_with_their_logs(config: str, tmp_path: Path, monkey
     done = called(main, f"--config={config}", f"--workdir={tmp_path}", "--variants=prd2")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-2:] == [
-        "runs that failed; the same command tries them again:",
+        "runs that failed; the same command tries them again, and then measures costs:",
         f"  - prd2/seed_1: error: no memory (all that it printed: {run.output})",
     ]
 
