@@ -20,6 +20,7 @@ from r2d2_jax.ablation.children import Child, Share, end_with_parent
 from r2d2_jax.ablation.plan import FULL, Plan, kept_plan
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.reading import Config
+from r2d2_jax.errors import UserError
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.plan import StepPlan, forward_cost, step_plan
 from r2d2_jax.train.state import abstract_state
@@ -50,12 +51,16 @@ def unmeasured(plan: Plan, folder: Path) -> list[str]:
 def measure_costs(plan: Plan, folder: Path) -> None:
     """Measures what is not known yet, and keeps each variant's costs as soon as they are.
 
+    On other devices than before everything is measured anew, for a table names one kind.
+
     Raises:
         UserError: the configuration does not fit the devices, or the file cannot be written.
     """
-    device = jax.devices()[0]
-    costs = {"measured_on": f"{jax.device_count()} x {device.device_kind}", "variants": {}} | read_costs(folder)
-    names = unmeasured(plan, folder)
+    measured_on = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    costs = read_costs(folder)
+    if costs.get("measured_on") != measured_on:
+        costs = {"measured_on": measured_on, "variants": {}}
+    names = [name for name in plan.variants if name not in costs["variants"]]
     full = _Steps(plan, FULL) if set(names) - {FULL} else None
     for name in names:
         logger.info("%s: counting and timing", name)
@@ -140,7 +145,10 @@ def main(folder: Path) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     plan = kept_plan(folder)
     assert plan is not None, f"{folder} has no plan yet"
-    measure_costs(plan, folder)
+    try:
+        measure_costs(plan, folder)
+    except UserError as error:
+        sys.exit(f"error: {error}")  # as a training tells it, so that all of it is the child's complaint
 
 
 if __name__ == "__main__":

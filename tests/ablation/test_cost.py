@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_model import CHEAPEST, small_config
@@ -36,6 +37,22 @@ def test_what_is_measured_is_kept(plan: Plan, tmp_path: Path, monkeypatch: pytes
     (tmp_path / COSTS).write_text((tmp_path / "before").read_text())
     measure_costs(plan, tmp_path)
     assert read_costs(tmp_path) == found
+
+
+def test_on_other_devices_everything_is_measured_anew(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "_Steps", lambda *_: SimpleNamespace(seconds=None))
+    monkeypatch.setattr(cost, "relative_speed", lambda *_: {"relative_speed": 2.0})
+    monkeypatch.setattr(cost, "forward_cost", lambda _: 5.0)
+    elsewhere = {"measured_on": "8 x H200", "variants": {"full": {"multiply_adds_per_pair": 3.0}}}
+    (tmp_path / COSTS).write_text(json.dumps(elsewhere))
+    measure_costs(plan, tmp_path)
+    assert read_costs(tmp_path) == {
+        "measured_on": "1 x cpu",
+        "variants": {name: {"multiply_adds_per_pair": 5.0, "relative_speed": speed}
+                     for name, speed in (("full", 1.0), ("tgd", 2.0))},
+    }  # fmt: skip
 
 
 def test_the_speed_is_the_median_of_ratios_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +97,10 @@ def test_a_failure_is_told_with_its_place(plan: Plan, tmp_path: Path, monkeypatc
         f"the costs were not measured: RESOURCE_EXHAUSTED: no memory (all that it printed: {tmp_path / 'costs.log'})"
     )
     assert commands[0][1:] == ["-m", "r2d2_jax.ablation.cost", str(tmp_path)]
+
+
+def test_bad_input_is_told_as_a_training_tells_it(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plan(Plan(plan.config | {"mesh": {"data": 3, "fsdp": 1}}, plan.variants, plan.seeds), tmp_path)
+    monkeypatch.setattr(cost, "end_with_parent", lambda: None)
+    with pytest.raises(SystemExit, match="^error: .*mesh"):
+        cost.main(tmp_path)
