@@ -18,6 +18,7 @@ from r2d2_jax.data.image.decoding import opened, upright_rgb
 from r2d2_jax.data.text.entities import entities, entity_in
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.evaluation.attention import AttentionMap, Reading, attention_maps, on_picture
+from r2d2_jax.inputs import listed_texts
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import user_path
 from r2d2_jax.plots.heat_maps import draw_heat_maps
@@ -89,12 +90,13 @@ def _output(asked: argparse.Namespace) -> Path:
 
 
 def _maps(asked: argparse.Namespace) -> list[AttentionMap]:
-    wanted = [entity_in(asked.text, words) for words in asked.entity] if asked.entity else entities(asked.text)
+    (text,) = listed_texts(asked.text)
+    wanted = [entity_in(text, words) for words in asked.entity] if asked.entity else entities(text)
     if not wanted:
-        raise UserError(f"the segmenter finds no thing in the text {asked.text!r}; say which words with --entity")
+        raise UserError(f"the segmenter finds no thing in the text {text!r}; say which words with --entity")
     model = r2d2_jax.load(asked.checkpoint, vocabulary=asked.vocabulary, weights=asked.weights)
     logger.info("looking for %s", "、".join(entity.text for entity in wanted))
-    return attention_maps(model, asked.image, [asked.text] * len(wanted), wanted, _reading(asked), asked.layer)
+    return attention_maps(model, asked.image, [text] * len(wanted), wanted, _reading(asked), asked.layer)
 
 
 def _reading(asked: argparse.Namespace) -> Reading:

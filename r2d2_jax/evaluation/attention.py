@@ -1,6 +1,7 @@
 """What the text-image cross encoder looks at in a picture for a word of its caption."""
 
 import enum
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.progress import Progress
 from r2d2_jax.inference import Ranker
 from r2d2_jax.inputs import Images
+
+logger = logging.getLogger(__name__)
 
 TINY = 1e-12
 AT_ONCE = 64  # covered pictures between two looks at the progress bar
@@ -87,11 +90,15 @@ def attention_maps(
         UserError: the model has no cross encoders, no such layer or no head that the reading needs, an image cannot be
             read, or a part of a text has no token of its own.
     """
-    model.check_matches()
+    if not model.matches:
+        raise UserError(
+            "the model has no cross encoders (PRD2), whose maps these are; name a model of the whole method"
+        )
     layer = _checked_layer(model.config.cross.layers, reading, layer)
     tokenizer = model.tokenizer
     input_ids, mask = tokenizer(texts)
     places = np.array([token_places(tokenizer, text, entity) for text, entity in zip(texts, entities, strict=True)])
+    _tell_unknown(input_ids == tokenizer.unk_id, places, entities)
     masked_ids = np.where(places, tokenizer.mask_id, input_ids)
     if reading is Reading.OCCLUSION:
         pixels = model.pixels(images)
@@ -105,6 +112,13 @@ def attention_maps(
     weights, gradient = model.attention(images, input_ids, mask)
     rows = zip(weights[:, layer - 1], gradient[:, layer - 1], places, mask, entities, strict=True)
     return [_map(*row, reading) for row in rows]
+
+
+def _tell_unknown(unknown: np.ndarray, places: np.ndarray, entities: Sequence[Entity]) -> None:
+    """Warns of entities of which the vocabulary has no token at all: to the model any rare word may stand there."""
+    rows = zip(unknown, places, entities, strict=True)
+    if named := [entity.text for row, place, entity in rows if row[place].all()]:
+        logger.warning("the model's vocabulary has no token for %s; do not read much into that map", "、".join(named))
 
 
 def default_layer(layers: int, reading: Reading) -> int:

@@ -70,12 +70,19 @@ def test_a_large_picture_is_drawn_smaller(folder: Path, panels: list[tuple]) -> 
     assert panels[0][0].shape == (400, 800, 3)
 
 
+def test_words_that_the_vocabulary_lacks_are_told(folder: Path, panels: list[tuple]) -> None:
+    done = drawn(folder, f"--output={folder / 'a.png'}", "--entity", "猫", "圆猫", text="猫在圆猫")
+    assert done.returncode == 0
+    assert "the model's vocabulary has no token for 猫; do not read much into that map" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "changed", "message"),
     [
         (["--entity=猫"], {}, "the entity '猫' is not in the text '大红圆在圆'; name a part of it, such as one of 大"),
         ([], {"text": "在"}, "the segmenter finds no thing in the text '在'; say which words with --entity"),
-        ([], {"model": "prd2"}, "the model has no cross encoders (PRD2): compare embeddings instead"),
+        ([], {"text": "圆\udcff"}, "has half of a character (a lone surrogate) at position 1; read the text again"),
+        ([], {"model": "prd2"}, "the model has no cross encoders (PRD2), whose maps these are; name a model"),
         ([], {"model": "nowhere"}, "is no model; expected"),
         ([], {"model": "no_vocabulary"}, "the model came without a vocabulary"),
         ([], {"image": "nowhere.jpg"}, "nowhere.jpg: [Errno 2] No such file"),

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from r2d2_jax.plots import heat_maps
-from r2d2_jax.plots.heat_maps import PANELS_IN_A_ROW, STRENGTH, draw_heat_maps
+from r2d2_jax.plots.heat_maps import LINE_HEIGHT, PANELS_IN_A_ROW, STRENGTH, draw_heat_maps
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def test_the_picture_comes_first_and_then_a_panel_for_each_entity(figures: list[
     assert (drawn.get_array().max(), drawn.get_array()[4, 6]) == (1, pytest.approx(1 / 3))
     assert (drawn.get_alpha().max(), drawn.get_alpha().min()) == (STRENGTH, 0)
     assert not figure.axes[2].get_images()[1].get_alpha().any()
+
+
+def test_long_titles_do_not_run_into_their_neighbours(figures: list[Figure]) -> None:
+    picture, heat = np.zeros((20, 20, 3), np.uint8), [np.zeros((20, 20))] * 2
+    for title in ("圆", 40 * "圆" + "\nCLS 3 %"):
+        draw_heat_maps(picture, heat, [title, "b"], "c", Path("x.png"))
+    short, long = figures
+    assert long.axes[1].get_title().split("\n") == [15 * "圆", 15 * "圆", 10 * "圆", "CLS 3 %"]
+    assert long.get_figheight() == pytest.approx(short.get_figheight() + 3 * LINE_HEIGHT)
 
 
 def test_many_entities_take_several_rows(tmp_path: Path) -> None:
