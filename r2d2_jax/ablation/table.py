@@ -153,8 +153,8 @@ def _differences_table(document: Mapping[str, Any]) -> str:
             rows.append([name, *cells])
     last = " or ".join(dict.fromkeys(score["second"] for score in document["scores"].values()))
     return (
-        f"## Less the full method\n\nMean difference between runs of the same seed and, in brackets, its 95 % interval "
-        f"by Student's t. The last stage is {last} where a variant has that, otherwise dual.\n\n"
+        "## Difference to the full method\n\nMean difference between runs of the same seed and, in brackets, its 95 % "
+        f"interval by Student's t. The last stage is {last} where a variant has that, otherwise dual.\n\n"
         + _table(["variant", *titles], rows)
     )
 

@@ -25,7 +25,7 @@ def draw_ablation(document: Mapping[str, Any], path: Path) -> Path:
     """
     scores, variants = document["scores"], document["variants"]
     titles = [f"{score['title']}, %" for score in scores.values()]
-    named = [f"{score['title']}: less the full method's, points" for score in scores.values()]
+    named = [f"{score['title']}: difference to the full method, points" for score in scores.values()]
     differences = named if len(variants) > 1 else []
     figure, axes = panels([*titles, *differences, "relative to the full method"])
     width, height = figure.get_size_inches()
@@ -48,7 +48,7 @@ def draw_ablation(document: Mapping[str, Any], path: Path) -> Path:
         figure,
         [
             ("dual encoder", {"color": _STAGES["dual"][0], **dot}),
-            (f"{second}, if there is that", {"color": _STAGES["second"][0], **dot}),
+            (f"{second}; of differences the last stage", {"color": _STAGES["second"][0], **dot}),
             *((words, {"color": colour, **square}) for words, colour, _ in _COSTS.values()),
         ],
     )
