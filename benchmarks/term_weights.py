@@ -48,7 +48,11 @@ FLAGS = flags.FlagValues()
 CONFIG = flags.DEFINE_string("config", None, "A configuration of pre-training.", flag_values=FLAGS)
 PAIRS = flags.DEFINE_integer("pairs", 16, "Pairs in the batch.", lower_bound=2, flag_values=FLAGS)
 LAYERS = flags.DEFINE_integer(
-    "layers", 0, "Layers of each tower and cross encoder, if it has more; 0 leaves them.", flag_values=FLAGS
+    "layers",
+    0,
+    "Layers of each tower and cross encoder, if it has more; 0 leaves them.",
+    lower_bound=0,
+    flag_values=FLAGS,
 )
 DATA = flags.DEFINE_string("data", None, "A prepared dataset; random pairs without one.", flag_values=FLAGS)
 flags.mark_flags_as_required(["config"], flag_values=FLAGS)
@@ -70,8 +74,9 @@ def _work(arguments: Sequence[str]) -> int:
                         "--config.train.weigh_terms_every logs the same")  # fmt: skip
     whole = Config.from_config_dict(named)
     plan = planned(fewer_layers(named, LAYERS.value, PAIRS.value), jax.devices()[:1], MeshConfig(1, 1))
+    batch = one_batch(plan, whole, DATA.value)  # before parameters are made, which takes minutes of large towers
     params, notes = starting_params(plan.task.model, whole)
-    found = weighed(plan, params, one_batch(plan, whole, DATA.value))
+    found = weighed(plan, params, batch)
     pairs = f"pairs of {DATA.value}" if DATA.value else "random pairs"
     print(f"{Path(CONFIG.value).stem}: {PAIRS.value} {pairs}, layers {layers_of(plan)}, float32")
     print("".join(f"  {note}\n" for note in notes), end="")

@@ -102,6 +102,27 @@ def test_weights_that_are_absent_are_said(term_weights: ModuleType, model: Model
     assert np.std(params["text_encoder"]["layers"]["mlp"]["up"]["kernel"]) == pytest.approx(0.02, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data=/nowhere", "error: data folder /nowhere does not exist"),
+        ("--layers=-1", "error: flag --layers=-1: -1 is not a non-negative integer"),
+    ],
+)
+def test_bad_input_is_told_before_parameters_are_made(
+    term_weights: ModuleType,
+    model: Model,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(term_weights, "starting_params", None)
+    assert term_weights.main([f"--config={config_of(model, tmp_path, {})}", flag]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
 @pytest.mark.parametrize("own, rest, status", [(2.0, 2.0, 0), (2.1, 2.0, 1)])
 def test_fails_where_distillation_holds_more_than_half(
     term_weights: ModuleType, own: float, rest: float, status: int
