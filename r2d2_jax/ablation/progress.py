@@ -43,9 +43,9 @@ class Progress:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.n = done + sum(share for _, share in states)
             self._bar.refresh()
-        elif now >= self._next_line:
+        elif working and now >= self._next_line:
             self._next_line = now + _LINE_SECONDS
-            logger.info("%s; %d of %d runs are done", text or "no run is at work", done, self._total)
+            logger.info("%s; %d of %d runs are done", text, done, self._total)
 
     def close(self) -> None:
         """Ends the bar."""
