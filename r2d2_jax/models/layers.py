@@ -42,10 +42,12 @@ def product_of_rows(rows: jax.Array, kernel: jax.Array, dimensions: Any, **how: 
     return product.reshape(*rows.shape[:-1], kernel.shape[1])
 
 
-def dense(features: int, dtype: Any, name: str | None = None, use_bias: bool = True) -> nn.Dense:
+def dense(
+    features: int, dtype: Any, name: str | None = None, use_bias: bool = True, kernel_init: Any = KERNEL_INIT
+) -> nn.Dense:
     """A Dense layer with float32 parameters that computes in `dtype`."""
     return nn.Dense(
-        features, dtype=dtype, kernel_init=KERNEL_INIT, name=name, use_bias=use_bias, dot_general=product_of_rows
+        features, dtype=dtype, kernel_init=kernel_init, name=name, use_bias=use_bias, dot_general=product_of_rows
     )
 
 

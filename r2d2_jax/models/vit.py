@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Float, checked
 from r2d2_jax.config.model import ImageTowerConfig
-from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, quick_gelu, scanned
+from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, dense, quick_gelu, scanned
 
 EPSILON = 1e-5  # layer-norm epsilon of CLIP (published code)
 
@@ -48,9 +48,7 @@ class ImageEncoder(nn.Module):
         """The last hidden states of normalised images: CLS first, then the patches row by row."""
         size = self.config
         patches = patchify(images.astype(self.dtype), size.patch_size)
-        embed = nn.Dense(
-            size.width, use_bias=False, dtype=self.dtype, kernel_init=EMBEDDING_INIT, name="patch_embedding"
-        )
+        embed = dense(size.width, self.dtype, "patch_embedding", use_bias=False, kernel_init=EMBEDDING_INIT)
         # CLIP's initial spread of class and positions: wide enough to matter beside the patches from the start.
         spread = nn.initializers.normal(size.width**-0.5)
         hidden = embed(patches)
