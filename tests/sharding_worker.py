@@ -7,13 +7,14 @@ train step, of those alone that move rows of the batch. That a shape has rows ca
 batch is 8 * 7, and nothing else has a size that 7 divides.
 "masks": arrays of that program as large as a mask of dropout, "u32[21,2,17,9]": with one device's rows, and with all.
 "whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
-"ring_gather_rows": rows that `ring_gather_rows` takes, and the gradient of their weighted sum.
+"rows_of_all_devices": rows that it takes for each of `draws`, and the gradient of their weighted sum.
 """
 
 import json
 import re
 import sys
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from small_model import TOKENS, small_config, small_rows, small_words
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
-from r2d2_jax.sharding import batch_sharding, ring_gather_rows
+from r2d2_jax.sharding import batch_sharding, rows_of_all_devices
 from r2d2_jax.train.plan import collectives, step_plan
 
 DEVICES, ROWS = 8, 7
@@ -60,18 +61,28 @@ def masks(program: str) -> dict[str, list[str]]:
     return {"own": with_rows(ROWS), "all": with_rows(DEVICES * ROWS)}
 
 
-def rows_taken(mesh: Mesh) -> dict[str, Any]:
-    """The rows at random places of a random array, and the gradient of their sum, weighted with another."""
-    rng, rows = np.random.default_rng(0), batch_sharding(mesh)
-    values, weights = rng.normal(size=(2, 24, 3, 4)).astype(np.float32)
-    index = jax.device_put(rng.integers(0, 24, 24).astype(np.int32), rows)
+def rows_taken(mesh: Mesh) -> list[dict[str, Any]]:
+    """The rows of each of `draws` of a random array, and the gradient of their sum, weighted with another."""
+    rows, (values, weights) = batch_sharding(mesh), np.random.default_rng(0).normal(size=(2, 24, 3, 5))
 
-    def weighted(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        taken = ring_gather_rows(values, index, mesh)
+    @partial(jax.grad, has_aux=True)
+    def weighted(values: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        taken = rows_of_all_devices(values, index, mesh)
         return jnp.sum(taken * weights), taken
 
-    gradient, taken = jax.jit(jax.grad(weighted, has_aux=True))(jax.device_put(values, rows))
-    return {"rows": np.asarray(taken).tolist(), "gradient": np.asarray(gradient).tolist()}
+    step = jax.jit(weighted)
+    inputs = [(jax.device_put(values.astype(np.float32), rows), jax.device_put(index, rows)) for index in draws()]
+    return [
+        {"rows": np.asarray(taken).tolist(), "gradient": np.asarray(gradient).tolist()}
+        for gradient, taken in (step(*of_draw) for of_draw in inputs)
+    ]
+
+
+def draws() -> list[np.ndarray]:
+    """Which of 24 rows are wanted: any, all the same one, a few, and each once in the reverse order."""
+    rng = np.random.default_rng(1)
+    wanted = [rng.integers(0, 24, 24), np.full(24, 23), rng.integers(6, 9, 24), np.arange(24)[::-1]]
+    return [index.astype(np.int32) for index in wanted]
 
 
 def whole_words(mesh: Mesh) -> dict[str, Any]:
@@ -97,7 +108,7 @@ def main() -> None:
     for axes in sys.argv[1:]:
         plan = step_plan(CONFIG, jax.devices(), MeshConfig(*map(int, axes.split("x"))))
         program, mesh = plan.compiled().as_text(), plan.mesh
-        found = {"collectives": collectives_of_rows(program), "ring_gather_rows": rows_taken(mesh)}
+        found = {"collectives": collectives_of_rows(program), "rows_of_all_devices": rows_taken(mesh)}
         found["masks"] = masks(program)
         print(json.dumps(found | {"whole_words": whole_words(mesh)}))
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from sharding_worker import draws
 from small_model import TOKENS, small_config, small_plan, small_rows, small_words
 
 from r2d2_jax.config.reading import Config
@@ -127,13 +128,21 @@ def worker() -> list[dict[str, Any]]:
 def test_parameters_travel_and_activations_stay(worker: list[dict[str, Any]]) -> None:
     """Splitting parameters adds no collective that moves rows of the batch: no layer is computed in slices of width.
 
-    What is left moves once a step: what the losses compare with, and tokens of image [7 17 64] and text [7 11 64], one
-    device's at a time, from which hard negatives are taken, with the gradient of the latter. Nothing gathers tokens.
+    What is left moves once a step: what the losses compare with, and the tokens from which hard negatives are taken,
+    with the gradient of those of the text. Those of an image are 17 * 64 = 8 * 136 numbers, those of a text 11 * 64 =
+    8 * 88, and an all-to-all of eight parts moves each way. Nothing gathers tokens.
     """
     whole, split = (found["collectives"] for found in worker)
     assert split == whole
-    tokens = {name: count for name, count in split.items() if name.split()[2:] in (["17", "64"], ["11", "64"])}
-    assert tokens == {"collective-permute 7 17 64": 1, "collective-permute 7 11 64": 2}
+    tokens = {name: count for name, count in split.items() if not name.startswith("all-gather 56")}
+    assert tokens == {
+        "all-to-all 7 1 136": 8,
+        "all-to-all 1 7 136": 8,
+        "all-to-all 7 1 88": 2 * 8,
+        "all-to-all 1 7 88": 2 * 8,
+    }
+    gathered = {tuple(map(int, name.split()[2:])) for name in split if name.startswith("all-gather 56")}
+    assert max(map(np.prod, gathered)) == 16, "numbers of a row, those of an embedding"
 
 
 def test_each_device_draws_dropout_for_its_own_rows(worker: list[dict[str, Any]]) -> None:
@@ -145,16 +154,13 @@ def test_each_device_draws_dropout_for_its_own_rows(worker: list[dict[str, Any]]
 
 @pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))
 def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str, Any]], place: int, mesh: str) -> None:
-    """24 rows on 8 devices, some wanted more than once and some never; every bit the same, and so the gradients."""
-    rng = np.random.default_rng(0)
-    values, weights = rng.normal(size=(2, 24, 3, 4)).astype(np.float32)
-    index = rng.integers(0, 24, 24)
-    gradient = np.zeros((24, 3, 4))
-    np.add.at(gradient, index, np.float64(weights))
-    assert 0 < (np.bincount(index, minlength=24) == 0).sum() < 24
-    found = worker[place]["ring_gather_rows"]
-    np.testing.assert_array_equal(np.float32(found["rows"]), values[index])
-    np.testing.assert_allclose(found["gradient"], gradient, rtol=1e-6, atol=1e-6)
+    """24 rows of 15 columns, which 8 devices do not divide, also if all want one row; so are the gradients."""
+    values, weights = np.random.default_rng(0).normal(size=(2, 24, 3, 5))
+    for index, found in zip(draws(), worker[place]["rows_of_all_devices"], strict=True):
+        gradient = np.zeros((24, 3, 5))
+        np.add.at(gradient, index, weights)
+        np.testing.assert_array_equal(np.float32(found["rows"]), values.astype(np.float32)[index])
+        np.testing.assert_allclose(found["gradient"], gradient, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))

@@ -26,7 +26,7 @@ from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import apply_by_rows, replicated, ring_gather_rows
+from r2d2_jax.sharding import apply_by_rows, replicated, rows_of_all_devices
 from r2d2_jax.tasks.task import FeatureProbe, Metrics
 
 # One stage of the model with bound parameters: `forward("encode_text", input_ids, attention_mask)`.
@@ -214,8 +214,8 @@ def with_negatives(
     image, has_image = sample_negatives(image_key, jax.lax.stop_gradient(found.t2i), found.positive)
     images, texts = towers.image.tokens, towers.text.tokens
     return PairsAndNegatives(
-        image_tokens=interleaved(images, ring_gather_rows(images, image, mesh)),
-        text_tokens=interleaved(texts, ring_gather_rows(texts, text, mesh)),
+        image_tokens=interleaved(images, rows_of_all_devices(images, image, mesh)),
+        text_tokens=interleaved(texts, rows_of_all_devices(texts, text, mesh)),
         attention_mask=interleaved(mask, mask[text]),
         has_image=has_image,
         has_text=has_text,
