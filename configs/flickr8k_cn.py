@@ -17,7 +17,7 @@ from r2d2_jax.config.reading import completed
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Visits every photograph 60 times; PRD2, whose steps are shorter, 140 times."""
+    """Visits every photograph 90 times; PRD2, whose steps are shorter, 210 times."""
     width, heads, mlp_width = 128, 2, 256
     config = ConfigDict()
     config.model = ConfigDict(
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = ConfigDict(
         dict(
             batch_size=128,
-            epochs=140.0 if variant == "prd2" else 60.0,
+            epochs=210.0 if variant == "prd2" else 90.0,
             log_every=50,
             evaluate_every=500,
             checkpoint_every=250,
