@@ -216,15 +216,16 @@ class CrossEncoder(nn.Module):
         keys = jax.random.split(self.make_rng(DROPOUT), count) if self.has_rng(DROPOUT) else None
         own = (self.variables["params"]["layers"], keys)
 
-        def method(name: str) -> Callable[..., jax.Array]:
+        def method(name: str, in_scan: bool) -> Callable[..., jax.Array]:
             def apply(own: tuple[Any, Any], *inputs: jax.Array | None) -> Any:
                 params, key = own
                 rngs = None if key is None else {DROPOUT: key}
                 return layer.apply({"params": params}, *inputs, method=name, rngs=rngs)
 
-            return jax.checkpoint(apply, prevent_cse=False) if self.remat else apply
+            # Outside of a scan XLA would find that it has computed the same before, and keep that.
+            return jax.checkpoint(apply, prevent_cse=not in_scan) if self.remat else apply
 
-        first, later = method("first_of_triples"), method("of_triples")
+        first, later = method("first_of_triples", in_scan=False), method("of_triples", in_scan=True)
         hidden = first(jax.tree.map(lambda stacked: stacked[0], own), tokens, mask, *inputs)
         rest = jax.tree.map(lambda stacked: stacked[1:], own)
         step = lambda hidden, own: (later(own, hidden, hidden_mask, *inputs), None)  # noqa: E731
