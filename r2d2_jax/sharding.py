@@ -142,16 +142,13 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     Returns:
         [b ...], split by rows.
     """
-
-    def placed(array: jax.Array, *axes: Any) -> jax.Array:
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*axes)))
-
-    devices = (DATA, FSDP)
-    columns = placed(values.reshape(len(values), -1), devices, None)
+    placed, by_rows = jax.lax.with_sharding_constraint, batch_sharding(mesh)
+    by_columns = NamedSharding(mesh, PartitionSpec(None, (DATA, FSDP)))
+    columns = placed(values.reshape(len(values), -1), by_rows)
     padding = -columns.shape[1] % mesh.size
-    by_columns = placed(jnp.pad(columns, ((0, 0), (0, padding))), None, devices)
-    found = placed(by_columns[placed(index)], None, devices)
-    return placed(found, devices, None)[:, : columns.shape[1]].reshape(values.shape)
+    parts = placed(jnp.pad(columns, ((0, 0), (0, padding))), by_columns)
+    found = placed(parts[placed(index, replicated(mesh))], by_columns)
+    return placed(found, by_rows)[:, : columns.shape[1]].reshape(values.shape)
 
 
 def path_name(path: Sequence[Any]) -> str:

@@ -10,7 +10,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,12 @@ def read_costs(folder: Path) -> dict[str, Any]:
 
 def unmeasured(plan: Plan, folder: Path) -> list[str]:
     """The variants whose costs are not known yet."""
-    return [name for name in plan.variants if name not in read_costs(folder).get("variants", {})]
+    return _missing(plan, read_costs(folder))
+
+
+def _missing(plan: Plan, costs: Mapping[str, Any]) -> list[str]:
+    known = costs.get("variants", {})
+    return [name for name in plan.variants if name not in known]
 
 
 def measure_costs(plan: Plan, folder: Path) -> None:
@@ -60,7 +65,7 @@ def measure_costs(plan: Plan, folder: Path) -> None:
     costs = read_costs(folder)
     if costs.get("measured_on") != measured_on:
         costs = {"measured_on": measured_on, "variants": {}}
-    names = [name for name in plan.variants if name not in costs["variants"]]
+    names = _missing(plan, costs)
     full = _Steps(plan, FULL) if set(names) - {FULL} else None
     for name in names:
         logger.info("%s: counting and timing", name)

@@ -35,8 +35,17 @@ IMAGE_READS_TEXT = Triple(queries=TEXT_READS_IMAGE.context, context=TEXT_READS_I
 
 def taken(rows: Any, passes: tuple[int, int, int]) -> Any:
     """[2b ...] -> [3b ...] of each array of a tree (or None): for each of the three passes its row of the two."""
-    by_pair = jax.tree.map(lambda array: array.reshape(-1, 2, *array.shape[1:]), rows)
-    return jax.tree.map(lambda pairs: interleaved(*(pairs[:, row] for row in passes)), by_pair)
+    return jax.tree.map(lambda pairs: interleaved(*(pairs[:, row] for row in passes)), by_pair(rows, 2))
+
+
+def by_pair(rows: Any, count: int) -> Any:
+    """[kb ...] -> [b k ...] of each array of a tree (or None), for `count` k: what belongs to each pair."""
+    return jax.tree.map(lambda array: array.reshape(-1, count, *array.shape[1:]), rows)
+
+
+def cls_of(tokens: jax.Array) -> jax.Array:
+    """The `wanted_positions` [b 1] of a caller that wants only CLS."""
+    return jnp.zeros((len(tokens), 1), jnp.int32)
 
 
 class CrossLayer(nn.Module):
@@ -94,13 +103,12 @@ class CrossLayer(nn.Module):
         context_mask: jax.Array | None,
         wanted_positions: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """[b r d] of the pairs' own passes at the wanted positions, and [2b 1 d] of the two others at CLS alone."""
-        read = (hidden, mask, *self._context_of_triples(context, context_mask))
-        by_pair = jax.tree.map(lambda array: array.reshape(-1, 3, *array.shape[1:]), read)
-        own = jax.tree.map(lambda array: array[:, 0], by_pair)
-        others = jax.tree.map(lambda array: array[:, 1:].reshape(-1, *array.shape[2:]), by_pair)
-        cls = jnp.zeros((len(others[0]), 1), jnp.int32)
-        return self._read_at(wanted_positions, *own), self._read_at(cls, *others)
+        """[b r d] of the pairs' own passes at the wanted positions, and [b 2 d] of the two others at CLS alone."""
+        passes = by_pair((hidden, mask, *self._context_of_triples(context, context_mask)), 3)
+        own = jax.tree.map(lambda array: array[:, 0], passes)
+        others = jax.tree.map(lambda array: array[:, 1:].reshape(-1, *array.shape[2:]), passes)
+        of_others = self._read_at(cls_of(others[0]), *others)[:, 0]
+        return self._read_at(wanted_positions, *own), by_pair(of_others, 2)
 
     def _read_at(
         self,
@@ -191,7 +199,7 @@ class CrossEncoder(nn.Module):
         mask: Bool[Array, "2*b q"] | None,
         context: Float[Array, "2*b c context_d"],
         context_mask: Bool[Array, "2*b c"] | None,
-    ) -> tuple[Float[Array, "b r d"], Float[Array, "2*b 1 d"]]:
+    ) -> tuple[Float[Array, "b r d"], Float[Array, "b 2 d"]]:
         """As `__call__` for the three passes of each pair; see `Triple`.
 
         Returns:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, UInt8, checked, unit_norm
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.models.bert import MaskedLmHead, TextEncoder
-from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder
+from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder, cls_of
 from r2d2_jax.models.layers import dense
 from r2d2_jax.models.vit import ImageEncoder
 
@@ -23,11 +23,6 @@ CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 def normalise_images(images: UInt8[Array, "b height width 3"]) -> Float[Array, "b height width 3"]:
     """(pixel / 255 - mean) / deviation with CLIP's constants, in float32."""
     return (images.astype(jnp.float32) / 255 - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_DEVIATION)
-
-
-def cls_of(tokens: jax.Array) -> jax.Array:
-    """The `wanted_positions` [b 1] of a caller that wants only CLS."""
-    return jnp.zeros((len(tokens), 1), jnp.int32)
 
 
 class R2D2(nn.Module):
@@ -151,16 +146,16 @@ class R2D2(nn.Module):
             (match logits, where rows 3i, 3i + 1 and 3i + 2 are those of the pair, of its text with the negative image,
             and of its image with the negative text; hidden states of the text-image cross encoder for the pairs).
         """
-        positions = jnp.concatenate([cls_of(wanted_positions), wanted_positions], axis=1)
+        cls = cls_of(wanted_positions)
+        positions = jnp.concatenate([cls, wanted_positions], axis=1)
         text_image = self.text_image_encoder.triples(positions, text_tokens, attention_mask, image_tokens, None)
         queries = self.image_text_projection(image_tokens)
-        cls = cls_of(wanted_positions)
         image_text = self.image_text_encoder.triples(cls, queries, None, text_tokens, attention_mask)
-        own, negative = (
-            self.match_logits(*(hidden[:, 0] for hidden in both)) for both in zip(text_image, image_text, strict=True)
+        cls_of_passes = (
+            jnp.concatenate([own[:, :1], others], axis=1).reshape(-1, own.shape[-1])
+            for own, others in (text_image, image_text)
         )
-        by_pair = jnp.concatenate([own[:, None], negative.reshape(-1, 2, *own.shape[1:])], axis=1)
-        return by_pair.reshape(-1, *own.shape[1:]), text_image[0][:, 1:]
+        return self.match_logits(*cls_of_passes), text_image[0][:, 1:]
 
     @checked
     def text_image_log_odds(

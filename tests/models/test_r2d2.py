@@ -11,7 +11,8 @@ import oracles
 import pytest
 
 from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
-from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN, R2D2, cls_of, normalise_images
+from r2d2_jax.models.cross_encoder import cls_of
+from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN, R2D2, normalise_images
 
 CONFIG = ModelConfig(
     image=ImageTowerConfig(image_size=8, patch_size=4, width=16, layers=2, heads=4, mlp_width=24),
