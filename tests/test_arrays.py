@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, checked, right_pairs, same_image, unit_norm
+from r2d2_jax.arrays import Array, Batch, Bool, Encoded, Float, checked, interleaved, right_pairs, same_image, unit_norm
 
 
 def test_unit_norm_equals_oracle_and_keeps_the_direction() -> None:
@@ -101,3 +101,11 @@ def test_right_pairs_equal_the_naive_ones() -> None:
     nothing = jnp.zeros_like(text)
     found = right_pairs(jnp.asarray(image), nothing, jnp.asarray(image_keys), jnp.asarray(text_keys))
     np.testing.assert_array_equal(found, without)
+
+
+def test_interleaved_rows_stand_in_turn() -> None:
+    parts = np.random.default_rng(0).normal(size=(3, 5, 2, 4)).astype(np.float32)
+    rows = interleaved(*map(jnp.asarray, parts))
+    np.testing.assert_array_equal(rows[3 * 2 + 1], parts[1][2])
+    for turn, part in enumerate(parts):
+        np.testing.assert_array_equal(rows[turn::3], part)

@@ -1,5 +1,6 @@
 """Fine-tuning for retrieval: its terms against oracles, what it trains, and that it carries nothing."""
 
+import functools
 from typing import Any
 
 import jax
@@ -53,14 +54,17 @@ class Case:
         self.after, self.metrics = self.run(self.before, self.batch, KEY)
 
 
+made = functools.cache(Case)  # each variant is compiled once for all tests
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
 def case(request: pytest.FixtureRequest) -> tuple[str, Case]:
-    return request.param, Case(request.param)
+    return request.param, made(request.param)
 
 
 @pytest.fixture(scope="module")
 def frozen() -> Case:
-    return Case("frozen")
+    return made("frozen")
 
 
 def test_what_a_step_changes_and_reports(case: tuple[str, Case]) -> None:
@@ -124,7 +128,7 @@ def test_texts_of_several_images_share_the_target() -> None:
 
 @pytest.mark.parametrize("variant", ["frozen", "softened"])
 def test_ranking_equals_the_match_stage_on_the_drawn_pairs(variant: str) -> None:
-    this = Case(variant)
+    this = made(variant)
     task, batch, params = this.plan.task, this.batch, this.before.params
     seen = towers(task, params, batch)
     drawn_from = similarities(seen, batch, jnp.float32(0.07), this.plan.mesh)
