@@ -24,6 +24,7 @@ __all__ = [
     "UInt8",
     "UInt32",
     "checked",
+    "exact_if_float32",
     "interleaved",
     "right_pairs",
     "same_image",
@@ -96,6 +97,15 @@ class Encoded:
     tokens: jax.Array
     feature: jax.Array
     embed: jax.Array
+
+
+def exact_if_float32(dtype: Any) -> jax.lax.Precision | None:
+    """The precision of a product of numbers of `dtype`.
+
+    Left alone, float32 numbers are rounded before they are multiplied: to bfloat16 on TPUs, to TF32 on GPUs. The
+    products of bfloat16 numbers are exact anyhow.
+    """
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def interleaved(*parts: jax.Array) -> jax.Array:

@@ -3,16 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from r2d2_jax.arrays import Array, Bool, Float, checked
+from r2d2_jax.arrays import Array, Bool, Float, checked, exact_if_float32
 
 
 @checked
 def similarity_logits(
     row_embed: Float[Array, "b e"], key_embed: Float[Array, "m e"], temperature: Float[Array, ""]
 ) -> Float[Array, "b m"]:
-    """Cosine similarity / temperature of unit-norm rows and keys, in float32."""
-    product = jnp.einsum("be,me->bm", row_embed, key_embed, preferred_element_type=jnp.float32)
-    return product / temperature
+    """Cosine similarity / temperature of unit-norm rows and keys, in exact float32."""
+    return jnp.einsum("be,me->bm", row_embed, key_embed, precision=exact_if_float32(row_embed.dtype)) / temperature
 
 
 @checked

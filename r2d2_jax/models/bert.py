@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r2d2_jax.arrays import Array, Bool, Float, Int, checked
+from r2d2_jax.arrays import Array, Bool, Float, Int, checked, exact_if_float32
 from r2d2_jax.config.model import TextTowerConfig
 from r2d2_jax.models.dropout import Dropout
 from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, dense, erf_gelu, scanned
@@ -82,7 +82,6 @@ class MaskedLmHead(nn.Module):
         """Vocabulary logits, in float32, of the given tokens."""
         hidden = erf_gelu(dense(tokens.shape[-1], self.dtype, "transform")(tokens))
         hidden = LayerNorm(EPSILON, name="transform_norm")(hidden)
-        logits = jnp.einsum(
-            "bsd,vd->bsv", hidden, word_embedding.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        decoder, exact = word_embedding.astype(self.dtype), exact_if_float32(self.dtype)
+        logits = jnp.einsum("bsd,vd->bsv", hidden, decoder, precision=exact, preferred_element_type=jnp.float32)
         return logits + self.param("bias", nn.initializers.zeros, (self.vocabulary_size,))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from r2d2_jax.arrays import Array, Bool, Float, checked
+from r2d2_jax.arrays import Array, Bool, Float, checked, exact_if_float32
 from r2d2_jax.models.dropout import DROPOUT, Dropout
 
 # Fan-in scaling rather than BERT's fixed 0.02, so that small models train from scratch too (our decision).
@@ -45,9 +45,15 @@ def product_of_rows(rows: jax.Array, kernel: jax.Array, dimensions: Any, **how: 
 def dense(
     features: int, dtype: Any, name: str | None = None, use_bias: bool = True, kernel_init: Any = KERNEL_INIT
 ) -> nn.Dense:
-    """A Dense layer with float32 parameters that computes in `dtype`."""
+    """A Dense layer with float32 parameters that computes in `dtype`, exactly if that is float32."""
     return nn.Dense(
-        features, dtype=dtype, kernel_init=kernel_init, name=name, use_bias=use_bias, dot_general=product_of_rows
+        features,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+        use_bias=use_bias,
+        precision=exact_if_float32(dtype),
+        dot_general=product_of_rows,
     )
 
 
@@ -135,9 +141,11 @@ class Attention(nn.Module):
             weights = attention_weights(query, context.key, mask)
             weights = weights + self.get_variable(ATTENTION_CHANGE, "weights") if changed else weights
             weights = self.weights_dropout(weights).astype(query.dtype)
-            mixed = jnp.einsum("bhqc,bchs->bqhs", weights, context.value)
+            exact = exact_if_float32(query.dtype)
+            mixed = jnp.einsum("bhqc,bchs->bqhs", weights, context.value, precision=exact)
         else:
-            mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
+            with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
+                mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
         return self.out_dropout(self.out(mixed.reshape(*mixed.shape[:2], self.width)))
 
     def _split(self, tokens: jax.Array) -> jax.Array:
@@ -153,7 +161,9 @@ def attention_weights(
 
     Equal weights where no token's mask is, as in `jax.nn.dot_product_attention`: not NaN, which would spread.
     """
-    logits = jnp.einsum("bqhs,bchs->bhqc", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
+    exact = exact_if_float32(query.dtype)
+    product = jnp.einsum("bqhs,bchs->bhqc", query, key, precision=exact, preferred_element_type=jnp.float32)
+    logits = product / query.shape[-1] ** 0.5
     return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, MASKED), axis=-1)
 
 

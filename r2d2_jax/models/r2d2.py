@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, UInt8, checked, unit_norm
+from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, UInt8, checked, exact_if_float32, unit_norm
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.models.bert import MaskedLmHead, TextEncoder
 from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder, cls_of
@@ -51,8 +51,8 @@ class R2D2(nn.Module):
         self.text_image_encoder = CrossEncoder(config.cross, triple=TEXT_READS_IMAGE, **depth)
         self.image_text_encoder = CrossEncoder(config.cross, triple=IMAGE_READS_TEXT, **depth)
         self.image_text_projection = dense(config.cross.width, dtype)
-        self.text_image_match_head = nn.Dense(2)
-        self.image_text_match_head = nn.Dense(2)
+        self.text_image_match_head = nn.Dense(2, precision=exact_if_float32(jnp.float32))
+        self.image_text_match_head = nn.Dense(2, precision=exact_if_float32(jnp.float32))
         self.masked_lm_head = MaskedLmHead(config.text.vocabulary_size, dtype)
 
     def __call__(self, images: jax.Array, input_ids: jax.Array, attention_mask: jax.Array) -> tuple[Encoded, Encoded]:
