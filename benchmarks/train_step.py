@@ -28,6 +28,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 from planned_steps import CONFIGS, planned, with_dropout
 
+from r2d2_jax.arrays import exact_if_float32
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.errors import UserError
@@ -44,18 +45,16 @@ TASKS = ("pretraining", "retrieval")
 
 @dataclass(frozen=True)
 class Kind:
-    """How a step computes: dtype of the model, recomputation in the backward pass, precision of float32 products."""
+    """How a step computes: dtype of the model, recomputation in the backward pass."""
 
     dtype: str
     remat: bool = False
-    precision: str | None = None
 
 
 KINDS = {
     "bfloat16": Kind("bfloat16"),
     "bfloat16_remat": Kind("bfloat16", remat=True),
-    "float32": Kind("float32"),  # as the backend multiplies float32 by default: TF32 on GPUs
-    "float32_highest": Kind("float32", precision="highest"),
+    "float32": Kind("float32"),
 }
 
 CONFIG = flags.DEFINE_multi_string(
@@ -158,8 +157,7 @@ def measured(row: Row, plan: StepPlan, fresh_state: Callable[[], Any], device: A
 def compiled(row: Row, plan: StepPlan) -> tuple[Row, jax.stages.Compiled]:
     """The step, and the row with what compiling it tells."""
     start = time.perf_counter()
-    with jax.default_matmul_precision(KINDS[row.kind].precision):
-        step = plan.compiled()
+    step = plan.compiled()
     memory, seconds = step_memory(step), time.perf_counter() - start
     planned_gib = (memory.arguments + memory.temporaries) / GIB
     return dataclasses.replace(row, compile_s=seconds, planned_gib=planned_gib), step
@@ -214,7 +212,7 @@ def matrix_rate(device: Any, side: int, kind: Kind, products: int = 10, rounds: 
     """Operations per second of a product of two random square matrices: the median of rounds of several each."""
     keys = jax.random.split(jax.random.key(0))
     left, right = (jax.device_put(jax.random.normal(key, (side, side), jnp.dtype(kind.dtype)), device) for key in keys)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=kind.precision))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=exact_if_float32(kind.dtype)))
     product(left, right).block_until_ready()
     times = []
     for _ in range(rounds):
