@@ -62,7 +62,14 @@ class CrossEncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole model. `dtype` is that of the matrix products: bfloat16 on accelerators, float32 on CPU."""
+    """The whole model, and how it is computed.
+
+    dtype: that of the matrix products: bfloat16 on accelerators, float32 on CPU.
+    remat: whether the backward pass recomputes each layer instead of storing what its forward pass made.
+    remat_keeps: what is stored of a recomputed layer beside its input: "nothing", or the results of its "products" with
+        parameters, so that only norms, activations, dropout and the products within attention are recomputed.
+    unroll: write loops over layers out, which compiles slower.
+    """
 
     image: ImageTowerConfig
     text: TextTowerConfig
@@ -73,7 +80,13 @@ class ModelConfig:
     freeze_image_tower: bool = True
     dtype: str = "bfloat16"
     remat: bool = False
+    remat_keeps: str = "nothing"
     unroll: bool = False
+
+    @property
+    def recomputed(self) -> str | None:
+        """What recomputed layers keep; None where none is recomputed."""
+        return self.remat_keeps if self.remat else None
 
     @property
     def has_dropout(self) -> bool:
@@ -122,6 +135,8 @@ def model_contradictions(model: ModelConfig) -> Iterator[str]:
             yield f"model.{name}.dropout is {rate}; expected 0 or more and less than 1"
     if model.dtype not in ("bfloat16", "float32"):
         yield f"model.dtype is {model.dtype!r}; expected 'bfloat16' or 'float32'"
+    if model.remat_keeps not in ("nothing", "products"):
+        yield f"model.remat_keeps is {model.remat_keeps!r}; expected 'nothing' or 'products'"
     low, high = model.temperature_range
     if not 0 < low <= model.temperature_init <= high:
         yield (

@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
 
     config: TextTowerConfig
     dtype: Any
-    remat: bool = False
+    remat: str | None = None
     unroll: bool = False
 
     def setup(self) -> None:

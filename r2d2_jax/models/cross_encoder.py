@@ -11,7 +11,7 @@ from r2d2_jax.arrays import Array, Bool, Float, Int, checked, interleaved
 from r2d2_jax.config.model import CrossEncoderConfig
 from r2d2_jax.models.bert import EPSILON
 from r2d2_jax.models.dropout import DROPOUT
-from r2d2_jax.models.layers import Attention, KeysAndValues, LayerNorm, Mlp, erf_gelu, scanned
+from r2d2_jax.models.layers import Attention, KeysAndValues, LayerNorm, Mlp, erf_gelu, kept_by, recomputing, scanned
 
 OWN, NEGATIVE = 0, 1  # the two rows that each pair of a batch has of either modality
 
@@ -152,7 +152,7 @@ class CrossEncoder(nn.Module):
 
     config: CrossEncoderConfig
     dtype: Any
-    remat: bool = False
+    remat: str | None = None
     unroll: bool = False
     triple: Triple = TEXT_READS_IMAGE
 
@@ -162,7 +162,7 @@ class CrossEncoder(nn.Module):
             stack = scanned(CrossLayer, self.config.layers - 1, remat=self.remat, unroll=self.unroll)
             self.layers = stack(*sizes)
         methods = ["__call__", "last_of_triples"]
-        last = nn.remat(CrossLayer, prevent_cse=False, methods=methods) if self.remat else CrossLayer
+        last = CrossLayer if self.remat is None else recomputing(CrossLayer, self.remat, methods)
         self.last_layer = last(*sizes)
 
     @checked
@@ -231,7 +231,9 @@ class CrossEncoder(nn.Module):
                 return layer.apply({"params": params}, *inputs, method=name, rngs=rngs)
 
             # Outside of a scan XLA would find that it has computed the same before, and keep that.
-            return jax.checkpoint(apply, prevent_cse=not in_scan) if self.remat else apply
+            if self.remat is None:
+                return apply
+            return jax.checkpoint(apply, prevent_cse=not in_scan, policy=kept_by(self.remat))
 
         first, later = method("first_of_triples", in_scan=False), method("of_triples", in_scan=True)
         hidden = first(jax.tree.map(lambda stacked: stacked[0], own), tokens, mask, *inputs)

@@ -42,7 +42,7 @@ class R2D2(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        depth: dict[str, Any] = {"dtype": dtype, "remat": config.remat, "unroll": config.unroll}
+        depth: dict[str, Any] = {"dtype": dtype, "remat": config.recomputed, "unroll": config.unroll}
         self.image_encoder = ImageEncoder(config.image, **depth)
         self.text_encoder = TextEncoder(config.text, **depth)
         self.image_projection = dense(config.embed_size, dtype)

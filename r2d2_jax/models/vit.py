@@ -39,7 +39,7 @@ class ImageEncoder(nn.Module):
 
     config: ImageTowerConfig
     dtype: Any
-    remat: bool = False
+    remat: str | None = None
     unroll: bool = False
 
     @nn.compact

@@ -153,12 +153,12 @@ def test_every_layer_has_a_mask_of_its_own_in_value_and_gradient() -> None:
     """The same ones whether the loop is written out or not, and in what is recomputed backwards."""
     ones, found = jnp.ones(4096), []
 
-    def digits(scale: jax.Array, remat: bool, unroll: bool) -> tuple[jax.Array, jax.Array]:
+    def digits(scale: jax.Array, remat: str | None, unroll: bool) -> tuple[jax.Array, jax.Array]:
         stack = scanned(Digits, 3, remat=remat, unroll=unroll)()
         hidden = stack.apply({}, jnp.zeros_like(scale), scale, rngs={"dropout": KEY})[0]
         return jnp.sum(hidden * hidden) / 2, hidden
 
-    for remat in (False, True):
+    for remat in (None, "nothing", "products"):
         for unroll in (False, True):
             (_, hidden), gradient = jax.value_and_grad(digits, has_aux=True)(ones, remat, unroll)
             np.testing.assert_array_equal(gradient, hidden * hidden)
