@@ -56,6 +56,13 @@ _TEXT_HEADS = flags.DEFINE_integer("text_heads", None, "Likewise: text tower and
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "Images, texts or pairs of a forward; no figure depends on it.", flag_values=FLAGS
 )
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Of matrix products: exact, or several times as fast on accelerators.",
+    flag_values=FLAGS,
+)
 _MAX_IMAGES = flags.DEFINE_integer(
     "max_images", 0, "Only the first so many images, or pairs of matching; 0 for all.", flag_values=FLAGS
 )
@@ -150,6 +157,7 @@ def _work(arguments: Sequence[str]) -> None:
         text_heads=_TEXT_HEADS.value,
         batch_size=_BATCH_SIZE.value,
         max_images=_MAX_IMAGES.value,
+        dtype=_DTYPE.value,
         rerank=_RERANK.value,
         directions=None if _DIRECTIONS.value is None else tuple(_DIRECTIONS.value),
         same_text_is_right=_SAME_TEXT.value,

@@ -280,7 +280,7 @@ class Encoder:
                     yield encoded.feature, encoded.embed, tokens
 
         feature, embedding, *tokens = _rows_in_order(fetched(dispatched()), count)
-        on_host = tokens[0] if tokens else None
+        on_host = tokens[0].astype(np.float32, copy=False) if tokens else None
         return Encodings(feature, embedding, kept.tokens(count) if keep is Keep.ON_DEVICES else on_host)
 
     def _one_batch(self, forward: Callable[..., Encoded], params: Params, *rows: np.ndarray) -> DeviceTokens:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, Params, UInt8, checked
+from r2d2_jax.losses.masked_lm import label_log_probability
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.layers import ATTENTION, ATTENTION_CHANGE
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
@@ -83,7 +84,7 @@ def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
         ids: Int[Array, "b l"],
     ) -> Float[Array, "b l"]:
         logits = apply(params, "masked_lm_logits", apply(params, "cross_text_image", text, mask, image))
-        return jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), ids[..., None], axis=-1)[..., 0]
+        return label_log_probability(logits, ids)
 
     embeddings = lambda encoded: (encoded.feature, encoded.embed)  # noqa: E731
     rows, whole = batch_sharding(mesh), replicated(mesh)

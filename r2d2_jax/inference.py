@@ -30,6 +30,7 @@ def load(
     map_punctuation: bool | None = None,
     image_heads: int | None = None,
     text_heads: int | None = None,
+    dtype: str = "float32",
     devices: Sequence[jax.Device] | None = None,
 ) -> "Ranker":
     """Loads a model for inference.
@@ -42,6 +43,8 @@ def load(
         map_punctuation: map Chinese quotation marks, ellipsis and dash, which RoBERTa-wwm's vocabulary lacks, to ASCII.
             None means as in training: not for a published checkpoint, for ours as `data.map_punctuation` was.
         image_heads, text_heads: of a published checkpoint of unusual sizes, see `from_published`.
+        dtype: "float32", exact; or "bfloat16", in which accelerators multiply several times as fast. Norms, softmax,
+            similarities and probabilities are float32 in both.
         devices: what computes; None means all devices of this process.
 
     Raises:
@@ -50,7 +53,7 @@ def load(
     chosen = None if vocabulary is None else _path(vocabulary, "the vocabulary")
     model = open_model(
         _path(path, "the model"), weights=weights, image_heads=image_heads, text_heads=text_heads, vocabulary=chosen
-    )
+    ).computing_in(dtype)
     if model.notes:
         logger.info("%s: %s", path, "; ".join(model.notes))
     return Ranker(model, batch_size=batch_size, map_punctuation=map_punctuation, devices=devices)

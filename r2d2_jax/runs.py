@@ -31,6 +31,7 @@ HARMLESS_KEYS = (
     "data.max_broken_share",
     "model.remat",
     "model.unroll",
+    "train.micro_batches",
     "train.log_every",
     "train.checkpoint_every",
     "train.weigh_terms_every",

@@ -52,12 +52,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh((sizes[0], sizes[1]), (DATA, FSDP), axis_types=types, devices=devices)
 
 
-def check_batch_divides(batch_size: int, mesh: Mesh, name: str = "train.batch_size") -> None:
-    """Raises UserError unless every device gets the same number of the global batch's rows."""
-    if batch_size % mesh.size:
+def check_batch_divides(batch_size: int, mesh: Mesh, name: str = "train.batch_size", *, micro_batches: int = 1) -> None:
+    """Raises UserError unless every device gets the same number of the global batch's rows in each micro batch."""
+    parts = mesh.size * micro_batches
+    if batch_size % parts:
+        each = f"the mesh's {mesh.size} devices"
+        if micro_batches > 1:
+            each = f"{parts}, which are {each} times train.micro_batches {micro_batches}"
         raise UserError(
-            f"{name} {batch_size} is not a multiple of the mesh's {mesh.size} devices; "
-            f"the nearest that is: {max(1, round(batch_size / mesh.size)) * mesh.size}"
+            f"{name} {batch_size} is not a multiple of {each}; "
+            f"the nearest that is: {max(1, round(batch_size / parts)) * parts}"
         )
 
 
@@ -149,6 +153,42 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     parts = placed(jnp.pad(columns, ((0, 0), (0, padding))), by_columns)
     found = placed(parts[placed(index, replicated(mesh))], by_columns)
     return placed(found, by_rows)[:, : columns.shape[1]].reshape(values.shape)
+
+
+def in_micro_batches(part: Callable[..., Any], count: int, mesh: Mesh, inputs: Any) -> Any:
+    """`part(0, inputs)` of a whole batch, computed for one micro batch after the other, and each again backwards.
+
+    So only one micro batch's intermediate results exist at a time, and gradients are those of the whole batch.
+    Micro batch i holds the pairs i, i + count, i + 2 count and so on: some of every device's own, so none travels.
+
+    Args:
+        part: `(i, rows) -> rows`; what it makes of a row must not depend on the others.
+        count: of micro batches, which divides every device's pairs; 1 leaves everything as it is.
+        mesh: the devices.
+        inputs: a tree of arrays whose leading axis is the number of pairs b at least once, and otherwise a multiple of
+            it, with all rows of a pair side by side; so are those of the result.
+    """
+    if count == 1:
+        return part(0, inputs)
+    pairs = min(len(rows) for rows in jax.tree.leaves(inputs))
+    in_turn = NamedSharding(mesh, PartitionSpec(None, (DATA, FSDP)))
+
+    def split(rows: jax.Array) -> jax.Array:  # [kb ...] -> [count kb/count ...]
+        by_pair = rows.reshape(pairs // count, count, len(rows) // pairs, *rows.shape[1:])
+        parts = by_pair.swapaxes(0, 1).reshape(count, len(rows) // count, *rows.shape[1:])
+        return jax.lax.with_sharding_constraint(parts, in_turn)
+
+    def merged(parts: jax.Array) -> jax.Array:  # and back
+        rows = parts.shape[1] * count
+        by_pair = parts.reshape(count, pairs // count, rows // pairs, *parts.shape[2:])
+        return jax.lax.with_sharding_constraint(
+            by_pair.swapaxes(0, 1).reshape(rows, *parts.shape[2:]), batch_sharding(mesh)
+        )
+
+    recomputed = jax.checkpoint(part, prevent_cse=False)  # a scan never finds what it has computed before
+    step = lambda _, numbered: (None, recomputed(*numbered))  # noqa: E731
+    _, parts = jax.lax.scan(step, None, (jnp.arange(count), jax.tree.map(split, inputs)))
+    return jax.tree.map(merged, parts)
 
 
 def path_name(path: Sequence[Any]) -> str:

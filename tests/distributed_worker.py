@@ -55,6 +55,8 @@ SETTINGS: dict[str, Any] = {
 }
 CONFIGS = {
     "pretraining": small_config(SETTINGS, DROPPED, {"loss": {"text_ids": True}}),
+    "plain": small_config(SETTINGS, {"loss": {"text_ids": True}}),
+    "in_parts": small_config(SETTINGS, {"loss": {"text_ids": True}, "train": {"micro_batches": 2}}),
     "retrieval": small_config(SETTINGS, RETRIEVAL, {"optimizer": {"rates": (("bias", 2.0),)}}),
     "matching": small_config(SETTINGS, MATCHING, {"optimizer": {"rates": (("bias", 2.0),)}}),
 }

@@ -35,6 +35,28 @@ def pictures() -> list[np.ndarray]:
     return [rng.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(5)]
 
 
+def test_bfloat16_gives_nearly_the_same_in_float32(model: Ranker, pictures: list[np.ndarray], tmp_path: Path) -> None:
+    write_model(random_model(tokens=VOCABULARY), tmp_path / "model", "ours")
+    half = r2d2_jax.load(tmp_path / "model", batch_size=4, dtype="bfloat16")
+    for exact, found in (
+        (model.encode_image(pictures, tokens=True), half.encode_image(pictures, tokens=True)),
+        (model.encode_text(TEXTS, tokens=True), half.encode_text(TEXTS, tokens=True)),
+    ):
+        for name in ("feature", "embed", "tokens"):
+            rounded, expected = getattr(found, name), getattr(exact, name)
+            assert rounded.dtype == np.float32
+            assert 1e-4 < np.linalg.norm(rounded - expected) / np.linalg.norm(expected) < 0.03
+    probability = half.match(pictures[0], TEXTS)
+    assert probability.dtype == np.float32
+    np.testing.assert_allclose(probability, model.match(pictures[0], TEXTS), atol=0.02)
+
+
+def test_dtype_that_there_is_not(tmp_path: Path) -> None:
+    write_model(random_model(tokens=VOCABULARY), tmp_path / "model", "ours")
+    with pytest.raises(UserError, match="dtype is 'float16'; expected one of bfloat16, float32"):
+        r2d2_jax.load(tmp_path / "model", dtype="float16")
+
+
 def test_every_kind_of_image_gives_the_same(model: Ranker, pictures: list[np.ndarray], tmp_path: Path) -> None:
     Image.fromarray(pictures[0]).save(tmp_path / "a.png")
     normalised = (pictures[0] / 255 - CLIP_MEAN) / CLIP_DEVIATION

@@ -197,6 +197,17 @@ def test_batch_that_the_mesh_does_not_divide(batch: int, nearest: int) -> None:
     check_batch_divides(nearest, mesh)
 
 
+def test_batch_whose_micro_batches_the_mesh_does_not_divide() -> None:
+    mesh: Any = AbstractMesh((2, 4), ("data", "fsdp"))
+    message = (
+        "train.batch_size 40 is not a multiple of 16, which are the mesh's 8 devices times train.micro_batches 2; "
+        "the nearest that is: 32"
+    )
+    with pytest.raises(UserError, match=message):
+        check_batch_divides(40, mesh, micro_batches=2)
+    check_batch_divides(32, mesh, micro_batches=2)
+
+
 def test_global_batch_takes_what_a_batch_has() -> None:
     plan, rows = small_plan(small_config()), small_rows(0)
     batch = global_batch(plan.mesh, {**rows, "problems": np.array([""] * 8)})

@@ -9,6 +9,7 @@ from r2d2_jax.config.ranges import not_positive
 
 # Far above any real model (our decision): a damaged file may claim more, and would take forever to be refused.
 MAX_LAYERS, MAX_SIZE = 1_000, 2**24
+DTYPES = ("bfloat16", "float32")  # of matrix products
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def model_contradictions(model: ModelConfig) -> Iterator[str]:
     for name, rate in (("text", text.dropout), ("cross", cross.dropout)):
         if not 0 <= rate < 1:
             yield f"model.{name}.dropout is {rate}; expected 0 or more and less than 1"
-    if model.dtype not in ("bfloat16", "float32"):
+    if model.dtype not in DTYPES:
         yield f"model.dtype is {model.dtype!r}; expected 'bfloat16' or 'float32'"
     if model.remat_keeps not in ("nothing", "products"):
         yield f"model.remat_keeps is {model.remat_keeps!r}; expected 'nothing' or 'products'"

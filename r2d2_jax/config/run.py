@@ -85,6 +85,10 @@ LARGEST_SEED = 2**32 - 1  # JAX reads the lower 32 bits alone, so that a larger 
 class TrainConfig:
     """The run: `batch_size` is global, in pairs; `epochs` counts visits to every image.
 
+    micro_batches: parts of each batch that go through the model one after the other, for a batch that does not fit.
+        Nothing changes but memory, time and rounding: all losses, hard negatives included, are those of the whole
+        batch, because the fewer pairs, the worse a contrastive loss (our decision). Dropout draws other masks.
+
     The intervals are in steps; `evaluate_every` and `checkpoint_every` 0 mean once, at the end.
 
     weigh_terms_every: before so many steps the log gets the norm of each term's gradient, first before the first one,
@@ -96,6 +100,7 @@ class TrainConfig:
     batch_size: int
     epochs: float
     seed: int = 0
+    micro_batches: int = 1
     log_every: int = 50
     checkpoint_every: int = 1000
     evaluate_every: int = 1000
@@ -107,7 +112,7 @@ class TrainConfig:
 
 def train_contradictions(train: TrainConfig) -> Iterator[str]:
     """Yields one sentence per value that is out of range."""
-    counts = ("batch_size", "epochs", "log_every", "keep_last")
+    counts = ("batch_size", "epochs", "micro_batches", "log_every", "keep_last")
     yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
     intervals = ("checkpoint_every", "evaluate_every", "weigh_terms_every", "evaluate_every_epochs")
     yield from negative((f"train.{name}", getattr(train, name)) for name in ("seed", *intervals, "keep_best"))

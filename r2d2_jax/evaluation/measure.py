@@ -51,6 +51,7 @@ class Request:
     data, split: a prepared folder, and one of its splits. task: one of TASKS; "" for what the data is made for.
     batch_size: rows of a forward over all devices, rounded up to a multiple of their number.
     max_images: only the first so many images, or pairs of matching; 0 for all.
+    dtype: of matrix products, one of DTYPES.
 
     Of retrieval alone:
     rerank, directions, same_text_is_right, memory_limit, work: as in `RetrievalSettings`; by default the RERANK best
@@ -74,6 +75,7 @@ class Request:
     text_heads: int | None = None
     batch_size: int = 64
     max_images: int = 0
+    dtype: str = "float32"
     rerank: int | None = None
     directions: tuple[str, ...] | None = None
     same_text_is_right: bool | None = None
@@ -252,7 +254,7 @@ def _opened(request: Request) -> Model:
         text_heads=request.text_heads,
         vocabulary=Path(request.vocabulary) if request.vocabulary else None,
         map_punctuation=request.map_punctuation,
-    )
+    ).computing_in(request.dtype)
     if model.vocabulary is None:
         raise UserError(
             f"the checkpoint {request.checkpoint} came without a vocabulary; name its vocab.txt with --vocabulary"
@@ -299,6 +301,7 @@ class _Measurer:
             "batch_size": self._scorer.encoder.batch_size,
             "max_images": self._request.max_images,
             "devices": f"{len(devices)} x {devices[0].device_kind}",
+            "dtype": self._request.dtype,
             "image_size": self._size,
             "text_length": self._tokenizer.text_length,
         }

@@ -218,5 +218,6 @@ def _identity(
         "directions": ", ".join(settings.directions),
         "same text is right": settings.same_text_is_right,
         "batch size": encoder.batch_size,
+        "dtype": scorer.config.dtype,
         "images and texts of a block (memory limit)": f"{plan.images}, {plan.texts}",
     }

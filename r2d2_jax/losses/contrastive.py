@@ -31,8 +31,8 @@ def weighted_cross_entropy(
     target: Float[Array, "b m"],
     weight: Float[Array, " m"],
     valid: Bool[Array, " m"],
-) -> Float[Array, ""]:
-    """mean_i( -sum_j w_j * target_ij * log_softmax(logits)_ij ) over the valid keys j.
+) -> Float[Array, " b"]:
+    """-sum_j w_j * target_ij * log_softmax(logits)_ij over the valid keys j, for each row i.
 
     With every weight 1 this is GCPR's softmax cross-entropy; the weights are those of target-guided distillation's
     queue (article; that they multiply the terms of the sum is our decision).
@@ -45,7 +45,7 @@ def weighted_cross_entropy(
     """
     log_probability = jax.nn.log_softmax(jnp.where(valid, logits, -jnp.inf), axis=1)
     terms = jnp.where(valid, weight * target * log_probability, 0.0)
-    return -jnp.mean(jnp.sum(terms, axis=1))
+    return -jnp.sum(terms, axis=1)
 
 
 @checked
@@ -70,4 +70,4 @@ def gcpr(
     i2t = similarity_logits(image_embed, text_embed, temperature)
     t2i = similarity_logits(text_embed, image_embed, temperature)
     losses = [weighted_cross_entropy(logits, target, weight, every_key) for logits in (i2t, t2i)]
-    return sum(losses, jnp.zeros(())) / 2
+    return jnp.mean(jnp.stack(losses))

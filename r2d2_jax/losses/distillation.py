@@ -53,18 +53,21 @@ def soft_target(
 def tgd(
     image_embed: Float[Array, "b e"],
     text_embed: Float[Array, "b e"],
+    teacher_image_embed: Float[Array, "b e"],
+    teacher_text_embed: Float[Array, "b e"],
     candidates: Candidates,
     positive: Bool[Array, "b m"],
     temperature: Float[Array, ""],
     share: Float[Array, ""],
-) -> Float[Array, ""]:
+) -> Float[Array, " b"]:
     """Target-guided distillation: GCPR over teacher keys and queue, with soft targets and weighted terms (article).
 
-    loss = mean over both directions of mean_i( -sum_j w_j * target_ij * log_softmax(s_ij / temperature) ), where s_ij
-    is the similarity of student row i and teacher key j. The first b candidates are the batch, in its order.
+    loss_i = mean over both directions of -sum_j w_j * target_ij * log_softmax(s_ij / temperature), where s_ij is the
+    similarity of student row i and teacher key j. The loss is the mean over all rows, of which these may be a part.
 
     Args:
         image_embed, text_embed: the student's, unit-norm.
+        teacher_image_embed, teacher_text_embed: the teacher's of the same rows, unit-norm; receive no gradient.
         candidates: the keys.
         positive: True where row and candidate belong together.
         temperature: a positive scalar; learns through the student's logits only.
@@ -72,15 +75,14 @@ def tgd(
     """
     keys = jax.lax.stop_gradient(candidates)
     fixed_temperature = jax.lax.stop_gradient(temperature)
-    b = len(image_embed)
 
     def one_direction(row: jax.Array, teacher_row: jax.Array, key_embed: jax.Array) -> jax.Array:
         target = soft_target(teacher_row, key_embed, positive, keys.valid, fixed_temperature, share)
         logits = similarity_logits(row, key_embed, temperature)
         return weighted_cross_entropy(logits, target, keys.weight, keys.valid)
 
-    i2t = one_direction(image_embed, keys.image_embed[:b], keys.text_embed)
-    t2i = one_direction(text_embed, keys.text_embed[:b], keys.image_embed)
+    i2t = one_direction(image_embed, teacher_image_embed, keys.text_embed)
+    t2i = one_direction(text_embed, teacher_text_embed, keys.image_embed)
     return (i2t + t2i) / 2
 
 

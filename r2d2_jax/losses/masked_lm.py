@@ -138,8 +138,13 @@ def _masked_at(input_ids: jax.Array, position: jax.Array, masked: jax.Array, mas
 
 
 @checked
-def masked_lm(logits: Float[Array, "b s v"], label: Int[Array, "b s"], masked: Bool[Array, "b s"]) -> Float[Array, ""]:
-    """Mean over all masked tokens of -log_softmax(logits)[label], in float32; 0 if nothing is masked."""
+def label_log_probability(logits: Float[Array, "b s v"], label: Int[Array, "b s"]) -> Float[Array, "b s"]:
+    """log_softmax(logits)[label], in float32."""
     log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    chosen = jnp.take_along_axis(log_probability, label[..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(masked, chosen, 0.0)) / jnp.maximum(jnp.sum(masked), 1)
+    return jnp.take_along_axis(log_probability, label[..., None], axis=-1)[..., 0]
+
+
+@checked
+def masked_lm(log_probability: Float[Array, "b s"], masked: Bool[Array, "b s"]) -> Float[Array, ""]:
+    """Minus the mean of the labels' log-probabilities over all masked tokens; 0 if nothing is masked."""
+    return -jnp.sum(jnp.where(masked, log_probability, 0.0)) / jnp.maximum(jnp.sum(masked), 1)

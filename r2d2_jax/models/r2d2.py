@@ -72,6 +72,11 @@ class R2D2(nn.Module):
         return Encoded(tokens, feature, unit_norm(feature))
 
     @checked
+    def encode_pixels(self, images: UInt8[Array, "b height width 3"]) -> Encoded:
+        """`encode_image` of images that are not normalised yet."""
+        return self.encode_image(normalise_images(images))
+
+    @checked
     def project_image(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b e"]:
         """The image feature, before normalisation, of the image tower's tokens."""
         return self.image_projection(tokens[:, 0]).astype(jnp.float32)

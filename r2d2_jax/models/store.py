@@ -1,5 +1,6 @@
 """A model on disk without a train state: sizes, parameters, vocabulary, and tensors that no output reads."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from r2d2_jax.arrays import Params
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.model import DTYPES, ModelConfig
 from r2d2_jax.config.reading import model_config
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted, first_line
 from r2d2_jax.lineage import Lineage, checked_lineage
@@ -29,7 +30,7 @@ class Model:
     """A model without a train state.
 
     Attributes:
-        config: the sizes; computes in float32.
+        config: the sizes; computes in float32 as it is read.
         params: nested dicts of float32 arrays.
         unused: the tensors of a published checkpoint that no output reads, by their published names.
         vocabulary: the WordPiece tokens by id; None if unknown.
@@ -52,6 +53,16 @@ class Model:
         """The Linen module, with the parts that have parameters."""
         matching, masked_lm = "text_image_match_head" in self.params, "masked_lm_head" in self.params
         return R2D2(self.config, matching=matching, masked_lm=masked_lm)
+
+    def computing_in(self, dtype: str) -> "Model":
+        """The same model, whose matrix products are computed in another dtype.
+
+        Raises:
+            UserError: it is none of DTYPES.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, dtype=dtype))
 
     def summary(self) -> str:
         """Kind, number of parameters and sizes, in one line."""

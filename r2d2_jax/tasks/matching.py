@@ -10,7 +10,7 @@ from r2d2_jax.arrays import Batch, Params
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import MatchingConfig
 from r2d2_jax.losses.matching import match_loss, softmax_twice_loss
-from r2d2_jax.models.r2d2 import R2D2, normalise_images
+from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.tasks.stages import match_metrics, student_forward
 from r2d2_jax.tasks.task import LOSS, FeatureProbe, LossResult, Metrics, Task, trainable_parts
 
@@ -43,8 +43,8 @@ class Matching(Task):
         probe: FeatureProbe | None = None,
     ) -> LossResult:
         """Cross-entropy of the label, by both cross encoders."""
-        forward = student_forward(self.model, params, mesh, key, step, probe)
-        image = forward("encode_image", normalise_images(batch.images))
+        forward = student_forward(self, params, mesh, key, step, probe)
+        image = forward("encode_pixels", batch.images)
         text = forward("encode_text", batch.input_ids, batch.attention_mask)
         logits = forward("match", text.tokens, batch.attention_mask, image.tokens)
         label = batch.labels() == 1
@@ -67,6 +67,7 @@ def matching(config: Config) -> Matching:
         model=model,
         trainable_parts=tuple(part for part in trainable_parts(model) if part not in UNUSED),
         reads_words=False,
+        micro_batches=config.train.micro_batches,
         reads_labels=True,
         terms=config.matching,
     )

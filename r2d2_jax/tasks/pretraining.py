@@ -6,7 +6,7 @@ updated student, teacher average and queue.
 
 import logging
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,16 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.losses.distillation import Candidates, distilled_feature, fgd, running_mean, tgd
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
-from r2d2_jax.models.r2d2 import R2D2, normalise_images
+from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import apply_by_rows, replicated
+from r2d2_jax.sharding import in_micro_batches, replicated
 from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
 from r2d2_jax.tasks.stages import (
     Forward,
     Towers,
-    best_column,
     contrastive_metrics,
+    forward_in_parts,
+    label_scores,
     ranking,
     share_of,
     similarities,
@@ -104,7 +105,7 @@ class Pretraining(Task):
         probe: FeatureProbe | None = None,
     ) -> LossResult:
         """total = (tgd or gcpr) + fgr + fgd + mlm, each with weight 1 (article); fgd only after its ramp."""
-        forward = student_forward(self.model, params, mesh, key, step, probe)
+        forward = student_forward(self, params, mesh, key, step, probe)
         masked = self.masked(batch, stream(key, "mask", step))
         student = self._student(forward, batch, masked)
         masked_text = self._masked_text(forward, student, batch, masked)
@@ -132,9 +133,9 @@ class Pretraining(Task):
             if masked_tokens is None or not self.terms.mlm_reads_ranking:
                 rows = (masked_text.tokens, batch.attention_mask, student.image.tokens)
                 masked_tokens = forward("cross_text_image", *rows, masked.position)
-            logits = forward("masked_lm_logits", masked_tokens)
-            terms["mlm"] = masked_lm(logits, masked.label, masked.masked)
-            metrics["mlm_accuracy"] = share_of(best_column(logits) == masked.label, masked.masked)
+            scores = forward("masked_lm_logits", masked_tokens, then=label_scores, beside=(masked.label,))
+            terms["mlm"] = masked_lm(scores.log_probability, masked.masked)
+            metrics["mlm_accuracy"] = share_of(scores.hit, masked.masked)
         feature_mean = None
         if memory.feature_mean is not None and teacher is not None:
             distilled, feature_mean = self._feature_guided(masked_text, teacher, memory.feature_mean, step)
@@ -182,7 +183,7 @@ class Pretraining(Task):
         """One image forward and one text forward; with enhanced training the text is the masked one (article)."""
         input_ids = masked.input_ids if self.terms.enhanced_training else batch.input_ids
         return Towers(
-            image=forward("encode_image", normalise_images(batch.images)),
+            image=forward("encode_pixels", batch.images),
             text=forward("encode_text", input_ids, batch.attention_mask),
         )
 
@@ -199,10 +200,10 @@ class Pretraining(Task):
         if memory.teacher is None:
             return None
         weights = jax.lax.stop_gradient({**params, **memory.teacher})
-        forward = partial(apply_by_rows, self.model, weights, mesh)
+        forward = forward_in_parts(self, weights, mesh)
         text = forward("encode_text", batch.input_ids, batch.attention_mask)
         if "image_encoder" in self.teacher_parts:
-            return Towers(forward("encode_image", normalise_images(batch.images)), text)
+            return Towers(forward("encode_pixels", batch.images), text)
         tokens = jax.lax.stop_gradient(student.image.tokens)
         feature = forward("project_image", tokens)
         return Towers(Encoded(tokens, feature, unit_norm(feature)), text)
@@ -217,7 +218,10 @@ class Pretraining(Task):
         share: jax.Array,
         mesh: Mesh,
     ) -> jax.Array:
-        """TgD over the teacher's embeddings of the global batch and of the queue (article)."""
+        """TgD over the teacher's embeddings of the global batch and of the queue (article).
+
+        In the task's micro batches, so that no more rows of similarities than theirs exist at a time.
+        """
         b = len(batch.image_id)
 
         def keys(of_batch: jax.Array, of_queue: jax.Array) -> jax.Array:
@@ -229,10 +233,18 @@ class Pretraining(Task):
             weight=jnp.concatenate([jnp.ones(b), queue.weight(self.terms.queue_decay)]),
             valid=jnp.concatenate([jnp.ones(b, bool), queue.valid]),
         )
+        image_keys = keys(batch.image_id, queue.image_id)
         texts = batch.text_id, queue.text_id
         text_keys = None if texts[0] is None or texts[1] is None else keys(texts[0], texts[1])
-        positive = right_pairs(batch.image_id, batch.text_id, keys(batch.image_id, queue.image_id), text_keys)
-        return tgd(student.image.embed, student.text.embed, candidates, positive, temperature, share)
+
+        def part(_: Any, rows: Any) -> jax.Array:
+            image_id, text_id, (image, text), (teacher_image, teacher_text) = rows
+            positive = right_pairs(image_id, text_id, image_keys, text_keys)
+            return tgd(image, text, teacher_image, teacher_text, candidates, positive, temperature, share)
+
+        own, teachers = ((towers.image.embed, towers.text.embed) for towers in (student, teacher))
+        rows = (batch.image_id, batch.text_id, own, teachers)
+        return jnp.mean(in_micro_batches(part, self.micro_batches, mesh, rows))
 
     def _feature_guided(
         self, masked_text: Encoded, teacher: Towers, mean: jax.Array, step: jax.Array
@@ -279,6 +291,7 @@ def pretraining(config: Config, tokens: SpecialTokens, epoch_steps: int, text_id
         trainable_parts=trainable_parts(model),
         reads_words=terms.whole_word_masking,
         reads_text_ids=terms.text_ids,
+        micro_batches=config.train.micro_batches,
         terms=terms,
         teacher_parts=teacher_parts(terms, image_tower_is_trained=not config.model.freeze_image_tower),
         epoch_steps=epoch_steps,

@@ -9,7 +9,7 @@ from r2d2_jax.arrays import Batch, Params
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import RetrievalConfig
 from r2d2_jax.losses.contrastive import gcpr
-from r2d2_jax.models.r2d2 import R2D2, normalise_images
+from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.rng import stream
 from r2d2_jax.tasks.stages import Towers, contrastive_metrics, ranking, similarities, student_forward
 from r2d2_jax.tasks.task import FeatureProbe, LossResult, Metrics, Task, trainable_parts
@@ -39,9 +39,9 @@ class Retrieval(Task):
         probe: FeatureProbe | None = None,
     ) -> LossResult:
         """total = gcpr + fgr (published code)."""
-        forward = student_forward(self.model, params, mesh, key, step, probe)
+        forward = student_forward(self, params, mesh, key, step, probe)
         towers = Towers(
-            image=forward("encode_image", normalise_images(batch.images)),
+            image=forward("encode_pixels", batch.images),
             text=forward("encode_text", batch.input_ids, batch.attention_mask),
         )
         found = similarities(towers, batch, params["temperature"], mesh)
@@ -67,6 +67,7 @@ def retrieval(config: Config, text_ids: bool | None) -> Retrieval:
         model=model,
         trainable_parts=trainable_parts(model),
         reads_words=False,
+        micro_batches=config.train.micro_batches,
         reads_text_ids=bool(text_ids),
         terms=config.retrieval,
     )

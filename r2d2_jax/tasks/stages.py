@@ -23,18 +23,19 @@ from r2d2_jax.arrays import (
     unit_norm,
 )
 from r2d2_jax.losses.contrastive import similarity_logits
+from r2d2_jax.losses.masked_lm import label_log_probability
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
-from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import apply_by_rows, replicated, rows_of_all_devices
-from r2d2_jax.tasks.task import FeatureProbe, Metrics
+from r2d2_jax.sharding import apply_by_rows, in_micro_batches, replicated, rows_of_all_devices
+from r2d2_jax.tasks.task import FeatureProbe, Metrics, Task
 
-# One stage of the model with bound parameters: `forward("encode_text", input_ids, attention_mask)`.
+# One stage of the model with bound parameters: `forward("encode_text", input_ids, attention_mask)`; see
+# `forward_in_parts`.
 Forward = Callable[..., Any]
 
 
 def student_forward(
-    model: R2D2, params: Params, mesh: Mesh, key: jax.Array, step: jax.Array, probe: FeatureProbe | None = None
+    task: Task, params: Params, mesh: Mesh, key: jax.Array, step: jax.Array, probe: FeatureProbe | None = None
 ) -> Forward:
     """The stages of the model that is trained, with its dropout: what a loss makes anew for each step.
 
@@ -42,21 +43,50 @@ def student_forward(
     has run that stage before. Teacher and evaluation have no key, and so no dropout.
 
     Args:
-        model: the Linen module.
-        params: its parameters.
+        task: whose model is trained, in its micro batches.
+        params: the model's parameters.
         mesh: the devices.
         key: the run's key.
         step: completed steps.
         probe: is added to what both towers make, see `FeatureProbe`.
     """
-    probes = {} if probe is None else {"encode_image": probe.image, "encode_text": probe.text}
+    probes = {} if probe is None else {"encode_pixels": probe.image, "encode_text": probe.text}
     passes: Counter[str] = Counter()
 
-    def forward(stage: str, *inputs: jax.Array) -> Any:
-        dropout = stream(key, f"dropout {stage} {passes[stage]}", step) if model.config.has_dropout else None
+    def forward(stage: str, *inputs: jax.Array, **then: Any) -> Any:
+        has_dropout = task.model.config.has_dropout
+        dropout = stream(key, f"dropout {stage} {passes[stage]}", step) if has_dropout else None
         passes[stage] += 1
-        made = apply_by_rows(model, params, mesh, stage, *inputs, dropout=dropout)
+        made = forward_in_parts(task, params, mesh, dropout)(stage, *inputs, **then)
         return probed(made, probes[stage]) if stage in probes else made
+
+    return forward
+
+
+def forward_in_parts(task: Task, params: Params, mesh: Mesh, dropout: jax.Array | None = None) -> Forward:
+    """The stages of a task's model, each computed in as many micro batches as the task has.
+
+    Args:
+        task: the task.
+        params: of its model.
+        mesh: the devices.
+        dropout: random key of one pass, of which each micro batch takes its own; None for a pass without dropout.
+
+    Returns:
+        `forward(stage, *inputs, then=None, beside=())`. `then`, a function of what the stage has made and of the rows
+        `beside`, belongs to the pass, so that what the stage has made need never exist for the whole batch.
+    """
+
+    def forward(
+        stage: str, *inputs: jax.Array, then: Callable[..., Any] | None = None, beside: tuple[jax.Array, ...] = ()
+    ) -> Any:
+        def part(number: jax.Array | int, rows: Any) -> Any:
+            own, more = rows
+            key = dropout if dropout is None or task.micro_batches == 1 else jax.random.fold_in(dropout, number)
+            made = apply_by_rows(task.model, params, mesh, stage, *own, dropout=key)
+            return made if then is None else then(made, *more)
+
+        return in_micro_batches(part, task.micro_batches, mesh, (inputs, beside))
 
     return forward
 
@@ -131,6 +161,22 @@ def hit_rate(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float
 def best_column(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
     """The column of each row's largest logit; -1, which is never a hit, where one is NaN."""
     return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1))
+
+
+@struct.dataclass
+class LabelScores:
+    """What masked-language modelling reads of logits.
+
+    log_probability: float32 [b s], of the labels. hit: bool [b s], whether the label has the largest logit.
+    """
+
+    log_probability: jax.Array
+    hit: jax.Array
+
+
+def label_scores(logits: jax.Array, label: jax.Array) -> LabelScores:
+    """Of vocabulary logits [b s v] and labels [b s]."""
+    return LabelScores(label_log_probability(logits, label), best_column(logits) == label)
 
 
 @checked

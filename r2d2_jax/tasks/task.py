@@ -80,6 +80,8 @@ class Task(abc.ABC):
         reads_words: whether the batches must say which word each token belongs to.
         reads_text_ids: whether they must say which rows have the same text.
         reads_labels: whether they must say which of their pairs match.
+        micro_batches: parts in which the model's passes are computed, one after the other; the loss stays that of the
+            global batch.
     """
 
     model: R2D2
@@ -87,6 +89,7 @@ class Task(abc.ABC):
     reads_words: bool
     reads_text_ids: bool = field(default=False, kw_only=True)
     reads_labels: bool = field(default=False, kw_only=True)
+    micro_batches: int = field(default=1, kw_only=True)
 
     @abc.abstractmethod
     def init(self, params: Params) -> Memory:

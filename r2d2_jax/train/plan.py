@@ -76,7 +76,7 @@ def step_plan(config: Config, devices: Sequence[Any], mesh: MeshConfig | None = 
         UserError: the mesh does not fit the devices, or the batch the mesh.
     """
     placed = make_mesh(mesh or config.mesh, devices)
-    check_batch_divides(config.train.batch_size, placed)
+    check_batch_divides(config.train.batch_size, placed, micro_batches=config.train.micro_batches)
     optimizer = make_optimizer(config.optimizer, NOMINAL_STEPS)
     return StepPlan(
         build_task(config, tokens=planned_tokens(config.model.text.vocabulary_size)),
@@ -102,7 +102,7 @@ def forward_cost(config: Config, pairs: int = COUNTED_PAIRS) -> float:
         pairs: in the batch.
     """
     model = dataclasses.replace(config.model, unroll=True, remat=False)
-    train = dataclasses.replace(config.train, batch_size=pairs)
+    train = dataclasses.replace(config.train, batch_size=pairs, micro_batches=1)
     plan = step_plan(
         dataclasses.replace(config, model=model, train=train), jax.local_devices(backend="cpu")[:1], MeshConfig(1, 1)
     )

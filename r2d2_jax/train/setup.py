@@ -74,7 +74,7 @@ def build_parts(config: Config) -> RunParts:
         UserError: the configuration does not fit the devices, the vocabulary or the data.
     """
     mesh = make_mesh(config.mesh)
-    check_batch_divides(config.train.batch_size, mesh)
+    check_batch_divides(config.train.batch_size, mesh, micro_batches=config.train.micro_batches)
     mixture = build_mixture(config)  # before the vocabulary, which may lie beside records that are not there
     planned = build_task(config)
     for source in mixture.sources:

@@ -141,6 +141,9 @@ def test_finished_blocks_are_used_again(model: Path, captioned: Path, tmp_path: 
     assert first["forwards"]["images"] >= IMAGES
     assert first["forwards"]["pairs"] > 0
     assert set(second["forwards"].values()) == {0}
+    rounded = evaluate(*arguments, "--dtype=bfloat16")  # and are no figures of another precision
+    assert rounded.returncode == 2
+    assert "dtype: 'float32', now 'bfloat16'" in rounded.stderr
 
 
 def test_muge_is_asked_by_text_and_has_published_figures_beside(model: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_weights_scale_the_terms_of_their_keys_exactly() -> None:
     logits, target = rng.normal(size=(3, 4)).astype(np.float32), rng.dirichlet(np.ones(4), size=3).astype(np.float32)
     valid = jnp.ones(4, bool)
 
-    weighted = jax.jit(weighted_cross_entropy)
+    weighted = jax.jit(lambda *arguments: jnp.mean(weighted_cross_entropy(*arguments)))
 
     def loss(weight: list[float]) -> float:
         return float(weighted(jnp.array(logits), jnp.array(target), jnp.array(weight), valid))
@@ -117,7 +117,7 @@ def test_invalid_keys_enter_neither_the_sum_nor_the_softmax() -> None:
     logits, target = jnp.array([[1.0, 2.0, 1e30, -1e30]]), jnp.array([[0.25, 0.75, 0.0, 0.0]])
     valid = jnp.array([True, True, False, False])
     weight = jnp.array([1.0, 0.5, 1e30, -1e30])
-    evaluate = jax.jit(jax.value_and_grad(weighted_cross_entropy))
+    evaluate = jax.jit(jax.value_and_grad(lambda *arguments: weighted_cross_entropy(*arguments)[0]))
     few, few_gradient = evaluate(logits[:, :2], target[:, :2], weight[:2], valid[:2])
     value, gradient = evaluate(logits, target, weight, valid)
     assert value == few

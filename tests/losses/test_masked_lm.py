@@ -9,14 +9,28 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.losses.masked_lm import MaskedText, mask_slots, mask_tokens, mask_words, masked_lm, word_slots
+from r2d2_jax.losses.masked_lm import (
+    MaskedText,
+    label_log_probability,
+    mask_slots,
+    mask_tokens,
+    mask_words,
+    masked_lm,
+    word_slots,
+)
 
 PAD, CLS, SEP, MASK = 0, 101, 102, 103
 compiled_mask = jax.jit(mask_tokens, static_argnums=(3, 4))
 compiled_words = jax.jit(mask_words, static_argnums=(4, 5))
 words_many = jax.jit(jax.vmap(mask_words, in_axes=(0, None, None, None, None, None)), static_argnums=(4, 5))
 mask_many = jax.jit(jax.vmap(mask_tokens, in_axes=(0, None, None, None, None)), static_argnums=(3, 4))
-evaluate = jax.jit(jax.value_and_grad(masked_lm))
+
+
+def loss_from_logits(logits: jax.Array, label: jax.Array, masked: jax.Array) -> jax.Array:
+    return masked_lm(label_log_probability(logits, label), masked)
+
+
+evaluate = jax.jit(jax.value_and_grad(loss_from_logits))
 
 
 def texts(lengths: list[int], width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -260,7 +274,7 @@ def test_slots_without_a_masked_token_do_not_matter() -> None:
 def test_masked_lm_reads_bfloat16_in_float32() -> None:
     logits, label, masked = lm_case(4)
     low = jnp.array(logits, jnp.bfloat16)
-    value = jax.jit(masked_lm)(low, jnp.array(label), jnp.array(masked))
+    value = jax.jit(loss_from_logits)(low, jnp.array(label), jnp.array(masked))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, oracles.masked_lm(np.asarray(low, np.float64), label, masked), rtol=1e-5)
 
