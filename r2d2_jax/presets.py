@@ -140,6 +140,7 @@ def article_model(image: ConfigDict) -> ConfigDict:
             freeze_image_tower=True,  # [C, M]
             dtype="bfloat16",  # [O]; parameters, norms, softmax and losses are float32
             remat=True,  # [O]
+            remat_keeps="products",  # [O]: 249 G multiply-adds a pair at ViT-L; recomputing them too, 300
         )
     )
 
@@ -216,6 +217,7 @@ def initial_model() -> ConfigDict:
             freeze_image_tower=True,  # [C]
             dtype="bfloat16",  # [O]
             remat=True,  # [O]
+            remat_keeps="products",  # [O]
         )
     )
 
