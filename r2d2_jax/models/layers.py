@@ -19,7 +19,7 @@ EMBEDDING_INIT = nn.initializers.normal(0.02)
 ATTENTION = "attention"
 # Variables that are added to attention weights where a caller gives them; gradients by them are those by the weights.
 ATTENTION_CHANGE = "attention_change"
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked token; that of `jax.nn.dot_product_attention`
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked token; twice it is still a number
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -75,7 +75,7 @@ class LayerNorm(nn.Module):
 
 @struct.dataclass
 class KeysAndValues:
-    """What an attention reads: key and value [b c h d/h]."""
+    """What an attention reads: key and value [b h c s], with s = d / h."""
 
     key: jax.Array
     value: jax.Array
@@ -83,6 +83,10 @@ class KeysAndValues:
 
 class Attention(nn.Module):
     """Multi-head attention with biases everywhere; softmax in float32.
+
+    Heads stand before tokens, and the softmax is divided by its sum only after the product with the values: so XLA
+    multiplies matrices that lie side by side, and passes over the weights once less. On a CPU this takes half the time
+    of `jax.nn.dot_product_attention` at ViT-B's sizes.
 
     Attributes:
         width: `d` of the queries and of the result.
@@ -126,45 +130,36 @@ class Attention(nn.Module):
 
     @checked
     def _mixed(
-        self, query: Float[Array, "b q h s"], context: KeysAndValues, context_mask: Bool[Array, "b c"] | None
+        self, query: Float[Array, "b h q s"], context: KeysAndValues, context_mask: Bool[Array, "b c"] | None
     ) -> Float[Array, "b q d"]:
         """softmax(query . key / sqrt(s)) . value of each head, and the output projection of all heads together.
+
+        Equal weights where no token's mask is True: not NaN, which would spread.
 
         Where the collection `ATTENTION` is mutable, the weights [b h q c] are stored in it: what each query reads, in
         shares that sum to one. A variable "weights" of `ATTENTION_CHANGE` is added to them before values are read.
         """
-        mask = None if context_mask is None else context_mask[:, None, None, :]
+        exact = exact_if_float32(query.dtype)
+        logits = jnp.einsum("bhqs,bhcs->bhqc", query, context.key, precision=exact, preferred_element_type=jnp.float32)
+        logits = logits / query.shape[-1] ** 0.5
+        if context_mask is not None:
+            logits = jnp.where(context_mask[:, None, None, :], logits, MASKED)
+        scores = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        total = jnp.sum(scores, axis=-1, keepdims=True)
         if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
-            self.sow(ATTENTION, "weights", attention_weights(query, context.key, mask))
-        changed = self.has_variable(ATTENTION_CHANGE, "weights")
-        if self.weights_dropout.active() or changed:
-            weights = attention_weights(query, context.key, mask)
-            weights = weights + self.get_variable(ATTENTION_CHANGE, "weights") if changed else weights
-            weights = self.weights_dropout(weights).astype(query.dtype)
-            exact = exact_if_float32(query.dtype)
-            mixed = jnp.einsum("bhqc,bchs->bqhs", weights, context.value, precision=exact)
-        else:
-            with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
-                mixed = jax.nn.dot_product_attention(query, context.key, context.value, mask=mask)
+            self.sow(ATTENTION, "weights", scores / total)
+        if self.has_variable(ATTENTION_CHANGE, "weights"):
+            scores = scores + self.get_variable(ATTENTION_CHANGE, "weights") * total
+        scores = self.weights_dropout(scores).astype(query.dtype)
+        mixed = jnp.einsum(
+            "bhqc,bhcs->bhqs", scores, context.value, precision=exact, preferred_element_type=jnp.float32
+        )
+        mixed = (mixed / total).astype(query.dtype).swapaxes(1, 2)
         return self.out_dropout(self.out(mixed.reshape(*mixed.shape[:2], self.width)))
 
     def _split(self, tokens: jax.Array) -> jax.Array:
-        """[b t d] -> [b t h d/h]."""
-        return tokens.reshape(*tokens.shape[:-1], self.heads, self.width // self.heads)
-
-
-@checked
-def attention_weights(
-    query: Float[Array, "b q h s"], key: Float[Array, "b c h s"], mask: Bool[Array, "b 1 1 c"] | None
-) -> Float[Array, "b h q c"]:
-    """softmax(query . key / sqrt(s)) over the context tokens whose mask is True, in float32.
-
-    Equal weights where no token's mask is, as in `jax.nn.dot_product_attention`: not NaN, which would spread.
-    """
-    exact = exact_if_float32(query.dtype)
-    product = jnp.einsum("bqhs,bchs->bhqc", query, key, precision=exact, preferred_element_type=jnp.float32)
-    logits = product / query.shape[-1] ** 0.5
-    return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, MASKED), axis=-1)
+        """[b t d] -> [b h t d/h]."""
+        return tokens.reshape(*tokens.shape[:-1], self.heads, self.width // self.heads).swapaxes(1, 2)
 
 
 class Mlp(nn.Module):
