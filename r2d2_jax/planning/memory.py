@@ -89,12 +89,16 @@ def _peak(program: Program) -> Any:
         for at, instruction in enumerate(computation.instructions.values()):
             alive += sum(owned[each] for each in born.get(at, ()))
             inner, inner_alive = max(
-                (peak(callee) for callee in _callees(program, instruction)), key=lambda found: found[0], default=(0.0, ())
+                (peak(callee) for callee in _callees(program, instruction)),
+                key=lambda found: found[0],
+                default=(0.0, ()),
             )
             if alive + inner > most:
                 most, then, inner_then = alive + inner, at, inner_alive
             alive -= sum(owned[each] for each in dead.get(at, ()))
-        there = [(computation.instructions[each], size) for each, size in owned.items() if first[each] <= then <= last[each]]
+        there = [
+            (computation.instructions[each], size) for each, size in owned.items() if first[each] <= then <= last[each]
+        ]
         return most, (*there, *inner_then)
 
     return peak
