@@ -26,9 +26,9 @@ from small_model import TOKENS, small_config, small_rows, small_words
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
-from r2d2_jax.sharding import batch_sharding, rows_of_all_devices
 from r2d2_jax.planning.hlo import parse
 from r2d2_jax.planning.traffic import KINDS
+from r2d2_jax.sharding import batch_sharding, rows_of_all_devices
 from r2d2_jax.train.plan import step_plan
 
 DEVICES, ROWS = 8, 7
