@@ -117,10 +117,10 @@ def _devices() -> list[Any]:
     if not (TOPOLOGY.value or DEVICES.value):
         return jax.devices()
     jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
-    if DEVICES.value:
-        jax.config.update("jax_num_cpu_devices", DEVICES.value)
-        return jax.devices()
-    return tpu_chips(TOPOLOGY.value)
+    if TOPOLOGY.value:
+        return tpu_chips(TOPOLOGY.value)
+    jax.config.update("jax_num_cpu_devices", DEVICES.value)
+    return jax.devices()
 
 
 def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Estimate":
@@ -143,7 +143,7 @@ def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Esti
     remats = [REMAT.value] if REMAT.value else list(REMATS)
     if BATCH_SIZE.value:
         return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
-    found = largest(compiled, remats, len(devices) * getattr(config.train, "micro_batches", 1), batch_size)
+    found = largest(compiled, remats, len(devices) * config.train.micro_batches, batch_size)
     print(choice(found))
     return found[0]
 

@@ -135,7 +135,7 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
             raise
         usage, work = too_much(str(error), parts, limit), None
     else:
-        program = parse(compiled.as_text())
+        program = parse(compiled.as_text() or "")
         usage = _usage(compiled, parts, limit, largest_temporaries(program))
         made, traffic = operations(program), collectives(program)
         notes = [f"a loop of unknown length counts once: {name}" for name in program.unknown_loops()]

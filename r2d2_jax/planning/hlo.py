@@ -235,7 +235,8 @@ class Program:
 def parse(text: str) -> Program:
     """Reads what `jax.stages.Compiled.as_text` gives."""
     computations: dict[str, Computation] = {}
-    entry, name, root, lines = "", "", "", {}
+    lines: dict[str, Instruction] = {}
+    entry, name, root = "", "", ""
     for line in text.splitlines():
         if name and line.startswith("}"):
             computations[name] = Computation(name, lines, root)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ from r2d2_jax.train.state import abstract_state
 
 # Results that are another name for what their operands are.
 _SAME = {"bitcast", "while", "opt-barrier", "domain"}
+Alive = tuple[tuple[Instruction, float], ...]
 _NOTHING = {"parameter", "constant", "after-all", "partition-id", "replica-id", "iota"}
 
 
@@ -73,11 +74,11 @@ def readable(op_name: str) -> str:
     return ("backward of " if backward else "") + "/".join(parts)
 
 
-def _peak(program: Program) -> Any:
+def _peak(program: Program) -> Callable[[str], tuple[float, Alive]]:
     """A function of a computation's name: the most that its temporaries need, and what they are then."""
 
     @cache
-    def peak(name: str) -> tuple[float, tuple[tuple[Instruction, float], ...]]:
+    def peak(name: str) -> tuple[float, Alive]:
         computation = program.computations[name]
         owned, first, last = _lifetimes(computation)
         born: dict[int, list[str]] = {}
@@ -85,7 +86,8 @@ def _peak(program: Program) -> Any:
         for each in owned:
             born.setdefault(first[each], []).append(each)
             dead.setdefault(last[each], []).append(each)
-        alive, most, then, inner_then = 0.0, 0.0, -1, ()
+        inner_then: Alive = ()
+        alive, most, then = 0.0, 0.0, -1
         for at, instruction in enumerate(computation.instructions.values()):
             alive += sum(owned[each] for each in born.get(at, ()))
             inner, inner_alive = max(

@@ -40,11 +40,11 @@ def operations(program: Program) -> list[Operation]:
     """Every instruction that multiplies or moves something."""
     made = []
     for computation, instruction, times in program.executed(fused=False):
-        counted = Counter[bool]()
+        counted = {False: 0.0, True: 0.0}
         for exact, products in _products(program, computation, instruction):
             counted[exact] += products
         moved = _moved(program, computation, instruction)
-        if counted or moved:
+        if any(counted.values()) or moved:
             made.append(Operation(instruction.op_name, times, counted[False], counted[True], moved))
     return made
 
