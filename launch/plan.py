@@ -83,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> int:
     overrides = parse_known(FLAGS, arguments, __doc__)
     _check_flags()
-    config = Config.from_config_dict(read_configuration(str(CONFIG.value), overrides))
+    values = read_configuration(str(CONFIG.value), overrides)
+    if BATCH_SIZE.value:
+        values.train.batch_size = BATCH_SIZE.value
+    config = Config.from_config_dict(values)
     if JSON.value:
         check_json_path(JSON.value)
     logger.info("loading libraries")
@@ -125,11 +128,11 @@ def _devices() -> list[Any]:
 
 def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Estimate":
     """The step that the flags ask for, found by several compilations with --fit."""
-    from r2d2_jax.planning.estimate import REMATS, estimate, remat_of, with_batch, with_remat
-    from r2d2_jax.planning.fit import cheapest, largest
+    from r2d2_jax.planning.estimate import REMATS, estimate, is_allowed, remat_of, with_batch, with_remat
+    from r2d2_jax.planning.fit import SIZES, cheapest, largest
     from r2d2_jax.planning.report import choice
 
-    own, batch_size = REMAT.value or remat_of(config), BATCH_SIZE.value or config.train.batch_size
+    own, batch_size = REMAT.value or remat_of(config), config.train.batch_size
 
     def compiled(remat: str, pairs: int) -> "Estimate":
         logger.info("compiling for %d x %s: %d pairs, rematerialisation: %s", len(devices), devices[0].device_kind,
@@ -143,7 +146,11 @@ def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Esti
     remats = [REMAT.value] if REMAT.value else list(REMATS)
     if BATCH_SIZE.value:
         return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
-    found = largest(compiled, remats, len(devices) * config.train.micro_batches, batch_size)
+    each = len(devices) * config.train.micro_batches
+    batches = [size * each for size in SIZES if is_allowed(config, size * each)]
+    if not batches:
+        raise UserError(f"no batch of {each} pairs or a multiple of it goes with the configuration; see --batch_size")
+    found = largest(compiled, remats, batches, batch_size)
     print(choice(found))
     return found[0]
 

@@ -109,8 +109,70 @@ ENTRY %main (stack.1: bf16[24,64,32], kept.1: bf16[24,10,32], number.1: s32[], r
   %batched = f32[6,7,5]{2,1,0} convolution(%query, %key), window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf, operand_precision={highest,highest}
   %gemm = (f32[6,7,5]{2,1,0}, s8[64]{0}) custom-call(%query, %key), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"],"rhs_batch_dimensions":["0"]}}}
   %chosen = (f32[4]{0}, s32[4]{0}) custom-call(%query), custom_call_target="TopK"
+  %attended = (f32[4]{0}, u8[4]{0}) custom-call(%query), custom_call_target="__cudnn$fmhaSoftmax"
   %near = f32[6,7,9]{2,1,0:T(8,128)S(1)} copy(%query)
   ROOT %result = bf16[24,10,32]{2,1,0} fusion(%kept.1, %number.1, %fused), kind=kLoop, calls=%stacked
+}
+"""
+)
+
+# As TPUs write it: a loop whose length only its condition tells; a gather that one fusion begins, another does its
+# products meanwhile, and a third awaits; a sum of which each chip keeps a slice.
+TPU = (
+    HEADER
+    + """
+%begin (a: bf16[2,16]) -> (bf16[2,16], bf16[8,16]) {
+  %a = bf16[2,16]{1,0} parameter(0)
+  %gather.1 = bf16[8,16]{1,0} all-gather(%a), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %begun = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (b: bf16[2,16]) -> bf16[2,16] {
+  %b = bf16[2,16]{1,0} parameter(0)
+  %gather.2 = bf16[8,16]{1,0} all-gather(%b), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %same = bf16[2,16]{1,0} negate(%b)
+}
+
+%await (c: bf16[2,16], d: bf16[8,16]) -> bf16[8,16] {
+  %c = bf16[2,16]{1,0} parameter(0)
+  %d = bf16[8,16]{1,0} parameter(1)
+  %gather.3 = bf16[8,16]{1,0} all-gather(%c), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %there = bf16[8,16]{1,0} custom-call(%c, %d, %gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (e: bf16[8,16]) -> bf16[2,16] {
+  %e = bf16[8,16]{1,0} parameter(0)
+  %sum = bf16[8,16]{1,0} all-reduce(%e), channel_id=8, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%plus
+  %part = u32[] partition-id()
+  ROOT %own = bf16[2,16]{1,0} dynamic-slice(%sum, %part, %part), dynamic_slice_sizes={2,16}
+}
+
+%condition (p: (s32[], bf16[2,16])) -> pred[] {
+  %limit = s32[] constant(12)
+  %p = (s32[], bf16[2,16]{1,0}) parameter(0)
+  %count = s32[] get-tuple-element(%p), index=0
+  ROOT %below = pred[] compare(%count, %limit), direction=LT
+}
+
+%body (q: (s32[], bf16[2,16])) -> (s32[], bf16[2,16]) {
+  %q = (s32[], bf16[2,16]{1,0}) parameter(0)
+  %count.1 = s32[] get-tuple-element(%q), index=0
+  %rows = bf16[2,16]{1,0} get-tuple-element(%q), index=1
+  %started = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) fusion(%rows), kind=kCustom, calls=%begin, metadata={op_name="jit(step)/jvp(R2D2.rank)/dot_general"}
+  %own.1 = bf16[2,16]{1,0} get-tuple-element(%started), index=0
+  %all = bf16[8,16]{1,0} get-tuple-element(%started), index=1
+  %busy = bf16[2,16]{1,0} fusion(%own.1), kind=kOutput, calls=%meanwhile
+  %awaited = bf16[8,16]{1,0} fusion(%own.1, %all), kind=kCustom, calls=%await
+  %summed = bf16[2,16]{1,0} fusion(%awaited), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="jit(step)/transpose(jvp(R2D2.rank))/dot_general"}
+  ROOT %next = (s32[], bf16[2,16]{1,0}) tuple(%count.1, %summed)
+}
+
+ENTRY %main (x: bf16[2,16]) -> (s32[], bf16[2,16]) {
+  %x = bf16[2,16]{1,0} parameter(0)
+  %two = s32[] constant(2)
+  %moved = s32[]{:S(6)} copy(%two)
+  %start = (s32[], bf16[2,16]{1,0}) tuple(%moved, %x)
+  ROOT %loop = (s32[], bf16[2,16]{1,0}) while(%start), condition=%condition, body=%body
 }
 """
 )

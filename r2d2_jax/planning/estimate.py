@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from r2d2_jax.config.reading import Config
+from r2d2_jax.errors import UserError
 from r2d2_jax.planning.chips import Chip
 from r2d2_jax.planning.devices import torus
 from r2d2_jax.planning.hlo import Shape, parse, shapes
@@ -110,8 +112,23 @@ def with_remat(config: Config, remat: str) -> Config:
 
 
 def with_batch(config: Config, batch_size: int) -> Config:
-    """The configuration with another global batch."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
+    """The configuration with another global batch.
+
+    Raises:
+        UserError: something else of the configuration contradicts it.
+    """
+    values = config.to_dict()
+    values["train"]["batch_size"] = batch_size
+    return Config.from_config_dict(ConfigDict(values))
+
+
+def is_allowed(config: Config, batch_size: int) -> bool:
+    """Whether nothing else of a configuration, such as the length of its queue, contradicts a global batch."""
+    try:
+        with_batch(config, batch_size)
+    except UserError:
+        return False
+    return True
 
 
 def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:

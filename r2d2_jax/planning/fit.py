@@ -31,14 +31,16 @@ def cheapest(compiled: Callable[[str], Estimate], remats: Sequence[str], batch_s
     raise _none_fits(f"{batch_size} pairs", tried)
 
 
-def largest(compiled: Callable[[str, int], Estimate], remats: Sequence[str], each: int, start: int) -> list[Estimate]:
+def largest(
+    compiled: Callable[[str, int], Estimate], remats: Sequence[str], batches: Sequence[int], start: int
+) -> list[Estimate]:
     """For each rematerialisation the largest batch that fits, the largest of all first; of equal ones the cheapest.
 
     Args:
         compiled: the step with a rematerialisation and a global batch.
         remats: of `REMATS`, the cheapest in time first.
-        each: global batches are its multiples: chips times micro batches.
-        start: the global batch that is tried first.
+        batches: global batches to choose from, ascending.
+        start: the global batch that is tried first, or the next smaller one.
 
     Raises:
         UserError: not even the smallest batch fits with any.
@@ -47,35 +49,37 @@ def largest(compiled: Callable[[str, int], Estimate], remats: Sequence[str], eac
     tried: list[Estimate] = []
     for remat in remats:
 
-        def of_size(size: int, remat: str = remat) -> Estimate:
-            tried.append(compiled(remat, size * each))
+        def of_batch(batch_size: int, remat: str = remat) -> Estimate:
+            tried.append(compiled(remat, batch_size))
             return tried[-1]
 
         first = 2 * found[-1].batch_size if found else start  # less is kept than before
-        if (best := largest_of_sizes(of_size, first // each)) is not None:
+        if (best := largest_of(batches, of_batch, first)) is not None:
             found.append(best)
     if not found:
-        raise _none_fits(f"{each} pairs, the smallest,", [made for made in tried if made.batch_size == each])
+        raise _none_fits(
+            f"{batches[0]} pairs, the smallest,", [made for made in tried if made.batch_size == batches[0]]
+        )
     return sorted(found, key=lambda made: -made.batch_size)
 
 
-def largest_of_sizes(compiled: Callable[[int], Estimate], start: int, sizes: Sequence[int] = SIZES) -> Estimate | None:
-    """The step of the largest size that fits; None if the smallest does not.
+def largest_of(batches: Sequence[int], compiled: Callable[[int], Estimate], start: int) -> Estimate | None:
+    """The step of the largest batch that fits; None if the smallest does not.
 
-    What is needed grows with the size, nearly along a line.
+    What is needed grows with the batch, nearly along a line.
 
     Args:
-        compiled: the step of a size, which is compiled as seldom as possible.
-        start: the size that is tried first, or the next smaller one.
-        sizes: ascending.
+        batches: ascending.
+        compiled: the step of a batch, which is compiled as seldom as possible.
+        start: the batch that is tried first, or the next smaller one.
     """
     made: dict[int, Estimate] = {}
-    size = max((each for each in sizes if each <= start), default=sizes[0])
+    size = max((each for each in batches if each <= start), default=batches[0])
     while True:
         made[size] = compiled(size)
         fitting = max((each for each in made if made[each].usage.fits), default=0)
-        failing = min((each for each in made if not made[each].usage.fits), default=sizes[-1] + 1)
-        between = [each for each in sizes if fitting < each < failing]
+        failing = min((each for each in made if not made[each].usage.fits), default=batches[-1] + 1)
+        between = [each for each in batches if fitting < each < failing]
         usage = {each: found.usage for each, found in made.items()}
         if not between or (fitting and len(made) > 1 and _expected(usage, between[0]) > SURELY_TOO_MUCH):
             return made.get(fitting)
@@ -84,7 +88,7 @@ def largest_of_sizes(compiled: Callable[[int], Estimate], start: int, sizes: Seq
 
 
 def _expected(usage: dict[int, Usage], size: int) -> float:
-    """Share of the memory that a size needs, on the line through the two known sizes that come closest to all of it.
+    """Share of the memory that a size needs, on the line through the two known batches that come closest to all of it.
 
     What does not grow with the size is known: the state.
     """

@@ -108,7 +108,7 @@ class Instruction:
         return tuple(int(number) for number in found.group(1).split(",") if number) if found else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Computation:
     """Instructions by name, in the order in which they are executed; the last one is the result."""
 
@@ -138,7 +138,7 @@ class Computation:
         return self.instructions.get(wanted[0]) if wanted else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A whole module.
 
@@ -151,12 +151,12 @@ class Program:
     partitions: int
     functions: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
-    def calls(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
-        """Yields the computations that an instruction runs, and how often each time."""
+    def calls(self, within: Computation, instruction: Instruction) -> Iterator[tuple[str, int]]:
+        """Yields the computations that an instruction of a computation runs, and how often each time."""
         if instruction.opcode == "while":
             for role in ("body", "condition"):
                 if (name := instruction.named(role)) is not None:
-                    yield name, self.trips(instruction) or 1
+                    yield name, self.trips(instruction, within) or 1
         elif instruction.opcode == "conditional":
             branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
             listed = branches.group(1).replace("%", "").split(", ") if branches else []
@@ -165,10 +165,27 @@ class Program:
         elif (attribute := _RUNS.get(instruction.opcode)) and (name := instruction.named(attribute)):
             yield name, 1
 
-    def trips(self, loop: Instruction) -> int | None:
-        """How often the body of a `while` is run; None where XLA does not say."""
-        found = re.search(r'"?known_trip_count"?\s*:\s*\{"?n"?\s*:\s*"?(\d+)', loop.attributes)
-        return int(found.group(1)) if found else None
+    def trips(self, loop: Instruction, within: Computation) -> int | None:
+        """How often the body of a `while` is run; None where the program does not tell.
+
+        CPUs and GPUs write it down. Of a TPU's loop it is read from the condition that its counter is below a number.
+        """
+        if found := re.search(r'"?known_trip_count"?\s*:\s*\{"?n"?\s*:\s*"?(\d+)', loop.attributes):
+            return int(found.group(1))
+        condition = self.computations.get(loop.named("condition") or "")
+        if condition is None or "direction=LT" not in (below := condition.instructions[condition.root]).attributes:
+            return None
+        counter, limit = condition.operand(below, 0), condition.operand(below, 1)
+        if counter is None or counter.opcode != "get-tuple-element" or limit is None:
+            return None
+        number = int(re.findall(r"index=(\d+)", counter.attributes)[0])
+        carried = within.operand(loop)
+        first = within.operand(carried, number) if carried is not None and carried.opcode == "tuple" else None
+        while first is not None and first.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+            first = within.operand(first)
+        if first is None or first.opcode != "constant" or limit.opcode != "constant":
+            return None
+        return max(0, int(limit.operands[0]) - int(first.operands[0]))
 
     @cached_property
     def times(self) -> Counter[str]:
@@ -181,7 +198,7 @@ class Program:
         def run(name: str, often: int) -> None:
             times[name] += often
             for instruction in self.computations[name].instructions.values():
-                for callee, each in self.calls(instruction):
+                for callee, each in self.calls(self.computations[name], instruction):
                     if callee in self.computations:
                         run(callee, often * each)
 
@@ -196,7 +213,7 @@ class Program:
         def enter(name: str) -> None:
             inside.add(name)
             for instruction in self.computations[name].instructions.values():
-                for callee, _ in self.calls(instruction):
+                for callee, _ in self.calls(self.computations[name], instruction):
                     if callee in self.computations:
                         enter(callee)
 
@@ -222,8 +239,8 @@ class Program:
         """Loops that are run and whose length is unknown."""
         return [
             instruction.op_name or instruction.name
-            for _, instruction, _ in self.executed(fused=True)
-            if instruction.opcode == "while" and self.trips(instruction) is None
+            for computation, instruction, _ in self.executed(fused=True)
+            if instruction.opcode == "while" and self.trips(instruction, computation) is None
         ]
 
     def stack(self, instruction: Instruction) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def _peak(program: Program) -> Callable[[str], tuple[float, Alive]]:
         for at, instruction in enumerate(computation.instructions.values()):
             alive += sum(owned[each] for each in born.get(at, ()))
             inner, inner_alive = max(
-                (peak(callee) for callee in _callees(program, instruction)),
+                (peak(callee) for callee in _callees(program, computation, instruction)),
                 key=lambda found: found[0],
                 default=(0.0, ()),
             )
@@ -106,9 +106,9 @@ def _peak(program: Program) -> Callable[[str], tuple[float, Alive]]:
     return peak
 
 
-def _callees(program: Program, instruction: Instruction) -> Iterator[str]:
+def _callees(program: Program, within: Computation, instruction: Instruction) -> Iterator[str]:
     if instruction.opcode != "fusion":
-        yield from (name for name, _ in program.calls(instruction) if name in program.computations)
+        yield from (name for name, _ in program.calls(within, instruction) if name in program.computations)
 
 
 def _lifetimes(computation: Computation) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:

@@ -1,7 +1,9 @@
 """What chips say to each other in a step: every collective of a compiled program, and which part of the method asks."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from r2d2_jax.planning.hlo import Computation, Instruction, Program
 
@@ -14,6 +16,7 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
+STARTS = 'custom_call_target="AsyncCollectiveStart"'
 HARD_NEGATIVES, CONTRASTIVE, GATHERS, GRADIENTS, OTHER = (
     "hard negatives",
     "contrastive embeddings",
@@ -54,16 +57,57 @@ class Collective:
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Every collective, once for both halves of one that is begun and awaited."""
+    """Every collective, once where one is begun and awaited by several instructions."""
     found = []
-    for computation, instruction, times in program.executed(fused=True):
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in KINDS:
-            size = sum(shape.bytes for shape in _result(computation, instruction).shapes)
-            group = _group(instruction, program.partitions)
-            origin = _origin(kind, instruction.op_name, program.stack(instruction))
-            found.append(Collective(kind, times, group, size, origin, instruction.op_name))
+    for computation, outer, times in program.executed(fused=False):
+        for inner, instruction in _within(program, computation, outer):
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in KINDS or _goes_on(inner, instruction, program):
+                continue
+            result = _result(inner, instruction)
+            if inner.name.startswith("all-reduce-scatter"):  # how TPUs write it: a fusion of a sum and a slice of it
+                kind, result = "reduce-scatter", outer
+            named = instruction if instruction.op_name else outer
+            origin = _origin(kind, named.op_name, program.stack(named))
+            size, group = sum(shape.bytes for shape in result.shapes), _group(instruction, program.partitions)
+            found.append(Collective(kind, times, group, size, origin, named.op_name))
     return found
+
+
+def _within(program: Program, where: Computation, outer: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+    """Yields an instruction or, of a fusion, all that it is made of."""
+    yield where, outer
+    if outer.opcode == "fusion":
+        for callee, _ in program.calls(where, outer):
+            for each in program.computations[callee].instructions.values():
+                yield from _within(program, program.computations[callee], each)
+
+
+def _goes_on(inner: Computation, instruction: Instruction, program: Program) -> bool:
+    """Whether a collective of a fusion is one that another fusion has begun.
+
+    TPUs begin a collective in one fusion, and repeat it in those that go on with it or await it.
+    """
+    if inner.name not in program.fused:
+        return False
+    begins = any(STARTS in user.attributes for user in inner.users[instruction.name])
+    return not begins and _channel(instruction) in _begun(program)
+
+
+@cache
+def _begun(program: Program) -> frozenset[str]:
+    """Channels of the collectives that TPUs begin in one fusion and await in another."""
+    return frozenset(
+        _channel(source)
+        for computation in program.computations.values()
+        for instruction in computation.instructions.values()
+        if STARTS in instruction.attributes and (source := computation.operand(instruction)) is not None
+    )
+
+
+def _channel(instruction: Instruction) -> str:
+    found = re.search(r"channel_id=(\d+)", instruction.attributes)
+    return found.group(1) if found else instruction.name
 
 
 def _result(computation: Computation, instruction: Instruction) -> Instruction:

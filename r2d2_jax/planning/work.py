@@ -18,6 +18,8 @@ _MOVES_NOTHING = {
 _PASSES = {"bitcast", "copy", "reshape", "transpose", "convert", "get-tuple-element"}
 # Custom calls of cuBLAS are products whose axes are listed as those of a dot.
 _CUBLAS = re.compile(r'custom_call_target="__cublas\$')
+# Of other calls, those that multiply nothing: TPUs' own of collectives and indices, and the choice of the largest.
+_KNOWN = re.compile(r'custom_call_target="(__cublas\$|AsyncCollective|GatherScatter|AssumeGather|AllocateBuffer|TopK)')
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def uncounted_calls(program: Program) -> Counter[str]:
     """Custom calls, whose products cannot be read in the program, by their target, and how often each is run."""
     found: Counter[str] = Counter()
     for _, instruction, times in program.executed(fused=True):
-        if instruction.opcode == "custom-call" and not _CUBLAS.search(instruction.attributes):
+        if instruction.opcode == "custom-call" and not _KNOWN.search(instruction.attributes):
             target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
             found[target.group(1) if target else "?"] += times
     return found
@@ -62,7 +64,7 @@ def uncounted_calls(program: Program) -> Counter[str]:
 def _products(program: Program, where: Computation, instruction: Instruction) -> Iterator[tuple[bool, float]]:
     """Yields (exact, multiply-adds) of every product within an instruction, one of a fusion's too."""
     if instruction.opcode == "fusion":
-        for callee, _ in program.calls(instruction):
+        for callee, _ in program.calls(where, instruction):
             inner = program.computations[callee]
             for each in inner.instructions.values():
                 yield from _products(program, inner, each)

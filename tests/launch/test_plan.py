@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 from programs import called, write_config
-from small_model import NO_CROSS, config_values, write_small_dataset
+from small_model import CHEAPEST, config_values, write_small_dataset
 
 from r2d2_jax.config.data import DataConfig
 from r2d2_jax.config.reading import Config
@@ -21,7 +21,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.launch.plan import main
 from r2d2_jax.planning import devices, epoch, estimate
 from r2d2_jax.planning.chips import GIB, Chip, named_chip
-from r2d2_jax.planning.estimate import Estimate, Usage, Work, remat_of, with_batch, with_remat
+from r2d2_jax.planning.estimate import Estimate, Usage, Work, is_allowed, remat_of, with_batch, with_remat
 from r2d2_jax.planning.report import Plan, table
 from r2d2_jax.train import plan as train_plan
 
@@ -34,7 +34,7 @@ TPUS = [
 @pytest.fixture
 def small(tmp_path: Path) -> str:
     """A configuration by its file."""
-    return f"--config={write_config(tmp_path, config_values(NO_CROSS))}"
+    return f"--config={write_config(tmp_path, config_values(CHEAPEST))}"
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,15 @@ def test_pairs_of_an_epoch(tmp_path: Path) -> None:
 
 
 def test_rematerialisation_by_its_word() -> None:
-    config = with_batch(Config.from_config_dict(_config_dict()), 64)
+    config = with_batch(Config.from_config_dict(_config_dict()), 16)
     assert [remat_of(with_remat(config, remat)) for remat in estimate.REMATS] == list(estimate.REMATS)
-    assert config.train.batch_size == 64
+    assert config.train.batch_size == 16
+
+
+def test_a_batch_that_something_else_contradicts() -> None:
+    """The queue has twenty entries, and holds a batch at least."""
+    config = Config.from_config_dict(_config_dict())
+    assert [is_allowed(config, batch_size) for batch_size in (1, 2, 20, 24)] == [False, True, True, False]
 
 
 def _config_dict() -> Any:

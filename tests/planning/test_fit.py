@@ -7,10 +7,11 @@ import pytest
 from r2d2_jax.errors import UserError
 from r2d2_jax.planning.chips import GIB
 from r2d2_jax.planning.estimate import Estimate, Usage
-from r2d2_jax.planning.fit import SIZES, cheapest, largest, largest_of_sizes
+from r2d2_jax.planning.fit import SIZES, cheapest, largest, largest_of
 
 LIMIT, STATE = 16 * GIB, 2 * GIB
 CHIPS = 4
+BATCHES = [size * CHIPS for size in SIZES]
 # GiB that a pair of each chip needs, and what a compiler adds that nobody expects.
 NEEDS = {"none": 0.5, "products": 0.2, "all": 0.05}
 
@@ -22,12 +23,12 @@ def made(remat: str, batch_size: int, surprise: float = 0.0) -> Estimate:
 
 
 def asked(surprise: Callable[[int], float] = lambda size: 0.0) -> tuple[Callable[[int], Estimate], list[int]]:
-    """The step of so many pairs on each chip, and which were asked for."""
+    """The step of a batch, and which pairs of a chip were asked for."""
     sizes: list[int] = []
 
-    def compiled(size: int) -> Estimate:
-        sizes.append(size)
-        return made("products", size * CHIPS, surprise(size))
+    def compiled(batch_size: int) -> Estimate:
+        sizes.append(batch_size // CHIPS)
+        return made("products", batch_size, surprise(batch_size // CHIPS))
 
     return compiled, sizes
 
@@ -36,7 +37,7 @@ def asked(surprise: Callable[[int], float] = lambda size: 0.0) -> tuple[Callable
 def test_finds_the_largest_size_in_three_compilations(start: int) -> None:
     """70 pairs would fit: 64 do and 96 do not, which the line through two points tells without compiling it."""
     compiled, sizes = asked()
-    found = largest_of_sizes(compiled, start)
+    found = largest_of(BATCHES, compiled, start * CHIPS)
     assert found is not None
     assert found.batch_size == 64 * CHIPS
     assert len(sizes) <= 3
@@ -48,23 +49,23 @@ def test_finds_the_largest_size_in_three_compilations(start: int) -> None:
 def test_memory_that_is_no_line(surprise: Callable[[int], float]) -> None:
     """Whatever jumps there are, as long as more pairs need more memory."""
     compiled, _ = asked(surprise)
-    found = largest_of_sizes(compiled, 16)
+    found = largest_of(BATCHES, compiled, 16 * CHIPS)
     fitting = [size for size in SIZES if made("products", size * CHIPS, surprise(size)).usage.fits]
     assert (found.batch_size // CHIPS if found else None) == (max(fitting) if fitting else None)
 
 
 def test_of_each_rematerialisation_the_largest_batch_the_largest_first() -> None:
-    found = largest(made, ["none", "products", "all"], CHIPS, start=128)
+    found = largest(made, ["none", "products", "all"], BATCHES, start=128)
     assert [(each.remat, each.batch_size // CHIPS) for each in found] == [("all", 256), ("products", 64), ("none", 24)]
 
 
-def test_batches_are_multiples_of_the_micro_batches_too() -> None:
-    found = largest(made, ["none"], 5 * CHIPS, start=1)
-    assert [each.batch_size for each in found] == [4 * 5 * CHIPS]
+def test_no_batch_is_larger_than_allowed() -> None:
+    found = largest(made, ["none", "all"], [20, 40], start=1)
+    assert [(each.remat, each.batch_size) for each in found] == [("none", 40), ("all", 40)]
 
 
 def test_of_equal_batches_the_cheapest_comes_first() -> None:
-    found = largest(lambda remat, pairs: made("all", pairs), ["none", "all"], CHIPS, start=CHIPS)
+    found = largest(lambda remat, pairs: made("all", pairs), ["none", "all"], BATCHES, start=CHIPS)
     assert len({each.batch_size for each in found}) == 1
 
 
@@ -87,4 +88,4 @@ def test_a_batch_that_no_rematerialisation_fits() -> None:
     with pytest.raises(UserError, match=message):
         cheapest(lambda remat: made(remat, 4000), ["none", "all"], 4000)
     with pytest.raises(UserError, match=r"a batch of 4 pairs, the smallest, fits with no rematerialisation: .*22.50"):
-        largest(lambda remat, pairs: made(remat, pairs, surprise=20.0), ["none"], CHIPS, start=64)
+        largest(lambda remat, pairs: made(remat, pairs, surprise=20.0), ["none"], BATCHES, start=64)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from small_programs import HEADER, NESTED, PRODUCTS
+from small_programs import HEADER, NESTED, PRODUCTS, TPU
 
 from r2d2_jax.planning.hlo import Shape, parse, shapes
 from r2d2_jax.planning.work import operations
@@ -22,6 +22,14 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named() -> None:
     program = parse(text)
     assert program.times["inner_body"] == 5
     assert program.unknown_loops() == ["jit(step)/draw/while"]
+
+
+def test_the_length_of_a_loop_that_only_its_condition_tells() -> None:
+    """From two to twelve; unknown where it begins elsewhere, or ends otherwise."""
+    assert parse(TPU).times["body"] == 10
+    for known, unknown in (("constant(2)", "custom-call()"), ("direction=LT", "direction=NE")):
+        program = parse(TPU.replace(known, unknown))
+        assert (program.times["body"], program.unknown_loops()) == (1, ["loop"])
 
 
 def test_what_is_within_a_fusion_is_not_executed_by_itself() -> None:

@@ -1,7 +1,7 @@
 """Collectives: which, how often, how many bytes, and for which part of the method."""
 
 import pytest
-from small_programs import NESTED
+from small_programs import NESTED, TPU
 
 from r2d2_jax.planning.hlo import parse
 from r2d2_jax.planning.traffic import (
@@ -27,6 +27,15 @@ def test_every_collective_counts_once_with_its_loops() -> None:
     assert (gather.times, gather.group, gather.bytes, gather.origin) == (15, 4, F32 * 8 * 16, GATHERS)
     assert (reduce.times, reduce.group, reduce.bytes, reduce.origin) == (1, 2, F32 * 13, GRADIENTS)
     assert (exchange.times, exchange.group, exchange.bytes, exchange.origin) == (1, 4, F32 * 12, HARD_NEGATIVES)
+
+
+def test_collectives_of_tpus_that_several_fusions_repeat() -> None:
+    """The gather counts where it is begun; the sum of which a slice is kept is a reduce-scatter."""
+    gather, scatter = collectives(parse(TPU))
+    bf16 = 2
+    assert (gather.kind, gather.times, gather.bytes, gather.origin) == ("all-gather", 10, bf16 * 8 * 16, GATHERS)
+    assert (scatter.kind, scatter.times, scatter.group) == ("reduce-scatter", 10, 4)
+    assert (scatter.bytes, scatter.sent, scatter.origin) == (bf16 * 2 * 16, bf16 * 6 * 16, GRADIENTS)
 
 
 @pytest.mark.parametrize(
