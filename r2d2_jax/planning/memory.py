@@ -65,13 +65,13 @@ def largest_temporaries(program: Program) -> list[Temporary]:
 
 
 def readable(op_name: str) -> str:
-    """The place of an instruction in the model, without what every name has and what loops add."""
+    """The place of an instruction in the model, without what every name has, what loops add, and names of methods."""
     name = op_name.strip("()").split(":")[0]
     name = re.sub(r"^jit\([^)]*\)/|while/body/|closed_call/|checkpoint/|rematted_computation/", "", name)
     backward = "transpose(" in name
     name = re.sub(r"(transpose\()?jvp\(([^)]*)\)\)?/?", r"\2/", name).replace("R2D2.", "").strip("/")
-    parts = [part for number, part in enumerate(name.split("/")) if part and part not in name.split("/")[:number]]
-    return ("backward of " if backward else "") + "/".join(parts)
+    modules = (re.sub(r"^[A-Z]\w*\.\w+$|\.\w+$", "", part) for part in name.split("/"))
+    return ("backward of " if backward else "") + "/".join(dict.fromkeys(filter(None, modules)))
 
 
 def _peak(program: Program) -> Callable[[str], tuple[float, Alive]]:

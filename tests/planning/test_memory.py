@@ -42,6 +42,8 @@ def test_names_without_what_every_one_has() -> None:
         "jit(<lambda>)/transpose(jvp(R2D2.encode_text))/text_encoder/while/body/closed_call/checkpoint/layers/mlp/mul"
     )
     assert readable(long) == "backward of encode_text/text_encoder/layers/mlp/mul"
+    triples = "jit(step)/jvp(R2D2.rank)/text_image_encoder.triples/text_image_encoder._stack/CrossLayer._read/mlp/erfc"
+    assert readable(triples) == "rank/text_image_encoder/mlp/erfc"
     assert readable("jit(step)/jvp()/jit(draw)/while") == "jit(draw)/while"
     assert readable("") == ""
 
