@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,14 +11,14 @@ from typing import Any
 
 import jax
 
-from r2d2_jax.planning.hlo import Computation, Instruction, Program
+from r2d2_jax.planning.hlo import Computation, Instruction, Program, Shape
 from r2d2_jax.train.compiled import abstract_batch
 from r2d2_jax.train.plan import StepPlan
 from r2d2_jax.train.state import abstract_state
 
 # Results that are another name for what their operands are.
 _SAME = {"bitcast", "while", "opt-barrier", "domain"}
-Alive = tuple[tuple[Instruction, float], ...]
+_RENAMES = {"bitcast", "tuple", "get-tuple-element"}
 _NOTHING = {"parameter", "constant", "after-all", "partition-id", "replica-id", "iota"}
 
 
@@ -57,9 +58,9 @@ def largest_temporaries(program: Program) -> list[Temporary]:
     """
     _, alive = _peak(program)(program.entry)
     made: dict[tuple[str, str], list[float]] = {}
-    for instruction, size in alive:
-        array = max(instruction.shapes, key=lambda shape: shape.stored)
-        made.setdefault((readable(instruction.op_name) or instruction.opcode, str(array)), []).append(size)
+    for array in alive:
+        name = readable(array.instruction.op_name) or array.instruction.opcode
+        made.setdefault((name, str(array.shape)), []).append(array.bytes)
     found = [Temporary(name, array, sum(sizes), len(sizes)) for (name, array), sizes in made.items()]
     return sorted(found, key=lambda each: -each.bytes)
 
@@ -74,34 +75,44 @@ def readable(op_name: str) -> str:
     return ("backward of " if backward else "") + "/".join(dict.fromkeys(filter(None, modules)))
 
 
+@dataclass
+class _Array:
+    """An array, what makes it, and the first and the last instruction that needs it."""
+
+    instruction: Instruction
+    shape: Shape
+    first: int
+    last: int
+
+    @property
+    def bytes(self) -> float:
+        """In the chip's large memory, with padding."""
+        return 0.0 if self.shape.space else self.shape.stored
+
+
+Alive = tuple[_Array, ...]
+
+
 def _peak(program: Program) -> Callable[[str], tuple[float, Alive]]:
     """A function of a computation's name: the most that its temporaries need, and what they are then."""
 
     @cache
     def peak(name: str) -> tuple[float, Alive]:
         computation = program.computations[name]
-        owned, first, last = _lifetimes(computation)
-        born: dict[int, list[str]] = {}
-        dead: dict[int, list[str]] = {}
-        for each in owned:
-            born.setdefault(first[each], []).append(each)
-            dead.setdefault(last[each], []).append(each)
-        inner_then: Alive = ()
+        arrays = list(_lifetimes(computation).values())
+        change: Counter[int] = Counter()
+        for array in arrays:
+            change[array.first] += array.bytes
+            change[array.last + 1] -= array.bytes
+        within: Alive = ()
         alive, most, then = 0.0, 0.0, -1
         for at, instruction in enumerate(computation.instructions.values()):
-            alive += sum(owned[each] for each in born.get(at, ()))
-            inner, inner_alive = max(
-                (peak(callee) for callee in _callees(program, computation, instruction)),
-                key=lambda found: found[0],
-                default=(0.0, ()),
-            )
-            if alive + inner > most:
-                most, then, inner_then = alive + inner, at, inner_alive
-            alive -= sum(owned[each] for each in dead.get(at, ()))
-        there = [
-            (computation.instructions[each], size) for each, size in owned.items() if first[each] <= then <= last[each]
-        ]
-        return most, (*there, *inner_then)
+            alive += change[at]
+            called = [peak(callee) for callee in _callees(program, computation, instruction)]
+            inner = max(called, key=lambda found: found[0], default=(0.0, ()))
+            if alive + inner[0] > most:
+                most, then, within = alive + inner[0], at, inner[1]
+        return most, (*(array for array in arrays if array.first <= then <= array.last), *within)
 
     return peak
 
@@ -111,46 +122,48 @@ def _callees(program: Program, within: Computation, instruction: Instruction) ->
         yield from (name for name, _ in program.calls(within, instruction) if name in program.computations)
 
 
-def _lifetimes(computation: Computation) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
-    """Of what a computation makes: its bytes, and the first and the last instruction that needs it.
+def _lifetimes(computation: Computation) -> dict[str, _Array]:
+    """What a computation makes, by a name of its own: each array of a tuple by itself.
 
     Its result is left out: it lies where the caller has room for it, as a loop's in what the loop carries.
     """
     owners: dict[str, list[frozenset[str]]] = {}
-    size: dict[str, float] = {}
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
+    made: dict[str, _Array] = {}
     for at, instruction in enumerate(computation.instructions.values()):
         read = [owners[name] for name in instruction.operands if name in owners]
-        for owner in frozenset().union(*(one for each in read for one in each)):
-            last[owner] = at
-        owners[instruction.name] = _owners(instruction, read)
-        if owners[instruction.name] == [frozenset({instruction.name})]:
-            size[instruction.name] = _size(computation, instruction)
-            first[instruction.name] = last[instruction.name] = at
+        if instruction.opcode not in _RENAMES:
+            for owner in frozenset().union(*(one for each in read for one in each)) & made.keys():
+                made[owner].last = at
+        known = _renamed(instruction, read)
+        if known is None:
+            arrays = {
+                f"{instruction.name} {number}": shape for number, shape in enumerate(_arrays(computation, instruction))
+            }
+            made |= {name: _Array(instruction, shape, at, at) for name, shape in arrays.items()}
+            known = [frozenset({name}) for name in arrays]
+        owners[instruction.name] = known
     result = frozenset().union(*owners.get(computation.root, []))
-    return {name: bytes_ for name, bytes_ in size.items() if bytes_ and name not in result}, first, last
+    return {name: array for name, array in made.items() if array.bytes and name not in result}
 
 
-def _owners(instruction: Instruction, read: list[list[frozenset[str]]]) -> list[frozenset[str]]:
-    """Which instructions have made the memory of a result, for each part of a tuple."""
+def _renamed(instruction: Instruction, read: list[list[frozenset[str]]]) -> list[frozenset[str]] | None:
+    """What a result is another name of, for each part of a tuple; None where an instruction makes it."""
     opcode = instruction.opcode
     if opcode in _NOTHING:
         return [frozenset()]
     if opcode == "tuple":
         return [frozenset().union(*each) for each in read]
-    if opcode == "get-tuple-element":
-        found = re.search(r"index=(\d+)", instruction.attributes)
-        number = int(found.group(1)) if found else 0
-        return [read[0][number]] if read and number < len(read[0]) else [frozenset().union(*read[0])] if read else []
+    if opcode == "get-tuple-element" and read:
+        number = int(re.findall(r"index=(\d+)", instruction.attributes)[0])
+        return [read[0][number]] if number < len(read[0]) else [frozenset().union(*read[0])]
     if opcode in _SAME or opcode.endswith(("-done", "-update")):
         return read[0] if read else [frozenset()]
-    return [frozenset({instruction.name})]
+    return None
 
 
-def _size(computation: Computation, instruction: Instruction) -> float:
-    """Bytes in the chip's large memory, with padding; of what is awaited later, the result alone."""
+def _arrays(computation: Computation, instruction: Instruction) -> list[Shape]:
+    """The arrays of a result; of what is awaited later, those of the result alone."""
     if instruction.opcode.endswith("-start"):
         done = (user for user in computation.users[instruction.name] if user.opcode.endswith("-done"))
-        instruction = next(done, instruction)
-    return sum(shape.stored for shape in instruction.shapes if not shape.space)
+        return next(done, instruction).shapes
+    return instruction.shapes
