@@ -38,6 +38,9 @@ CONFIG = flags.DEFINE_string(
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "TPU chips to compile for, such as v5e:8x8, v6e:4x4 or v4:4x4x4.", flag_values=FLAGS
 )
+SLICES = flags.DEFINE_integer(
+    "slices", 1, "So many of these topologies, joined by the network.", lower_bound=1, flag_values=FLAGS
+)
 DEVICES = flags.DEFINE_integer(
     "devices", None, "CPU devices to imitate and compile for.", lower_bound=1, flag_values=FLAGS
 )
@@ -110,6 +113,8 @@ def _work(arguments: Sequence[str]) -> int:
 
 
 def _check_flags() -> None:
+    if SLICES.value > 1 and not TOPOLOGY.value:
+        raise UserError("--slices joins several of a --topology, which is not given")
     if TOPOLOGY.value and DEVICES.value:
         raise UserError("--topology and --devices are both given; name TPU chips, or how many CPU devices to imitate")
 
@@ -121,7 +126,7 @@ def _devices() -> list[Any]:
         return jax.devices()
     jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
     if TOPOLOGY.value:
-        return tpu_chips(TOPOLOGY.value)
+        return tpu_chips(TOPOLOGY.value, SLICES.value)
     jax.config.update("jax_num_cpu_devices", DEVICES.value)
     return jax.devices()
 

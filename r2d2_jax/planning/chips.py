@@ -9,8 +9,9 @@ Rates are those of the makers' sheets, which no program reaches; matrix rates wi
   and so halved here. NVLink has half of its bandwidth in each direction.
 - Exact float32 products are six bfloat16 passes on TPUs (XLA's precision "highest"), and run beside the matrix units on
   GPUs, at the sheet's FP32 rate.
-- Memory is what the compiler may use: `XLA_LIMITS`, and of a GPU the sheet's capacity, of which JAX hands out three
-  quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+- Memory is what libtpu's compiler says that it may use of a TPU ("available HBM"), a little less than the sheet's; of a
+  GPU it is the sheet's capacity, of which JAX hands out three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says
+  otherwise.
 """
 
 from dataclasses import dataclass
@@ -53,10 +54,10 @@ def _gpu(
 
 
 CHIPS = (
-    _tpu("v4", ("TPU v4",), 32, 275, 1200, 300),
+    _tpu("v4", ("TPU v4",), 30.75, 275, 1200, 300),
     _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 15.75, 197, 819, 200),
-    _tpu("v5p", ("TPU v5", "TPU v5p"), 95, 459, 2765, 600),
-    _tpu("v6e", ("TPU v6 lite", "TPU v6e"), 32, 918, 1600, 400),
+    _tpu("v5p", ("TPU v5", "TPU v5p"), 95.74, 459, 2765, 600),
+    _tpu("v6e", ("TPU v6 lite", "TPU v6e"), 31.25, 918, 1600, 400),
     _gpu("A100", ("NVIDIA A100-SXM4-80GB",), 80, (312, 19.5), 2039, 300),
     _gpu("H100", ("NVIDIA H100 80GB HBM3",), 80, (989.5, 67), 3350, 450),
     _gpu("H200", ("NVIDIA H200",), 141, (989.5, 67), 4800, 450),

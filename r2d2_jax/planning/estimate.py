@@ -145,6 +145,7 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
     plan = step_plan(config, devices)
     start, parts, limit = time.perf_counter(), state_parts(plan), chip.memory if chip else None
     imitated, axes = devices[0].platform == "cpu", torus(devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     try:
         compiled = plan.compiled()
     except jax.errors.JaxRuntimeError as error:
@@ -168,7 +169,7 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
         usage=usage,
         work=work,
         compile_seconds=time.perf_counter() - start,
-        assumptions=assumptions(chip, len(devices), torus=bool(axes), imitated=imitated) if chip else [],
+        assumptions=assumptions(chip, len(devices), torus=bool(axes), imitated=imitated, slices=slices) if chip else [],
     )
 
 
@@ -184,12 +185,14 @@ def too_much(message: str, parts: dict[str, int], limit: float | None) -> Usage:
     """What a TPU compiler says when memory ends: how much of how much, and the largest arrays.
 
     Args:
-        message: "... Used 18.60G of 15.75G hbm ...", and paragraphs "1. Size: 1.50G", "Operator: op_name=...",
-            "Shape: ...".
+        message: "... Used 18.60G of 15.75G hbm ...", or "... required for HLO temporaries (18.60G) exceeds available
+            HBM (15.75G)"; and paragraphs "1. Size: 1.50G", "Operator: op_name=...", "Shape: ...".
         parts: of the state and the batch.
         limit: the chip's memory, where the message names none.
     """
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
+    said = r"([\d.]+)([KMGT]?)"
+    used = re.search(rf"Used {said} of {said}", message)
+    used = used or re.search(rf"required for [\w ]*\({said}\) exceeds available \w+ \({said}\)", message)
     needed = float(used.group(1)) * _UNITS[used.group(2)] if used else float("inf")
     limit = float(used.group(3)) * _UNITS[used.group(4)] if used else limit
     largest = []

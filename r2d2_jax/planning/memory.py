@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -100,7 +100,7 @@ def _peak(program: Program) -> Callable[[str], tuple[float, Alive]]:
     def peak(name: str) -> tuple[float, Alive]:
         computation = program.computations[name]
         arrays = list(_lifetimes(computation).values())
-        change: Counter[int] = Counter()
+        change: defaultdict[int, float] = defaultdict(float)
         for array in arrays:
             change[array.first] += array.bytes
             change[array.last + 1] -= array.bytes

@@ -42,6 +42,7 @@ def small(tmp_path: Path) -> str:
     [
         ((), "--config is not given; --help lists the flags"),
         (("--config=demo", "--topology=v5e:2x2", "--devices=2"), "--topology and --devices are both given; name TPU"),
+        (("--config=demo", "--slices=2"), "--slices joins several of a --topology, which is not given"),
         (("--config=demo", "--chip=TX"), "--chip=TX: there is no such chip in the table; it has v4, v5e, v5p, v6e,"),
         (("--config=nothing",), "there is no configuration nothing; expected a file, or one of the built-in"),
         (("--config=demo", "--remat=some"), "value should be one of <none|products|all>"),
@@ -73,15 +74,46 @@ def test_libtpu_that_is_not_installed(small: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_topology_that_does_not_exist(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*_: Any) -> None:
+    def nothing(*_: Any, **__: Any) -> None:
         raise RuntimeError("INVALID_ARGUMENT: no such thing\nand more")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(devices.topologies, "get_topology_desc", nothing)
-    done = called(main, small, "--topology=v5e:3x77")
+    done = called(main, small, "--topology=v5e:3x7")
     assert done.returncode == 2
-    said = "error: there is no topology --topology=v5e:3x77: INVALID_ARGUMENT: no such thing; name one like v5e:8x8"
+    said = "error: there is no topology --topology=v5e:3x7: INVALID_ARGUMENT: no such thing; name one like v5e:8x8"
     assert said in done.stderr
+
+
+def test_a_topology_that_would_end_the_process(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    done = called(main, small, "--topology=v5e:32x32")
+    assert done.returncode == 2
+    assert "there is no topology --topology=v5e:32x32: v5e has 16 chips along an axis at most; name one" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "options"),
+    [
+        ("v5e:16x16", 1, {}),
+        ("v5e:16x16", 4, {"num_slices": 4}),
+        ("v4:2x2x1", 1, {"chip_config_name": "megacore"}),
+    ],
+)
+def test_how_libtpu_is_asked(
+    topology: str, slices: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a v4 a device is a whole chip, as JAX has it on a real one."""
+    asked: dict[str, Any] = {}
+
+    def described(name: str, platform: str, **given: Any) -> SimpleNamespace:
+        asked.update(given)
+        return SimpleNamespace(devices=TPUS)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices.topologies, "get_topology_desc", described)
+    assert devices.tpu_chips(topology, slices) == TPUS
+    assert asked == options
 
 
 def test_the_axes_of_a_topology() -> None:
@@ -118,7 +150,7 @@ def test_exit_status_and_choice(
     small: str, flags: Sequence[str], status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 and the table where a step does not fit, 2 where no rematerialisation makes a batch fit."""
-    monkeypatch.setattr(devices, "tpu_chips", lambda topology: TPUS)
+    monkeypatch.setattr(devices, "tpu_chips", lambda topology, slices: TPUS)
     monkeypatch.setattr(estimate, "estimate", fake({"none": 1.0, "products": 0.25, "all": 0.1}))
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     done = called(main, small, "--topology=v5e:2x2", *flags)

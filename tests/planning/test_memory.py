@@ -62,6 +62,8 @@ Used 18.60G of 15.75G hbm. Exceeded hbm capacity by 2.85G.
   2. Size: 768.00M
      Shape: f32[5]{0}
 """
+    short = "the total memory required for HLO temporaries (18.60G) exceeds available HBM (15.75G)."
+    assert too_much(short, {}, None).needed == too_much(message, {}, None).needed
     usage = too_much(message, {"parameters": 5}, 1.0)
     assert not usage.fits
     assert (usage.needed, usage.limit) == (18.6 * 2**30, 15.75 * 2**30)

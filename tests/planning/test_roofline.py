@@ -69,6 +69,9 @@ def test_assumptions_name_what_they_depend_on() -> None:
     whole = assumptions(named_chip("H100"), 16, torus=True, imitated=True)
     assert len(plain) == 3
     assert len(whole) == 6
+    assert any(
+        "4 slices" in each for each in assumptions(named_chip("v5e"), 1024, torus=True, imitated=False, slices=4)
+    )
     assert any("100 %" in each for each in plain)
     assert any("node of 8 chips" in each for each in whole)
     assert len(assumptions(named_chip("H100"), 8, torus=False, imitated=False)) == 3
