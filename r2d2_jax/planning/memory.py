@@ -59,7 +59,8 @@ def largest_temporaries(program: Program) -> list[Temporary]:
     _, alive = _peak(program)(program.entry)
     made: dict[tuple[str, str], list[float]] = {}
     for array in alive:
-        name = readable(array.instruction.op_name) or array.instruction.opcode
+        carried = f"carried through {readable(array.loop.op_name)}" if array.loop is not None else ""
+        name = readable(array.instruction.op_name) or carried or array.instruction.opcode
         made.setdefault((name, str(array.shape)), []).append(array.bytes)
     found = [Temporary(name, array, sum(sizes), len(sizes)) for (name, array), sizes in made.items()]
     return sorted(found, key=lambda each: -each.bytes)
@@ -77,12 +78,13 @@ def readable(op_name: str) -> str:
 
 @dataclass
 class _Array:
-    """An array, what makes it, and the first and the last instruction that needs it."""
+    """An array, what makes it, the first and the last instruction that needs it, and the first loop that carries it."""
 
     instruction: Instruction
     shape: Shape
     first: int
     last: int
+    loop: Instruction | None = None
 
     @property
     def bytes(self) -> float:
@@ -134,6 +136,8 @@ def _lifetimes(computation: Computation) -> dict[str, _Array]:
         if instruction.opcode not in _RENAMES:
             for owner in frozenset().union(*(one for each in read for one in each)) & made.keys():
                 made[owner].last = at
+                if instruction.opcode == "while" and made[owner].loop is None:
+                    made[owner].loop = instruction
         known = _renamed(instruction, read)
         if known is None:
             arrays = {

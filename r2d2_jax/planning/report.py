@@ -63,11 +63,11 @@ def _memory(made: Estimate) -> Iterator[str]:
 
 def _work(plan: Plan) -> Iterator[str]:
     yield "G multiply-adds a pair:"
-    yield f"  {'forward':<26}{plan.forward / 1e9:>12.2f}  as XLA counts before it optimises, without dropout"
+    yield f"  {'forward':<26}{plan.forward / 1e9:>12.5g}  as XLA counts before it optimises, without dropout"
     made = plan.estimate
     if made.work is not None:
         whole = made.work.products * made.chips / made.batch_size / 1e9
-        yield f"  {'step as compiled':<26}{whole:>12.2f}  its matrix products, with what is computed again"
+        yield f"  {'step as compiled':<26}{whole:>12.5g}  its matrix products, with what is computed again"
         yield from (f"  ({note})" for note in made.work.notes)
 
 

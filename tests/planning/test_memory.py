@@ -37,6 +37,15 @@ def test_arrays_live_from_where_they_are_made_to_where_they_are_last_read() -> N
     ]
 
 
+def test_what_xla_makes_itself_is_named_by_the_loop_that_carries_it() -> None:
+    """As the room for what each turn keeps for the backward pass."""
+    unnamed = LIFETIMES.replace(', metadata={op_name="jit(step)/jvp()/wide"}', "")
+    text = unnamed.replace("body=%body,", 'body=%body, metadata={op_name="jit(step)/jvp(R2D2.rank)/layers/while"},')
+    assert largest_temporaries(parse(text))[-2].name == "backward of rank/mlp/add"
+    assert largest_temporaries(parse(text))[0].name == "carried through rank/layers/while"
+    assert largest_temporaries(parse(text.replace(" while(%start)", " call(%start)")))[0].name == "broadcast"
+
+
 def test_names_without_what_every_one_has() -> None:
     long = (
         "jit(<lambda>)/transpose(jvp(R2D2.encode_text))/text_encoder/while/body/closed_call/checkpoint/layers/mlp/mul"
