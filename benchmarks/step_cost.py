@@ -1,12 +1,10 @@
-"""Forward cost of pre-training per pair, counted by XLA from the compiled program, and what a step needs per device.
+"""Forward cost of pre-training per pair, counted by XLA from the compiled program.
 
     python benchmarks/step_cost.py                      # vitl_250m: multiply-adds per pair with and without ET
-    python benchmarks/step_cost.py --memory --devices=8 # its whole train step, compiled for 8 imitated devices
-    python benchmarks/step_cost.py --memory --topology=v5e:4x4  # for TPU chips that need not be there; needs libtpu
-    python benchmarks/step_cost.py --memory --dropout=0 # the same without dropout, to see what dropout adds
     python benchmarks/step_cost.py --run                # one real train step of it on this CPU, and the peak memory
 
-The first and the last fail, with exit status 1, where a figure is above what the project promises.
+Both fail, with exit status 1, where a figure is above what the project promises. What a whole step needs on each chip,
+`launch/plan.py` says.
 
 The forward is counted by `train.plan.forward_cost`. XLA counts random bits too, so it has no dropout unless `--dropout`
 gives it one.
@@ -28,7 +26,7 @@ from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.sharding import global_batch
-from r2d2_jax.train.plan import COUNTED_PAIRS, forward_cost, step_memory, tpu_chips
+from r2d2_jax.train.plan import COUNTED_PAIRS, forward_cost
 from r2d2_jax.train.state import sharded_init_state
 from r2d2_jax.train.trial import random_rows
 
@@ -37,21 +35,13 @@ MEMORY_LIMIT = 24.0  # GiB that one step of the largest model may take on a CPU 
 
 CONFIG = flags.DEFINE_string("config", str(CONFIGS / "vitl_250m.py"), "A config file.")
 PAIRS = flags.DEFINE_integer("pairs", COUNTED_PAIRS, "Pairs in the batch whose forward is counted.", lower_bound=2)
-MEMORY = flags.DEFINE_bool("memory", False, "Compile the whole sharded step instead and print memory per device.")
 RUN = flags.DEFINE_bool("run", False, "Run one train step of --pairs pairs in float32 on this CPU.")
-DEVICES = flags.DEFINE_integer("devices", 8, "With --memory: devices to imitate.", lower_bound=1)
-TOPOLOGY = flags.DEFINE_string("topology", None, "With --memory: a TPU topology to compile for, such as v5e:4x4.")
 DROPOUT = flags.DEFINE_float("dropout", None, "Rate of dropout; the configuration's unless given, 0 in the count.")
-BATCH = flags.DEFINE_integer("batch_size", 256, "With --memory: the global batch.", lower_bound=1)
 
 
 def main(_: list[str]) -> None:
     """Prints the asked-for table."""
     jax.config.update("jax_platforms", "cpu")
-    if MEMORY.value:
-        jax.config.update("jax_num_cpu_devices", DEVICES.value)
-        print_memory(configuration())
-        return
     if RUN.value:
         run_one_step(configuration())
         return
@@ -81,20 +71,6 @@ def check_peak(gib: float) -> None:
     """Raises UserError if a step's peak memory in GiB is above `MEMORY_LIMIT`."""
     if gib > MEMORY_LIMIT:
         raise UserError(f"the peak memory of {gib:.1f} GiB is above {MEMORY_LIMIT:.0f} GiB")
-
-
-def print_memory(config: ConfigDict) -> None:
-    """Compiles the whole step ahead of time and prints what XLA says it needs."""
-    config.train.batch_size = BATCH.value
-    devices = tpu_chips(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
-    plan = planned(config, devices)
-    start = time.perf_counter()
-    memory = step_memory(plan.compiled())
-    gib, seconds = 2**30, time.perf_counter() - start
-    print(f"{Path(CONFIG.value).stem}: train step for {len(devices)} x {devices[0].device_kind}, mesh "
-          f"{dict(plan.mesh.shape)}, global batch {BATCH.value}, compiled in {seconds:.0f} s")  # fmt: skip
-    print(f"  arguments {memory.arguments / gib:.2f} GiB, of them donated {memory.donated / gib:.2f} GiB, "
-          f"temporaries {memory.temporaries / gib:.2f} GiB per device")  # fmt: skip
 
 
 def run_one_step(config: ConfigDict) -> None:

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,10 @@ from small_model import TOKENS, small_config, small_rows, small_words
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
+from r2d2_jax.planning.hlo import parse
+from r2d2_jax.planning.traffic import KINDS
 from r2d2_jax.sharding import batch_sharding, rows_of_all_devices
-from r2d2_jax.train.plan import collectives, step_plan
+from r2d2_jax.train.plan import step_plan
 
 DEVICES, ROWS = 8, 7
 # Wider than a device's rows are many: XLA then finds it cheaper to move activations than kernels, if it may choose.
@@ -42,6 +45,14 @@ CONFIG = small_config(
         "loss": {"queue_length": 80},
     }
 )
+
+
+def collectives(program: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields kind and shape of every array that a collective of an HLO text makes, loops not multiplied out."""
+    for computation in parse(program).computations.values():
+        for instruction in computation.instructions.values():
+            if (kind := instruction.opcode.removesuffix("-start")) in KINDS:
+                yield from ((kind, shape.dims) for shape in instruction.shapes)
 
 
 def collectives_of_rows(program: str) -> Counter[str]:

@@ -35,7 +35,18 @@ def test_every_module_is_in_the_tree() -> None:
     tree = README[README.index("r2d2_jax/  presets.py") : README.index("configs/     one file per run")]
     _, *parts = re.split(r"^  (\w+)/ ", tree, flags=re.MULTILINE)
     described = dict(zip(parts[::2], parts[1::2], strict=True))
-    for folder in ("ablation", "config", "data", "evaluation", "losses", "plots", "preparation", "tasks", "train"):
+    for folder in (
+        "ablation",
+        "config",
+        "data",
+        "evaluation",
+        "losses",
+        "planning",
+        "plots",
+        "preparation",
+        "tasks",
+        "train",
+    ):
         modules = {path.stem for path in (ROOT / "r2d2_jax" / folder).glob("[!_]*.py")}
         assert modules <= set(re.findall(r"\w+", described[folder])), folder
 
@@ -48,7 +59,18 @@ def test_the_article_s_variants_are_named() -> None:
 
 def test_flags_in_commands_exist() -> None:
     shared = (ROOT / "launch" / "corpus_flags.py").read_text(encoding="utf-8")
-    programs = ("main", "prepare_data", "check_data", "evaluate", "convert", "match", "plot", "ablate", "visualize")
+    programs = (
+        "main",
+        "prepare_data",
+        "check_data",
+        "evaluate",
+        "convert",
+        "match",
+        "plot",
+        "ablate",
+        "visualize",
+        "plan",
+    )
     for program in programs:
         source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")
         source += shared if "corpus_flags" in source else ""

@@ -4,19 +4,15 @@ Neither data nor vocabulary nor weights are read.
 """
 
 import dataclasses
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
-from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.sharding import check_batch_divides, make_mesh
 from r2d2_jax.tasks import build_task
 from r2d2_jax.tasks.task import BERT_TOKENS, SpecialTokens, Task
@@ -29,9 +25,7 @@ NOMINAL_STEPS = 1000
 # Of a vocabulary too small for BERT's ids, where they would index past the embedding table: those of the demonstration.
 SMALL_TOKENS = SpecialTokens(mask_id=4, cls_id=2, sep_id=3, pad_id=0)
 COUNTED_PAIRS = 2  # in the batch whose forward is counted: enough for a hard negative
-_COLLECTIVE = re.compile(
-    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(?:-start)?\("
-)
+TRACED_PAIRS = 32  # which costs no more to trace; of so many, what a batch needs once is nothing
 
 
 @dataclass(frozen=True)
@@ -101,6 +95,24 @@ def forward_cost(config: Config, pairs: int = COUNTED_PAIRS) -> float:
         config: the whole configuration; the queue keeps its length, whatever `pairs` is.
         pairs: in the batch.
     """
+    function, arguments = _forward(config, pairs)
+    return multiply_adds(function, *arguments) / pairs
+
+
+def traced_forward_cost(config: Config, pairs: int = TRACED_PAIRS) -> float:
+    """As `forward_cost`, without dropout and counted before XLA optimises the program, which takes far less time.
+
+    What XLA leaves out or simplifies is counted too.
+    """
+    parts = {name: dataclasses.replace(getattr(config.model, name), dropout=0.0) for name in ("text", "cross")}
+    undropped = dataclasses.replace(config, model=dataclasses.replace(config.model, **parts))
+    function, arguments = _forward(undropped, pairs)
+    cost: Any = jax.jit(function).lower(*arguments).cost_analysis()
+    return cost["flops"] / 2 / pairs
+
+
+def _forward(config: Config, pairs: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The forward of a batch on one CPU device, with its layers unrolled, and its abstract arguments."""
     model = dataclasses.replace(config.model, unroll=True, remat=False)
     train = dataclasses.replace(config.train, batch_size=pairs, micro_batches=1)
     plan = step_plan(
@@ -112,7 +124,7 @@ def forward_cost(config: Config, pairs: int = COUNTED_PAIRS) -> float:
     def forward(state: TrainState, batch: Any, key: jax.Array) -> jax.Array:
         return plan.task.loss(state.params, state.memory, batch, state.step, key, plan.mesh).total()
 
-    return multiply_adds(forward, state, batch, key) / pairs
+    return forward, (state, batch, key)
 
 
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> float:
@@ -125,27 +137,3 @@ def step_memory(compiled: jax.stages.Compiled) -> StepMemory:
     """What XLA says that a compiled program needs on each device."""
     memory: Any = compiled.memory_analysis()
     return StepMemory(memory.argument_size_in_bytes, memory.alias_size_in_bytes, memory.temp_size_in_bytes)
-
-
-def collectives(program: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields kind and result shape of every collective in an optimised HLO text, loops not multiplied out."""
-    for results, kind in _COLLECTIVE.findall(program):
-        for shape in re.findall(r"\w+\[([\d,]*)\]", results):
-            yield kind, tuple(int(size) for size in shape.split(",") if size)
-
-
-def tpu_chips(topology: str) -> list[Any]:
-    """The chips of a TPU topology that is only described, such as "v5e:4x4".
-
-    Raises:
-        UserError: libtpu is not installed, or it does not know the topology.
-    """
-    # It asks neither a metadata server nor other hosts for what this one is.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
-    except Exception as error:
-        raise UserError(
-            f"cannot compile for --topology={topology}: {first_line(error)}; pip install libtpu, name one like v5e:4x4"
-        ) from error

@@ -30,6 +30,7 @@ PROGRAMS = {
     "convert": ("input", "output", "rest"),
     "evaluate": ("checkpoint", "data", "rerank", "threshold_split", "templates"),
     "match": ("model", "image", "text"),
+    "plan": ("config", "topology", "devices", "batch_size", "fit", "remat", "json"),
     "plot": ("output",),
     "visualize": ("checkpoint", "image", "text", "entity", "gradient_weighted"),
 }

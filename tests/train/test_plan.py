@@ -2,20 +2,19 @@
 
 import jax
 import pytest
-from small_model import CHEAPEST, RETRIEVAL, VARIANTS, small_config
+from small_model import CHEAPEST, DROPPED, RETRIEVAL, VARIANTS, small_config
 
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.tasks.task import BERT_TOKENS
 from r2d2_jax.train.plan import (
     SMALL_TOKENS,
-    collectives,
     forward_cost,
     multiply_adds,
     planned_tokens,
     step_memory,
     step_plan,
-    tpu_chips,
+    traced_forward_cost,
 )
 from r2d2_jax.train.state import abstract_state
 
@@ -39,16 +38,6 @@ def test_a_batch_that_the_devices_do_not_divide() -> None:
         step_plan(small_config(CHEAPEST), devices, MeshConfig(3, 1))
 
 
-def test_collectives_are_found_with_their_shapes() -> None:
-    program = """
-  %a = f32[56,48]{1,0} all-gather(f32[7,48]{1,0} %x), dimensions={0}
-  %b = (f32[3]{0}, s32[]) all-reduce-start(f32[3]{0} %y, s32[] %z), to_apply=%add
-  %c = f32[56,48]{1,0} add(f32[56,48]{1,0} %a, f32[56,48]{1,0} %a)
-"""
-    found = list(collectives(program))
-    assert found == [("all-gather", (56, 48)), ("all-reduce", (3,)), ("all-reduce", ())]
-
-
 def test_counts_two_matrix_products() -> None:
     """[3 5] x [5 7] x [7 2]: 3 * 5 * 7 + 3 * 7 * 2 multiply-adds."""
     matrices = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((3, 5), (5, 7), (7, 2))]
@@ -61,10 +50,12 @@ def test_without_enhanced_training_a_pair_costs_more() -> None:
     assert 1.02 * with_et < without_et < 2 * with_et
 
 
+def test_the_traced_forward_costs_what_the_compiled_one_does_and_has_no_dropout() -> None:
+    """What XLA adds and leaves out is seen in a model so small; of ViT-L it is half a per cent."""
+    dropped = small_config(CHEAPEST, DROPPED)
+    assert traced_forward_cost(dropped, 8) == traced_forward_cost(small_config(CHEAPEST), 8)
+    assert traced_forward_cost(dropped, 8) == pytest.approx(forward_cost(small_config(CHEAPEST), 8), rel=0.2)
+
+
 def test_the_special_tokens_of_a_plan_lie_inside_the_vocabulary() -> None:
     assert (planned_tokens(21128), planned_tokens(103), planned_tokens(40)) == (BERT_TOKENS, SMALL_TOKENS, SMALL_TOKENS)
-
-
-def test_a_topology_that_nobody_knows() -> None:
-    with pytest.raises(UserError, match=r"cannot compile for --topology=v0:1x1: .*; pip install libtpu, name one like"):
-        tpu_chips("v0:1x1")

@@ -1,0 +1,164 @@
+"""Plans a training run before chips are rented: compiles its whole step for
+chips that need not be there and says what it needs of memory and time.
+
+`python launch/plan.py --config=vitl_250m --topology=v5e:8x16` for TPUs, which
+needs libtpu; `--config=demo --devices=8` for imitated CPU devices; without
+either for the devices at hand. The exit status is 1 if the step does not fit.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from absl import flags
+
+from r2d2_jax.config.reading import Config
+from r2d2_jax.errors import UserError
+from r2d2_jax.launch.configuration import built_in_names, read_configuration
+from r2d2_jax.launch.json_file import check_json_path, write_json
+from r2d2_jax.launch.program import parse_known, run
+
+if TYPE_CHECKING:
+    from r2d2_jax.planning.chips import Chip
+    from r2d2_jax.planning.estimate import Estimate
+
+logger = logging.getLogger(__name__)
+
+FLAGS = flags.FlagValues()
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    f"The configuration: a file or one of {', '.join(built_in_names())}. NAME:ARGUMENT chooses a variant; "
+    "--config.KEY=VALUE overrides a value.",
+    flag_values=FLAGS,
+)
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPU chips to compile for, such as v5e:8x8, v6e:4x4 or v4:4x4x4.", flag_values=FLAGS
+)
+SLICES = flags.DEFINE_integer(
+    "slices", 1, "So many of these topologies, joined by the network.", lower_bound=1, flag_values=FLAGS
+)
+DEVICES = flags.DEFINE_integer(
+    "devices", None, "CPU devices to imitate and compile for.", lower_bound=1, flag_values=FLAGS
+)
+CHIP = flags.DEFINE_string(
+    "chip",
+    None,
+    "Whose memory and rates to assume; by default those of the topology or of the devices at hand. With --devices the "
+    "program is a CPU's, and the estimate a rough one.",
+    flag_values=FLAGS,
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "The global batch, in pairs; the configuration's unless given.", lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
+REMAT = flags.DEFINE_enum(
+    "remat",
+    None,
+    ["none", "products", "all"],
+    "What the backward pass computes again: nothing, all but products with parameters, or every layer; the "
+    "configuration's unless given.",
+    flag_values=FLAGS,
+)
+FIT = flags.DEFINE_bool(
+    "fit",
+    False,
+    "Find the largest batch that fits with each rematerialisation (with --remat: that one); with --batch_size the "
+    "cheapest rematerialisation with which it fits. Compiles several times.",
+    flag_values=FLAGS,
+)
+PAIRS = flags.DEFINE_integer(
+    "pairs", None, "Pairs of an epoch, such as 250_000_000; those of the data set unless given.", lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
+JSON = flags.DEFINE_string("json", None, "Also write the plan to this file.", flag_values=FLAGS)
+flags.mark_flags_as_required(["config"], flag_values=FLAGS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the plan; returns the exit status, 1 if the step does not fit."""
+    return run(_work, argv)
+
+
+def _work(arguments: Sequence[str]) -> int:
+    overrides = parse_known(FLAGS, arguments, __doc__)
+    _check_flags()
+    values = read_configuration(str(CONFIG.value), overrides)
+    if BATCH_SIZE.value:
+        values.train.batch_size = BATCH_SIZE.value
+    config = Config.from_config_dict(values)
+    if JSON.value:
+        check_json_path(JSON.value)
+    logger.info("loading libraries")
+    from r2d2_jax.planning.chips import chip_of, named_chip
+    from r2d2_jax.planning.epoch import pairs_of_epoch
+    from r2d2_jax.planning.report import Plan, document, table
+    from r2d2_jax.train.plan import traced_forward_cost
+
+    named = named_chip(CHIP.value) if CHIP.value else None
+    pairs = PAIRS.value or pairs_of_epoch(config.data)
+    devices = _devices()
+    chip = named or chip_of(devices[0])
+    estimate = _estimated(config, devices, chip)
+    logger.info("counting the multiply-adds of the forward")
+    name = Path(str(CONFIG.value)).name.removesuffix(".py")
+    plan = Plan(name, estimate, traced_forward_cost(config), config.train.epochs, pairs)
+    print(table(plan))
+    if JSON.value:
+        write_json(document(plan), JSON.value)
+    return 0 if estimate.usage.fits else 1
+
+
+def _check_flags() -> None:
+    if SLICES.value > 1 and not TOPOLOGY.value:
+        raise UserError("--slices joins several of a --topology, which is not given")
+    if TOPOLOGY.value and DEVICES.value:
+        raise UserError("--topology and --devices are both given; name TPU chips, or how many CPU devices to imitate")
+
+
+def _devices() -> list[Any]:
+    from r2d2_jax.planning.devices import tpu_chips
+
+    if not (TOPOLOGY.value or DEVICES.value):
+        return jax.devices()
+    jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
+    if TOPOLOGY.value:
+        return tpu_chips(TOPOLOGY.value, SLICES.value)
+    jax.config.update("jax_num_cpu_devices", DEVICES.value)
+    return jax.devices()
+
+
+def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Estimate":
+    """The step that the flags ask for, found by several compilations with --fit."""
+    from r2d2_jax.planning.estimate import REMATS, estimate, is_allowed, remat_of, with_batch, with_remat
+    from r2d2_jax.planning.fit import SIZES, cheapest, largest
+    from r2d2_jax.planning.report import choice
+
+    own, batch_size = REMAT.value or remat_of(config), config.train.batch_size
+
+    def compiled(remat: str, pairs: int) -> "Estimate":
+        logger.info("compiling for %d x %s: %d pairs, rematerialisation: %s", len(devices), devices[0].device_kind,
+                    pairs, remat)  # fmt: skip
+        return estimate(with_batch(with_remat(config, remat), pairs), devices, chip)
+
+    if not FIT.value:
+        return compiled(own, batch_size)
+    if chip is None:
+        raise UserError("--fit needs to know the memory of a chip, and a CPU has none of its own; name one with --chip")
+    remats = [REMAT.value] if REMAT.value else list(REMATS)
+    if BATCH_SIZE.value:
+        return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
+    each = len(devices) * config.train.micro_batches
+    batches = [size * each for size in SIZES if is_allowed(config, size * each)]
+    if not batches:
+        raise UserError(f"no batch of {each} pairs or a multiple of it goes with the configuration; see --batch_size")
+    found = largest(compiled, remats, batches, batch_size)
+    print(choice(found))
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The devices that a plan is made for, which need not be there."""
+
+import importlib.util
+import os
+import re
+from typing import Any
+
+from jax.experimental import topologies
+
+from r2d2_jax.errors import UserError, first_line
+
+FLAT_KINDS, LONGEST_AXIS = ("v5e", "v6e"), 16
+
+
+def tpu_chips(topology: str, slices: int = 1) -> list[Any]:
+    """The chips of a TPU topology that is only described, such as "v5e:4x4", or of several of them.
+
+    Raises:
+        UserError: libtpu is not installed, or it does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology={topology} needs libtpu, which compiles for TPUs and is not installed: pip install libtpu"
+        )
+    kind, _, axes = topology.partition(":")
+    if kind in FLAT_KINDS and any(int(size) > LONGEST_AXIS for size in re.findall(r"\d+", axes)):
+        raise UserError(  # libtpu would end the process
+            f"there is no topology --topology={topology}: {kind} has {LONGEST_AXIS} chips along an axis at most; name "
+            f"one like {kind}:16x16, and join several with --slices"
+        )
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    # As on a real v4, where a device of JAX is a chip, not one of its two cores.
+    options |= {"chip_config_name": "megacore"} if kind == "v4" else {}
+    # It asks neither a metadata server nor other hosts for what this one is.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+    except Exception as error:  # libtpu says all that it finds wrong with errors of its own
+        raise UserError(
+            f"there is no topology --topology={topology}: {first_line(error)}; name one like v5e:8x8, v6e:4x4, "
+            "v4:4x4x4 or v5p:2x2x2"
+        ) from error
+
+
+def torus(devices: list[Any]) -> tuple[int, ...]:
+    """Chips along each axis of a TPU topology, without axes of a single one; () of other devices."""
+    places = [getattr(device, "coords", None) for device in devices]
+    if devices[0].platform != "tpu" or None in places:
+        return ()
+    return tuple(size for axis in zip(*places, strict=True) if (size := max(axis) - min(axis) + 1) > 1)

@@ -1,0 +1,207 @@
+"""The plan of one step: its configuration compiled for devices, and what the program says of memory, work and time."""
+
+import dataclasses
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from r2d2_jax.config.reading import Config
+from r2d2_jax.errors import UserError
+from r2d2_jax.planning.chips import Chip
+from r2d2_jax.planning.devices import torus
+from r2d2_jax.planning.hlo import Shape, parse, shapes
+from r2d2_jax.planning.memory import Temporary, largest_temporaries, readable, state_parts
+from r2d2_jax.planning.roofline import Roofline, assumptions, roofline
+from r2d2_jax.planning.traffic import Collective, collectives
+from r2d2_jax.planning.work import Operation, operations, uncounted_calls
+from r2d2_jax.train.plan import step_plan
+
+# What a plan may recompute in the backward pass, the cheapest in time first: --remat's words, and `ModelConfig`'s keys.
+REMATS: dict[str, dict[str, Any]] = {
+    "none": {"remat": False},
+    "products": {"remat": True, "remat_keeps": "products"},
+    "all": {"remat": True, "remat_keeps": "nothing"},
+}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes on each chip.
+
+    parts: of the state and the batch, as their shapes say. needed: in all, as XLA says. arguments, temporaries: of
+    these; None where the compiler gave up because memory ends. limit: what the chip has; None of a CPU.
+    largest: arrays that are there when temporaries need most.
+    """
+
+    parts: dict[str, int]
+    needed: float
+    arguments: float | None
+    temporaries: float | None
+    limit: float | None
+    largest: list[Temporary]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is known not to be too much."""
+        return self.limit is None or self.needed <= self.limit
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a compiled program does in a step on each chip.
+
+    operations, traffic: instructions that multiply or move something, and collectives. time: None of a CPU whose chip
+    is not named. notes: what could not be read in it.
+    """
+
+    operations: list[Operation]
+    traffic: list[Collective]
+    time: Roofline | None
+    notes: list[str]
+
+    @property
+    def products(self) -> float:
+        """Multiply-adds of a chip."""
+        return sum(each.times * (each.products + each.exact_products) for each in self.operations)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A planned step.
+
+    remat: of `REMATS`. batch_size: the global batch. mesh: devices along its axes. device_kind: as JAX calls them.
+    chip: whose rates are assumed; None of a CPU. work: None where the compiler gave up because memory ends.
+    """
+
+    remat: str
+    batch_size: int
+    mesh: dict[str, int]
+    device_kind: str
+    chip: Chip | None
+    usage: Usage
+    work: Work | None
+    compile_seconds: float
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        """Of all chips together; None where the time is not known."""
+        known = self.work is not None and self.work.time is not None
+        return self.batch_size / self.work.time.step if known else None  # type: ignore[union-attr]
+
+
+def remat_of(config: Config) -> str:
+    """The word of `REMATS` for what a configuration recomputes."""
+    return {None: "none", "products": "products", "nothing": "all"}[config.model.recomputed]
+
+
+def with_remat(config: Config, remat: str) -> Config:
+    """The configuration with another recomputation."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **REMATS[remat]))
+
+
+def with_batch(config: Config, batch_size: int) -> Config:
+    """The configuration with another global batch.
+
+    Raises:
+        UserError: something else of the configuration contradicts it.
+    """
+    values = config.to_dict()
+    values["train"]["batch_size"] = batch_size
+    return Config.from_config_dict(ConfigDict(values))
+
+
+def is_allowed(config: Config, batch_size: int) -> bool:
+    """Whether nothing else of a configuration, such as the length of its queue, contradicts a global batch."""
+    try:
+        with_batch(config, batch_size)
+    except UserError:
+        return False
+    return True
+
+
+def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
+    """Compiles a configuration's step for devices and reads what it needs.
+
+    Args:
+        config: the whole configuration.
+        devices: at hand, or of a topology that is only described.
+        chip: whose memory and rates count; None says nothing of either.
+
+    Raises:
+        UserError: the mesh does not fit the devices, or the batch the mesh.
+    """
+    plan = step_plan(config, devices)
+    start, parts, limit = time.perf_counter(), state_parts(plan), chip.memory if chip else None
+    imitated, axes = devices[0].platform == "cpu", torus(devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    try:
+        compiled = plan.compiled()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        usage, work = too_much(str(error), parts, limit), None
+    else:
+        program = parse(compiled.as_text() or "")
+        usage = _usage(compiled, parts, limit, largest_temporaries(program))
+        made, traffic = operations(program), collectives(program)
+        notes = [f"a loop of unknown length counts once: {name}" for name in program.unknown_loops()]
+        calls = uncounted_calls(program)
+        notes += [f"products within {calls[name]} calls of {name} are not counted" for name in sorted(calls)]
+        work = Work(made, traffic, roofline(made, traffic, chip, axes) if chip else None, notes)
+    return Estimate(
+        remat=remat_of(config),
+        batch_size=config.train.batch_size,
+        mesh={name: int(size) for name, size in plan.mesh.shape.items()},
+        device_kind=devices[0].device_kind,
+        chip=chip,
+        usage=usage,
+        work=work,
+        compile_seconds=time.perf_counter() - start,
+        assumptions=assumptions(chip, len(devices), torus=bool(axes), imitated=imitated, slices=slices) if chip else [],
+    )
+
+
+def _usage(compiled: Any, parts: dict[str, int], limit: float | None, largest: list[Temporary]) -> Usage:
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    kept = memory.argument_size_in_bytes + max(0, results)
+    temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return Usage(parts, kept + temporaries, kept, temporaries, limit, largest)
+
+
+def too_much(message: str, parts: dict[str, int], limit: float | None) -> Usage:
+    """What a TPU compiler says when memory ends: how much of how much, and the largest arrays.
+
+    Args:
+        message: "... Used 18.60G of 15.75G hbm ...", or "... required for HLO temporaries (18.60G) exceeds available
+            HBM (15.75G)"; and paragraphs "1. Size: 1.50G", "Operator: op_name=...", "Shape: ...".
+        parts: of the state and the batch.
+        limit: the chip's memory, where the message names none.
+    """
+    said = r"([\d.]+)([KMGT]?)"
+    used = re.search(rf"Used {said} of {said}", message)
+    used = used or re.search(rf"required for [\w ]*\({said}\) exceeds available \w+ \({said}\)", message)
+    needed = float(used.group(1)) * _UNITS[used.group(2)] if used else float("inf")
+    limit = float(used.group(3)) * _UNITS[used.group(4)] if used else limit
+    largest = []
+    for paragraph in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
+        size = re.match(r"([\d.]+)([KMGT]?)", paragraph)
+        name = re.search(r'op_name="([^"]*)"', paragraph)
+        array = re.search(r"Shape: (\S+)", paragraph)
+        if size:
+            shape: Shape | str = shapes(array.group(1))[0] if array and shapes(array.group(1)) else ""
+            bytes_ = float(size.group(1)) * _UNITS[size.group(2)]
+            largest.append(Temporary(readable(name.group(1)) if name else "", str(shape), bytes_, 1))
+    return Usage(parts, needed, None, None, limit, largest)

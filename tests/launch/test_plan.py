@@ -1,0 +1,257 @@
+"""launch/plan.py: what it refuses, what it prints, and one real step compiled for two imitated devices."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+from programs import called, write_config
+from small_model import CHEAPEST, config_values, write_small_dataset
+
+from r2d2_jax.config.data import DataConfig
+from r2d2_jax.config.reading import Config
+from r2d2_jax.errors import UserError
+from r2d2_jax.launch.plan import main
+from r2d2_jax.planning import devices, epoch, estimate
+from r2d2_jax.planning.chips import GIB, Chip, named_chip
+from r2d2_jax.planning.estimate import Estimate, Usage, Work, is_allowed, remat_of, with_batch, with_remat
+from r2d2_jax.planning.report import Plan, table
+from r2d2_jax.train import plan as train_plan
+
+ROOT = Path(__file__).parents[2]
+TPUS = [
+    SimpleNamespace(platform="tpu", device_kind="TPU v5 lite", coords=(x, y, 0)) for x in range(2) for y in range(2)
+]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """A configuration by its file."""
+    return f"--config={write_config(tmp_path, config_values(CHEAPEST))}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "--config is not given; --help lists the flags"),
+        (("--config=demo", "--topology=v5e:2x2", "--devices=2"), "--topology and --devices are both given; name TPU"),
+        (("--config=demo", "--slices=2"), "--slices joins several of a --topology, which is not given"),
+        (("--config=demo", "--chip=TX"), "--chip=TX: there is no such chip in the table; it has v4, v5e, v5p, v6e,"),
+        (("--config=nothing",), "there is no configuration nothing; expected a file, or one of the built-in"),
+        (("--config=demo", "--remat=some"), "value should be one of <none|products|all>"),
+        (
+            ("--config=demo", "--batch_size=7", "--chip=v5e"),
+            "train.batch_size 7 is not a multiple of the mesh's 4 devices",
+        ),
+        (("--config=demo", "--fit"), "--fit needs to know the memory of a chip, and a CPU has none of its own; name"),
+        (
+            ("--config=demo", "--json=/dev/null/plan.json"),
+            "--json=/dev/null/plan.json cannot be written: File exists; name a file",
+        ),
+    ],
+)
+def test_bad_input(flags: Sequence[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    four = jax.devices()[:1] * 4
+    monkeypatch.setattr(jax, "devices", lambda *_: four)
+    done = called(main, *flags)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_libtpu_that_is_not_installed(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = called(main, small, "--topology=v5e:2x2")
+    assert done.returncode == 2
+    assert "--topology=v5e:2x2 needs libtpu, which compiles for TPUs and is not installed: pip install" in done.stderr
+
+
+def test_a_topology_that_does_not_exist(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("INVALID_ARGUMENT: no such thing\nand more")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices.topologies, "get_topology_desc", nothing)
+    done = called(main, small, "--topology=v5e:3x7")
+    assert done.returncode == 2
+    said = "error: there is no topology --topology=v5e:3x7: INVALID_ARGUMENT: no such thing; name one like v5e:8x8"
+    assert said in done.stderr
+
+
+def test_a_topology_that_would_end_the_process(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    done = called(main, small, "--topology=v5e:32x32")
+    assert done.returncode == 2
+    assert "there is no topology --topology=v5e:32x32: v5e has 16 chips along an axis at most; name one" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "options"),
+    [
+        ("v5e:16x16", 1, {}),
+        ("v5e:16x16", 4, {"num_slices": 4}),
+        ("v4:2x2x1", 1, {"chip_config_name": "megacore"}),
+    ],
+)
+def test_how_libtpu_is_asked(
+    topology: str, slices: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a v4 a device is a whole chip, as JAX has it on a real one."""
+    asked: dict[str, Any] = {}
+
+    def described(name: str, platform: str, **given: Any) -> SimpleNamespace:
+        asked.update(given)
+        return SimpleNamespace(devices=TPUS)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices.topologies, "get_topology_desc", described)
+    assert devices.tpu_chips(topology, slices) == TPUS
+    assert asked == options
+
+
+def test_the_axes_of_a_topology() -> None:
+    assert devices.torus(TPUS) == (2, 2)
+    assert devices.torus([SimpleNamespace(platform="gpu", coords=(0, 0, 0))]) == ()
+    assert devices.torus(TPUS[:1]) == ()
+
+
+def fake(needs: dict[str, float]) -> Any:
+    """An estimate of a step that takes so many GiB a pair of each chip, without compiling it."""
+
+    def estimated(config: Config, chips: list[Any], chip: Chip | None) -> Estimate:
+        remat, pairs = remat_of(config), config.train.batch_size
+        needed = GIB + needs[remat] * GIB * pairs / len(chips)
+        usage = Usage({"parameters": GIB, "batch": 8}, needed, None, None, named_chip("v5e").memory, [])
+        return Estimate(remat, pairs, {"data": 2, "fsdp": 2}, "TPU v5 lite", chip, usage, Work([], [], None, []), 1.0)
+
+    return estimated
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (("--batch_size=40",), 0, "small: 40 pairs on 4 x TPU v5 lite (data 2 x fsdp 2), rematerialisation: none"),
+        (("--batch_size=400",), 1, "memory of a chip: 101.00 GiB of 15.75 GiB, DOES NOT FIT"),
+        (("--batch_size=400", "--remat=all"), 0, "memory of a chip: 11.00 GiB of 15.75 GiB, fits"),
+        (("--batch_size=200", "--fit"), 0, "rematerialisation: products"),
+        (("--fit",), 0, "small: 512 pairs on 4 x TPU v5 lite (data 2 x fsdp 2), rematerialisation: all"),
+        (("--fit", "--remat=none"), 0, "small: 48 pairs"),
+        (("--batch_size=4000", "--fit"), 2, "a batch of 4000 pairs fits with no rematerialisation: of 15.75 GiB a"),
+    ],
+)
+def test_exit_status_and_choice(
+    small: str, flags: Sequence[str], status: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 and the table where a step does not fit, 2 where no rematerialisation makes a batch fit."""
+    monkeypatch.setattr(devices, "tpu_chips", lambda topology, slices: TPUS)
+    monkeypatch.setattr(estimate, "estimate", fake({"none": 1.0, "products": 0.25, "all": 0.1}))
+    monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
+    done = called(main, small, "--topology=v5e:2x2", *flags)
+    assert done.returncode == status, done.stderr
+    assert message in done.stdout + done.stderr
+
+
+def test_pairs_of_an_epoch(tmp_path: Path) -> None:
+    data = str(write_small_dataset(tmp_path / "data", train=28))
+    assert epoch.pairs_of_epoch(DataConfig(data)) == 28
+    assert epoch.pairs_of_epoch(DataConfig(data, corpora=(data, str(tmp_path / "elsewhere")))) is None
+    with pytest.raises(UserError, match=r"has no split 'training'; it has .*train.*: see data.train_split"):
+        epoch.pairs_of_epoch(DataConfig(data, train_split="training"))
+
+
+def test_rematerialisation_by_its_word() -> None:
+    config = with_batch(Config.from_config_dict(_config_dict()), 16)
+    assert [remat_of(with_remat(config, remat)) for remat in estimate.REMATS] == list(estimate.REMATS)
+    assert config.train.batch_size == 16
+
+
+def test_a_batch_that_something_else_contradicts() -> None:
+    """The queue has twenty entries, and holds a batch at least."""
+    config = Config.from_config_dict(_config_dict())
+    assert [is_allowed(config, batch_size) for batch_size in (1, 2, 20, 24)] == [False, True, True, False]
+
+
+def _config_dict() -> Any:
+    from ml_collections import ConfigDict
+
+    return ConfigDict(config_values())
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """The plan of a small step with hard negatives, on two imitated devices that share the parameters."""
+    folder = tmp_path_factory.mktemp("plan")
+    changes = {
+        "model": {"cross": {"layers": 1}},
+        "loss": {"contrastive": "gcpr", "fgd": False, "mlm": False},
+        "mesh": {"data": 1, "fsdp": 2},
+    }
+    config = write_config(folder, config_values(changes))
+    flags = [f"--config={config}", "--devices=2", "--chip=v5e", "--pairs=86_400", f"--json={folder / 'plan.json'}"]
+    command = [sys.executable, str(ROOT / "launch" / "plan.py"), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+
+
+def test_memory_of_a_real_step(planned: tuple[Any, dict[str, Any]]) -> None:
+    """Kernels and their moments are split over both; what is there at once adds up to nearly what XLA says."""
+    memory = planned[1]["memory"]
+    assert planned[1]["fits"]
+    assert memory["parts"].keys() == {"parameters", "optimizer moments", "batch"}
+    assert memory["parts"]["batch"] == 4 * (16 * 16 * 3 + 10 * (4 + 1) + 8)
+    assert sum(memory["parts"].values()) <= memory["arguments"] <= 1.05 * sum(memory["parts"].values())
+    assert memory["needed"] == memory["arguments"] + memory["temporaries"]
+    largest = sum(each["bytes"] for each in memory["largest"])
+    assert 0.6 * memory["temporaries"] < largest < 1.5 * memory["temporaries"]
+
+
+def test_hard_negatives_of_a_real_step_cost_few_times_the_tokens(planned: tuple[Any, dict[str, Any]]) -> None:
+    """A chip's 4 pairs of 5 + 10 tokens of 16 numbers: two exchanges forwards, and two backwards of the texts alone.
+
+    The image tower is frozen. Half of what is exchanged stays on the chip.
+    """
+    sent = {(row["origin"], row["kind"]): row["sent_bytes"] for row in planned[1]["collectives"]}
+    assert sent["hard negatives", "all-to-all"] == 4 * 4 * 16 * (2 * 15 + 2 * 10) / 2
+    assert sent["parameter gathers", "all-gather"] > 0
+    assert sum(bytes_ for (origin, _), bytes_ in sent.items() if origin == "gradient reduction") > 0
+
+
+def test_work_and_time_of_a_real_step(planned: tuple[Any, dict[str, Any]]) -> None:
+    """A step is about three forwards; its frozen image tower and what only the forward has make it less."""
+    document = planned[1]
+    count = document["multiply_adds_per_pair"]
+    assert 1.2 * count["forward"] < count["step"] < 3.2 * count["forward"]
+    assert document["days"] == pytest.approx(4.0 / document["pairs_per_second"])  # epochs of as many as a day's seconds
+    assert document["time"]["step"] == document["time"]["chip"] + document["time"]["links"]
+    assert document["time"]["bound"] in ("matrix rate", "memory bandwidth", "links")
+    assert any("imitated CPU devices" in each for each in document["assumptions"])
+
+
+def test_the_table_of_a_real_step(planned: tuple[Any, dict[str, Any]]) -> None:
+    done, _ = planned
+    assert done.stderr.splitlines()[:2] == [
+        "loading libraries",
+        "compiling for 2 x cpu: 8 pairs, rematerialisation: none",
+    ]
+    for line in ("memory of a chip:", "  optimizer moments", "hard negatives", "time of a step by the roofline of v5e"):
+        assert line in done.stdout
+    assert "4 epochs of 86,400 pairs: 0.00 days" in done.stdout
+
+
+def test_a_plan_without_a_chip_says_what_is_missing() -> None:
+    usage = Usage({"batch": 8}, 100, 8, 92, None, [])
+    made = Estimate("none", 8, {"data": 1}, "cpu", None, usage, Work([], [], None, ["once"]), 1.0)
+    printed = table(Plan("small", made, 2e9, 4.0, None))
+    assert "time: not known of a CPU; --chip names a chip" in printed
+    assert "  (once)" in printed
+    assert "what a chip sends and receives in a step:\n  nothing" in printed
+    assert "fits" not in printed.lower()
