@@ -14,6 +14,7 @@ POSITIVE = (
     "train__batch_size",
     "train__epochs",
     "train__log_every",
+    "train__micro_batches",
     "train__keep_last",
     "optimizer__learning_rate",
     "optimizer__clip_norm",
@@ -235,6 +236,7 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ),
         ({"model__cross__layers": -1}, "model.cross.layers is -1; expected 1 or more, or 0 for PRD2"),
         ({"model__dtype": "float16"}, "model.dtype is 'float16'; expected 'bfloat16' or 'float32'"),
+        ({"model__remat_keeps": "dots"}, "model.remat_keeps is 'dots'; expected 'nothing' or 'products'"),
         (
             {"model__temperature_init": 0.6},
             "model.temperature_init 0.6 lies outside model.temperature_range (0.001, 0.5)",
