@@ -19,7 +19,7 @@ EMBEDDING_INIT = nn.initializers.normal(0.02)
 ATTENTION = "attention"
 # Variables that are added to attention weights where a caller gives them; gradients by them are those by the weights.
 ATTENTION_CHANGE = "attention_change"
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked token; twice it is still a number
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked token; that of `jax.nn.dot_product_attention`
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -84,9 +84,8 @@ class KeysAndValues:
 class Attention(nn.Module):
     """Multi-head attention with biases everywhere; softmax in float32.
 
-    Heads stand before tokens, and the softmax is divided by its sum only after the product with the values: so XLA
-    multiplies matrices that lie side by side, and passes over the weights once less. On a CPU this takes half the time
-    of `jax.nn.dot_product_attention` at ViT-B's sizes.
+    Heads stand before tokens, so that XLA multiplies matrices that lie side by side: on a CPU with gradients two thirds
+    of the time of `jax.nn.dot_product_attention` at ViT-B's sizes.
 
     Attributes:
         width: `d` of the queries and of the result.
@@ -144,17 +143,14 @@ class Attention(nn.Module):
         logits = logits / query.shape[-1] ** 0.5
         if context_mask is not None:
             logits = jnp.where(context_mask[:, None, None, :], logits, MASKED)
-        scores = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-        total = jnp.sum(scores, axis=-1, keepdims=True)
+        # Dividing by the softmax's sum after the product is faster still, but triples the rounding of small gradients.
+        weights = jax.nn.softmax(logits, axis=-1)
         if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
-            self.sow(ATTENTION, "weights", scores / total)
+            self.sow(ATTENTION, "weights", weights)
         if self.has_variable(ATTENTION_CHANGE, "weights"):
-            scores = scores + self.get_variable(ATTENTION_CHANGE, "weights") * total
-        scores = self.weights_dropout(scores).astype(query.dtype)
-        mixed = jnp.einsum(
-            "bhqc,bhcs->bhqs", scores, context.value, precision=exact, preferred_element_type=jnp.float32
-        )
-        mixed = (mixed / total).astype(query.dtype).swapaxes(1, 2)
+            weights = weights + self.get_variable(ATTENTION_CHANGE, "weights")
+        weights = self.weights_dropout(weights).astype(query.dtype)
+        mixed = jnp.einsum("bhqc,bhcs->bhqs", weights, context.value, precision=exact).swapaxes(1, 2)
         return self.out_dropout(self.out(mixed.reshape(*mixed.shape[:2], self.width)))
 
     def _split(self, tokens: jax.Array) -> jax.Array:

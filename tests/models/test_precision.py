@@ -22,17 +22,14 @@ CASES = {
 
 
 def products(lowered: jax.stages.Lowered) -> Counter[tuple[str, bool]]:
-    """How many products there are of each (dtype, whether exact ones are asked for).
-
-    Attention in bfloat16 multiplies its float32 weights by bfloat16 values, and says that both are to be rounded.
-    """
+    """How many products there are of each (dtype, whether exact ones are asked for)."""
     found: Counter[tuple[str, bool]] = Counter()
     lines = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
     for line in lines:
         match = PRODUCT.search(line)
         assert match, line
-        dtype = "bf16" if "bf16" in match.groups() else match[1]
-        found[dtype, "precision = [HIGHEST, HIGHEST]" in line] += 1
+        assert match[1] == match[2], line
+        found[match[1], "precision = [HIGHEST, HIGHEST]" in line] += 1
     assert found.total() == len(lines) > 0
     return found
 
