@@ -32,7 +32,7 @@ NOT_NEGATIVE = (
     "optimizer__initial_learning_rate",
 )
 SHARES = ("soft_target_share", "negative_hardness", "queue_decay", "teacher_momentum", "fgd_mean_momentum")
-WHOLE = {"batch_size", "log_every", "keep_last"}
+WHOLE = {"batch_size", "micro_batches", "log_every", "keep_last"}
 
 
 @pytest.mark.parametrize("path", POSITIVE)
