@@ -21,6 +21,17 @@ def built_in_names() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("[!_]*.py"))
 
 
+def config_flag(flag_values: flags.FlagValues) -> flags.FlagHolder:
+    """Defines --config, which `read_configuration` takes."""
+    return flags.DEFINE_string(
+        "config",
+        None,
+        f"The configuration: a file or one of {', '.join(built_in_names())}. NAME:ARGUMENT chooses a variant; "
+        "--config.KEY=VALUE overrides a value.",
+        flag_values=flag_values,
+    )
+
+
 def read_configuration(named: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The configuration of that name, with values overridden.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from r2d2_jax.config.model import DTYPES
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.plot import PICTURES, drawn_at_the_end
@@ -59,7 +60,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
-    ["float32", "bfloat16"],
+    DTYPES,
     "Of matrix products: exact, or several times as fast on accelerators.",
     flag_values=FLAGS,
 )

@@ -15,7 +15,7 @@ from absl import flags
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
-from r2d2_jax.launch.configuration import built_in_names, read_configuration
+from r2d2_jax.launch.configuration import config_flag, read_configuration
 from r2d2_jax.launch.plot import PICTURES, draw, drawn_at_the_end
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
@@ -25,13 +25,7 @@ from r2d2_jax.processes import join, leave
 logger = logging.getLogger(__name__)
 
 FLAGS = flags.FlagValues()
-CONFIG = flags.DEFINE_string(
-    "config",
-    None,
-    f"The configuration: a file or one of {', '.join(built_in_names())}. NAME:ARGUMENT chooses a variant; "
-    "--config.KEY=VALUE overrides a value.",
-    flag_values=FLAGS,
-)
+CONFIG = config_flag(FLAGS)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept. If it holds a checkpoint, the run goes on.", flag_values=FLAGS
 )

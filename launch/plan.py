@@ -17,7 +17,7 @@ from absl import flags
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
-from r2d2_jax.launch.configuration import built_in_names, read_configuration
+from r2d2_jax.launch.configuration import config_flag, read_configuration
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse_known, run
 
@@ -28,13 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FLAGS = flags.FlagValues()
-CONFIG = flags.DEFINE_string(
-    "config",
-    None,
-    f"The configuration: a file or one of {', '.join(built_in_names())}. NAME:ARGUMENT chooses a variant; "
-    "--config.KEY=VALUE overrides a value.",
-    flag_values=FLAGS,
-)
+CONFIG = config_flag(FLAGS)
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "TPU chips to compile for, such as v5e:8x8, v6e:4x4 or v4:4x4x4.", flag_values=FLAGS
 )
