@@ -70,7 +70,8 @@ def measure_costs(plan: Plan, folder: Path) -> None:
     for name in names:
         logger.info("%s: counting and timing", name)
         config = Config.from_config_dict(plan.config_of(name))
-        own = {"multiply_adds_per_pair": forward_cost(_without_dropout(config)), "relative_speed": 1.0}
+        counted = dataclasses.replace(config, model=config.model.without_dropout())  # its random bits are no products
+        own = {"multiply_adds_per_pair": forward_cost(counted), "relative_speed": 1.0}
         if name != FULL and full is not None:
             own |= relative_speed(full.seconds, _Steps(plan, name).seconds)
         costs["variants"][name] = own
@@ -134,13 +135,6 @@ def measure_in_child(plan: Plan, folder: Path) -> str:
     finally:
         child.kill()
     return f"the costs were not measured: {child.complaint()} (all that it printed: {output})" if status else ""
-
-
-def _without_dropout(config: Config) -> Config:
-    """Its random bits are no products."""
-    model = config.model
-    text, cross = dataclasses.replace(model.text, dropout=0.0), dataclasses.replace(model.cross, dropout=0.0)
-    return dataclasses.replace(config, model=dataclasses.replace(model, text=text, cross=cross))
 
 
 def main(folder: Path) -> None:

@@ -94,6 +94,11 @@ class ModelConfig:
         """Whether training drops anything."""
         return self.text.dropout > 0 or (self.cross.layers > 0 and self.cross.dropout > 0)
 
+    def without_dropout(self) -> "ModelConfig":
+        """The same model, of which training drops nothing."""
+        text, cross = dataclasses.replace(self.text, dropout=0.0), dataclasses.replace(self.cross, dropout=0.0)
+        return dataclasses.replace(self, text=text, cross=cross)
+
     def described(self) -> dict[str, Any]:
         """As nested plain values without dropout, which says how a run trains and nothing about its weights."""
         values = dataclasses.asdict(self)

@@ -19,7 +19,7 @@ from r2d2_jax.planning.memory import Temporary, largest_temporaries, readable, s
 from r2d2_jax.planning.roofline import Roofline, assumptions, roofline
 from r2d2_jax.planning.traffic import Collective, collectives
 from r2d2_jax.planning.work import Operation, operations, uncounted_calls
-from r2d2_jax.train.plan import step_plan
+from r2d2_jax.train.plan import step_memory, step_plan
 
 # What a plan may recompute in the backward pass, the cheapest in time first: --remat's words, and `ModelConfig`'s keys.
 REMATS: dict[str, dict[str, Any]] = {
@@ -103,7 +103,7 @@ class Estimate:
 
 def remat_of(config: Config) -> str:
     """The word of `REMATS` for what a configuration recomputes."""
-    return {None: "none", "products": "products", "nothing": "all"}[config.model.recomputed]
+    return next(word for word in REMATS if with_remat(config, word).model.recomputed == config.model.recomputed)
 
 
 def with_remat(config: Config, remat: str) -> Config:
@@ -174,10 +174,9 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
 
 
 def _usage(compiled: Any, parts: dict[str, int], limit: float | None, largest: list[Temporary]) -> Usage:
-    memory = compiled.memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    kept = memory.argument_size_in_bytes + max(0, results)
-    temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    memory = step_memory(compiled)
+    kept = memory.arguments + max(0, memory.results - memory.donated)
+    temporaries = memory.temporaries + memory.program
     return Usage(parts, kept + temporaries, kept, temporaries, limit, largest)
 
 

@@ -51,11 +51,17 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes per device that a compiled step needs: its arguments, those of them that it gives back, and temporaries."""
+    """Bytes per device that a compiled step needs.
+
+    arguments, donated: what it is given, and those of it in whose place it leaves results. results: all that it leaves.
+    temporaries: what it needs meanwhile. program: the step itself.
+    """
 
     arguments: int
     donated: int
+    results: int
     temporaries: int
+    program: int
 
 
 def step_plan(config: Config, devices: Sequence[Any], mesh: MeshConfig | None = None) -> StepPlan:
@@ -104,9 +110,7 @@ def traced_forward_cost(config: Config, pairs: int = TRACED_PAIRS) -> float:
 
     What XLA leaves out or simplifies is counted too.
     """
-    parts = {name: dataclasses.replace(getattr(config.model, name), dropout=0.0) for name in ("text", "cross")}
-    undropped = dataclasses.replace(config, model=dataclasses.replace(config.model, **parts))
-    function, arguments = _forward(undropped, pairs)
+    function, arguments = _forward(dataclasses.replace(config, model=config.model.without_dropout()), pairs)
     cost: Any = jax.jit(function).lower(*arguments).cost_analysis()
     return cost["flops"] / 2 / pairs
 
@@ -136,4 +140,10 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> float:
 def step_memory(compiled: jax.stages.Compiled) -> StepMemory:
     """What XLA says that a compiled program needs on each device."""
     memory: Any = compiled.memory_analysis()
-    return StepMemory(memory.argument_size_in_bytes, memory.alias_size_in_bytes, memory.temp_size_in_bytes)
+    return StepMemory(
+        arguments=memory.argument_size_in_bytes,
+        donated=memory.alias_size_in_bytes,
+        results=memory.output_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        program=memory.generated_code_size_in_bytes,
+    )
