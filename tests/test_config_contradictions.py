@@ -236,6 +236,10 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ),
         ({"model__cross__layers": -1}, "model.cross.layers is -1; expected 1 or more, or 0 for PRD2"),
         ({"model__dtype": "float16"}, "model.dtype is 'float16'; expected 'bfloat16' or 'float32'"),
+        (
+            {"optimizer__first_moment_dtype": "float16"},
+            "optimizer.first_moment_dtype is 'float16'; expected 'float32' or 'bfloat16'",
+        ),
         ({"model__remat_keeps": "dots"}, "model.remat_keeps is 'dots'; expected 'nothing' or 'products'"),
         (
             {"model__temperature_init": 0.6},

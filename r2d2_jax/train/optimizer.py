@@ -38,20 +38,36 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
         total_steps: length of the run; where the cosine ends.
     """
     schedule = learning_rate_schedule(config, total_steps)
-    steps = [
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
-    ]
+    adamw = optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+    if config.first_moment_dtype != "float32":
+        adamw = with_first_moment_in(config.first_moment_dtype, adamw)
+    steps = [optax.clip_by_global_norm(config.clip_norm), adamw]
     if config.rates:
         steps.append(scaled_by_path(config.rates))
     return Optimizer(optax.chain(*steps), schedule)
+
+
+def with_first_moment_in(dtype: str, adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps the mean of gradients in another dtype between steps; each step computes in float32.
+
+    Optax's own `mu_dtype` multiplies in that dtype, where 0.9 is 0.8984 and steps come out 1.5 % too short.
+    """
+
+    def kept(state: optax.OptState, dtype: str) -> optax.OptState:
+        return optax.tree.set(state, mu=optax.tree.cast(optax.tree.get(state, "mu"), dtype))
+
+    def update(updates: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
+        updates, state = adam.update(updates, kept(state, "float32"), params)
+        return updates, kept(state, dtype)
+
+    return optax.GradientTransformation(lambda params: kept(adam.init(params), dtype), update)
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

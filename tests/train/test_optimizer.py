@@ -3,7 +3,9 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_model import small_config
 
@@ -82,6 +84,28 @@ def test_adamw_with_clipping_equals_numpy() -> None:
             decay = 0.02 * theirs[name] if name == "kernel" else 0
             theirs[name] = theirs[name] - float(rate(step)) * (m / (np.sqrt(v) + 1e-3) + decay)
             np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-6)
+
+
+def test_a_first_moment_in_bfloat16_takes_nearly_the_same_steps() -> None:
+    """Its rounding is that of bfloat16, 2^-9 of a value; the second moment is that of float32, bit by bit."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(40, 20)).astype(np.float32)}
+    adams = {
+        dtype: make_optimizer(OptimizerConfig(learning_rate=0.1, first_moment_dtype=dtype), 100).transformation
+        for dtype in ("float32", "bfloat16")
+    }
+    states = {dtype: adam.init(params) for dtype, adam in adams.items()}
+    for _ in range(20):
+        gradient = {"kernel": rng.normal(1.0, 1.0, size=(40, 20)).astype(np.float32)}
+        steps = {}
+        for dtype, adam in adams.items():
+            updates, states[dtype] = adam.update(gradient, states[dtype], params)
+            steps[dtype] = np.asarray(updates["kernel"])
+    apart = np.linalg.norm(steps["bfloat16"] - steps["float32"]) / np.linalg.norm(steps["float32"])
+    assert 0 < apart < 2**-8
+    plain, rounded = (optax.tree.get(states[dtype], "mu")["kernel"] for dtype in adams)
+    assert (plain.dtype, rounded.dtype) == (np.float32, jnp.bfloat16)
+    np.testing.assert_array_equal(*(optax.tree.get(states[dtype], "nu")["kernel"] for dtype in adams))
 
 
 def test_a_rate_for_a_group_of_leaves_multiplies_its_steps() -> None:
