@@ -138,10 +138,22 @@ def _masked_at(input_ids: jax.Array, position: jax.Array, masked: jax.Array, mas
 
 
 @checked
+def label_logit(logits: Float[Array, "b s v"], label: Int[Array, "b s"]) -> Float[Array, "b s"]:
+    """The logit of each label, in float32."""
+    return jnp.take_along_axis(logits.astype(jnp.float32), label[..., None], axis=-1)[..., 0]
+
+
+@checked
 def label_log_probability(logits: Float[Array, "b s v"], label: Int[Array, "b s"]) -> Float[Array, "b s"]:
-    """log_softmax(logits)[label], in float32."""
-    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return jnp.take_along_axis(log_probability, label[..., None], axis=-1)[..., 0]
+    """log_softmax(logits)[label], in float32, of which no other entry is computed."""
+    return label_logit(logits, label) - jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+
+
+@checked
+def label_is_best(logits: Float[Array, "b s v"], label: Int[Array, "b s"]) -> Bool[Array, "b s"]:
+    """Whether the label alone has the largest logit; never where one is NaN."""
+    least = label_logit(logits, label)[..., None]
+    return jnp.sum(~(logits < least), axis=-1) == 1  # XLA's argmax takes several times as long on CPUs
 
 
 @checked

@@ -26,11 +26,12 @@ _KNOWN = re.compile(r'custom_call_target="(__cublas\$|AsyncCollective|GatherScat
 class Operation:
     """One instruction of a program, a fusion as a whole.
 
-    op_name: where in the traced program it comes from. times: how often it is run in a step.
+    name: in the program. op_name: where in the traced program it comes from. times: how often it is run in a step.
     products, exact_products: multiply-adds of one run, those of float32 that ask for exact results apart.
     bytes: what one run reads and writes of the chip's large memory.
     """
 
+    name: str
     op_name: str
     times: int
     products: float
@@ -47,7 +48,7 @@ def operations(program: Program) -> list[Operation]:
             counted[exact] += products
         moved = _moved(program, computation, instruction)
         if any(counted.values()) or moved:
-            made.append(Operation(instruction.op_name, times, counted[False], counted[True], moved))
+            made.append(Operation(instruction.name, instruction.op_name, times, counted[False], counted[True], moved))
     return made
 
 

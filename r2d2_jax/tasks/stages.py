@@ -23,7 +23,7 @@ from r2d2_jax.arrays import (
     unit_norm,
 )
 from r2d2_jax.losses.contrastive import similarity_logits
-from r2d2_jax.losses.masked_lm import label_log_probability
+from r2d2_jax.losses.masked_lm import label_is_best, label_log_probability
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows, in_micro_batches, replicated, rows_of_all_devices
@@ -158,7 +158,7 @@ def hit_rate(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float
 
 
 @checked
-def best_column(logits: Float[Array, "*b c"]) -> Int[Array, "*b"]:
+def best_column(logits: Float[Array, "b c"]) -> Int[Array, " b"]:
     """The column of each row's largest logit; -1, which is never a hit, where one is NaN."""
     return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1))
 
@@ -176,7 +176,7 @@ class LabelScores:
 
 def label_scores(logits: jax.Array, label: jax.Array) -> LabelScores:
     """Of vocabulary logits [b s v] and labels [b s]."""
-    return LabelScores(label_log_probability(logits, label), best_column(logits) == label)
+    return LabelScores(label_log_probability(logits, label), label_is_best(logits, label))
 
 
 @checked

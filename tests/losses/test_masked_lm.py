@@ -11,6 +11,7 @@ import pytest
 
 from r2d2_jax.losses.masked_lm import (
     MaskedText,
+    label_is_best,
     label_log_probability,
     mask_slots,
     mask_tokens,
@@ -293,3 +294,14 @@ def test_masked_lm_of_nothing_is_zero_with_zero_gradient() -> None:
     value, gradient = loss_of(logits, label, np.zeros_like(masked))
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_which_labels_are_best() -> None:
+    """Of random logits those that argmax finds; of equal ones and beside NaN none."""
+    logits = np.random.default_rng(0).normal(size=(40, 3, 5)).astype(np.float32)
+    label = np.random.default_rng(1).integers(0, 5, (40, 3))
+    found = label_is_best(jnp.asarray(logits), jnp.asarray(label))
+    np.testing.assert_array_equal(found, logits.argmax(axis=-1) == label)
+    assert 0 < np.mean(found) < 1
+    odd = jnp.asarray([[[2.0, 2.0], [jnp.nan, 0.0], [0.0, jnp.nan], [-jnp.inf, jnp.inf]]])
+    assert label_is_best(odd, jnp.asarray([[0, 1, 1, 1]])).tolist() == [[False, False, False, True]]

@@ -36,7 +36,11 @@ def test_a_chip_by_what_jax_calls_it_and_by_name() -> None:
 
 def test_an_operation_takes_the_longer_of_its_products_and_its_traffic() -> None:
     """100 products at 10 operations/s: 20 s; twice 40 bytes at 4/s: 20 s; 3 exact ones: 3 s beside 1 s of traffic."""
-    made = [Operation("a", 1, 100, 0, 8), Operation("b", 2, 0, 0, 40), Operation("c", 1, 0, 3, 4)]
+    made = [
+        Operation("fusion.1", "a", 1, 100, 0, 8),
+        Operation("fusion.2", "b", 2, 0, 0, 40),
+        Operation("fusion.3", "c", 1, 0, 3, 4),
+    ]
     gather = Collective("all-gather", 3, 5, 50, "", "")
     time = roofline(made, [gather], SLOW)
     assert (time.matrix, time.memory) == (20 + 3, 2 + 20 + 1)
@@ -51,7 +55,7 @@ def test_an_operation_takes_the_longer_of_its_products_and_its_traffic() -> None
 )
 def test_what_bounds_a_step(operation: tuple[float, float, float], sent: float, bound: str) -> None:
     traffic = [Collective("collective-permute", 1, 2, sent, "", "")]
-    assert roofline([Operation("a", 1, *operation)], traffic, SLOW).bound == bound
+    assert roofline([Operation("fusion", "a", 1, *operation)], traffic, SLOW).bound == bound
 
 
 def test_an_exchange_crosses_the_mean_distance_of_a_torus() -> None:
