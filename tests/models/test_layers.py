@@ -1,5 +1,6 @@
 """Activations, layer norm, attention and the scanned stack."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import oracles
 import pytest
 
 from r2d2_jax.config.model import ImageTowerConfig
-from r2d2_jax.models.layers import ATTENTION, Attention, LayerNorm, Mlp, erf_gelu, quick_gelu, scanned
+from r2d2_jax.models.layers import ATTENTION, Activation, Attention, LayerNorm, Mlp, erf_gelu, quick_gelu, scanned
 from r2d2_jax.models.vit import ImageEncoder
 
 
@@ -27,6 +28,20 @@ def test_activations_equal_their_closed_forms() -> None:
     x = np.linspace(-8, 8, 101).astype(np.float32)
     np.testing.assert_allclose(quick_gelu(jnp.array(x)), oracles.quick_gelu(x.astype(np.float64)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(erf_gelu(jnp.array(x)), oracles.erf_gelu(x.astype(np.float64)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ours", "oracle"), [(quick_gelu, oracles.quick_gelu), (erf_gelu, oracles.erf_gelu)])
+def test_derivatives_of_activations(ours: Activation, oracle: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Against central differences in float64; in bfloat16 values and derivatives are rounded once."""
+    x = np.linspace(-8, 8, 101).astype(np.float32)
+    rounded = jnp.asarray(x, jnp.bfloat16)
+    for at, rounding in ((jnp.asarray(x), 1e-6), (rounded, 2**-8)):
+        exact = np.asarray(at.astype(jnp.float32), np.float64)
+        expected = (oracle(exact + 1e-5) - oracle(exact - 1e-5)) / 2e-5
+        value, derivative = jax.jvp(ours, (at,), (jnp.ones_like(at),))
+        assert value.dtype == derivative.dtype == at.dtype
+        np.testing.assert_allclose(value.astype(jnp.float32), oracle(exact), rtol=rounding, atol=1e-6)
+        np.testing.assert_allclose(derivative.astype(jnp.float32), expected, rtol=rounding, atol=1e-6)
 
 
 def test_activations_at_one() -> None:
