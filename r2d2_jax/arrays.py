@@ -86,6 +86,14 @@ class Batch:
 
 
 @struct.dataclass
+class Embedded:
+    """What pre-ranking needs of one tower: `feature` and `embed` as those of `Encoded`."""
+
+    feature: jax.Array
+    embed: jax.Array
+
+
+@struct.dataclass
 class Encoded:
     """What one tower makes of its input.
 

@@ -53,13 +53,13 @@ def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
     apply = lambda params, stage, *inputs: apply_by_rows(model, params, mesh, stage, *inputs)  # noqa: E731
 
     @checked
-    def image(params: Params, images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Encoded:
+    def image(stage: str, params: Params, images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Any:
         normalised = normalise_images(images) if images.dtype == jnp.uint8 else images
-        return apply(params, "encode_image", normalised)
+        return apply(params, stage, normalised)
 
     @checked
-    def text(params: Params, input_ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Encoded:
-        return apply(params, "encode_text", input_ids, mask)
+    def text(stage: str, params: Params, input_ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Any:
+        return apply(params, stage, input_ids, mask)
 
     @checked
     def match(
@@ -86,15 +86,15 @@ def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
         logits = apply(params, "masked_lm_logits", apply(params, "cross_text_image", text, mask, image))
         return label_log_probability(logits, ids)
 
-    embeddings = lambda encoded: (encoded.feature, encoded.embed)  # noqa: E731
+    embeddings = lambda embedded: (embedded.feature, embedded.embed)  # noqa: E731
     rows, whole = batch_sharding(mesh), replicated(mesh)
     jitted = partial(jax.jit, out_shardings=whole)
     encoded = partial(jax.jit, out_shardings=Encoded(rows, whole, whole))  # type: ignore[arg-type]
     return CompiledForwards(
-        embed_image=jitted(lambda *inputs: embeddings(image(*inputs))),
-        encode_image=encoded(image),
-        embed_text=jitted(lambda *inputs: embeddings(text(*inputs))),
-        encode_text=encoded(text),
+        embed_image=jitted(lambda *inputs: embeddings(image("embed_image", *inputs))),
+        encode_image=encoded(partial(image, "encode_image")),
+        embed_text=jitted(lambda *inputs: embeddings(text("embed_text", *inputs))),
+        encode_text=encoded(partial(text, "encode_text")),
         match=jitted(match),
         cross=jitted(cross),
         attention=jitted(partial(text_image_attention, model, mesh=mesh)),

@@ -9,23 +9,27 @@ import jax.numpy as jnp
 from r2d2_jax.arrays import Array, Bool, Float, Int, checked, exact_if_float32
 from r2d2_jax.config.model import TextTowerConfig
 from r2d2_jax.models.dropout import Dropout
-from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, dense, erf_gelu, scanned
+from r2d2_jax.models.layers import EMBEDDING_INIT, Attention, LayerNorm, Mlp, cls_of_stack, dense, erf_gelu, scanned
 
 EPSILON = 1e-12  # layer-norm epsilon of BERT (published code)
 
 
 class BertLayer(nn.Module):
-    """One post-norm transformer layer: norm(h + attention(h)), then norm(h + mlp(h)); dropout before each sum."""
+    """One post-norm transformer layer: norm(h + attention(h)), then norm(h + mlp(h)); dropout before each sum.
+
+    With `cls_alone` its result is that of the first token, [b 1 d].
+    """
 
     config: TextTowerConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, attention_mask: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, hidden: jax.Array, attention_mask: jax.Array, cls_alone: bool = False) -> tuple[jax.Array, None]:
         size = self.config
+        queries = hidden[:, :1] if cls_alone else hidden
         attention = Attention(size.width, size.heads, self.dtype, size.dropout, name="attention")
-        mixed = attention(hidden, hidden, attention_mask)
-        hidden = LayerNorm(EPSILON, name="attention_norm")(hidden + mixed)
+        mixed = attention(queries, hidden, attention_mask)
+        hidden = LayerNorm(EPSILON, name="attention_norm")(queries + mixed)
         mixed = Mlp(size.width, size.mlp_width, erf_gelu, self.dtype, size.dropout, name="mlp")(hidden)
         return LayerNorm(EPSILON, name="mlp_norm")(hidden + mixed), None
 
@@ -57,12 +61,20 @@ class TextEncoder(nn.Module):
     @checked
     def __call__(self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         """The last hidden state of every token."""
+        hidden, _ = self.layers(self._embedded(input_ids), attention_mask)
+        return hidden
+
+    @checked
+    def cls(self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]) -> Float[Array, "b 1 d"]:
+        """The last hidden state of CLS alone; see `layers.cls_of_stack`."""
+        layer, stacked = BertLayer(self.config, self.dtype, parent=None), self.variables["params"]["layers"]
+        return cls_of_stack(layer, stacked, self._embedded(input_ids), attention_mask, unroll=self.unroll)
+
+    def _embedded(self, input_ids: jax.Array) -> jax.Array:
         length = input_ids.shape[1]
         hidden = self.word_embedding(input_ids) + self.position_embedding(jnp.arange(length))
         hidden = hidden + self.type_embedding(jnp.zeros((1,), jnp.int32))
-        hidden = self.embedding_dropout(self.embedding_norm(hidden))
-        hidden, _ = self.layers(hidden.astype(self.dtype), attention_mask)
-        return hidden
+        return self.embedding_dropout(self.embedding_norm(hidden)).astype(self.dtype)
 
 
 class MaskedLmHead(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from r2d2_jax.arrays import Array, Bool, Float, checked, exact_if_float32
+from r2d2_jax.arrays import Array, Bool, Float, Params, checked, exact_if_float32
 from r2d2_jax.models.dropout import DROPOUT, Dropout
 
 # Fan-in scaling rather than BERT's fixed 0.02, so that small models train from scratch too (our decision).
@@ -243,3 +243,28 @@ def scanned(layer: type[nn.Module], length: int, *, remat: str | None, unroll: b
         length=length,
         unroll=length if unroll else 1,
     )
+
+
+def cls_of_stack(
+    layer: nn.Module, stacked: Params, hidden: Float[Array, "b t d"], *rest: jax.Array, unroll: bool
+) -> Float[Array, "b 1 d"]:
+    """The last hidden state of CLS; of the other tokens the last layer computes keys and values alone.
+
+    Flax's scan has one method for all layers, so it is not used here, but its parameters are. For passes without
+    dropout and gradients: layers are taken out of the stack one by one, which backwards would add up whole stacks.
+
+    Args:
+        layer: an unbound layer, with `cls_alone` as its last argument.
+        stacked: parameters of the stack that `scanned` makes of it.
+        hidden, rest: what the first layer takes.
+        unroll: as for `scanned`.
+    """
+    count = len(jax.tree.leaves(stacked)[0])
+
+    def apply(number: jax.Array | int, hidden: jax.Array, *, cls_alone: bool = False) -> jax.Array:
+        params = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False), stacked)
+        return layer.apply({"params": params}, hidden, *rest, cls_alone=cls_alone)[0]
+
+    step = lambda hidden, number: (apply(number, hidden), None)  # noqa: E731
+    hidden, _ = jax.lax.scan(step, hidden, jnp.arange(count - 1), unroll=count if unroll else 1)
+    return apply(count - 1, hidden, cls_alone=True)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r2d2_jax.arrays import Array, Bool, Encoded, Float, Int, UInt8, checked, exact_if_float32, unit_norm
+from r2d2_jax.arrays import Array, Bool, Embedded, Encoded, Float, Int, UInt8, checked, exact_if_float32, unit_norm
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.models.bert import MaskedLmHead, TextEncoder
 from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder, cls_of
@@ -72,6 +72,17 @@ class R2D2(nn.Module):
         return Encoded(tokens, feature, unit_norm(feature))
 
     @checked
+    def embed_image(self, images: Float[Array, "b height width 3"]) -> Embedded:
+        """`encode_image` where nobody reads tokens, without gradient: the last layer computes CLS alone."""
+        feature = self.project_image(self.image_encoder.cls(images))
+        return Embedded(feature, unit_norm(feature))
+
+    @checked
+    def embed_pixels(self, images: UInt8[Array, "b height width 3"]) -> Embedded:
+        """`embed_image` of images that are not normalised yet."""
+        return self.embed_image(normalise_images(images))
+
+    @checked
     def encode_pixels(self, images: UInt8[Array, "b height width 3"]) -> Encoded:
         """`encode_image` of images that are not normalised yet."""
         return self.encode_image(normalise_images(images))
@@ -85,8 +96,17 @@ class R2D2(nn.Module):
     def encode_text(self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]) -> Encoded:
         """Encodes texts: tokens [b l d], feature and embed [b e]."""
         tokens = self.text_encoder(input_ids, attention_mask)
-        feature = self.text_projection(tokens[:, 0]).astype(jnp.float32)
+        feature = self._project_text(tokens)
         return Encoded(tokens, feature, unit_norm(feature))
+
+    @checked
+    def embed_text(self, input_ids: Int[Array, "b l"], attention_mask: Bool[Array, "b l"]) -> Embedded:
+        """`encode_text` where nobody reads tokens, without gradient and dropout: the last layer computes CLS alone."""
+        feature = self._project_text(self.text_encoder.cls(input_ids, attention_mask))
+        return Embedded(feature, unit_norm(feature))
+
+    def _project_text(self, tokens: jax.Array) -> jax.Array:
+        return self.text_projection(tokens[:, 0]).astype(jnp.float32)
 
     @checked
     def cross_text_image(

@@ -14,7 +14,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from r2d2_jax.arrays import Array, Batch, Encoded, Float, Int, Params, checked, right_pairs, unit_norm
+from r2d2_jax.arrays import Array, Batch, Embedded, Encoded, Float, Int, Params, checked, right_pairs, unit_norm
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.errors import UserError
@@ -57,10 +57,18 @@ class PretrainingMemory:
 
 
 @struct.dataclass
+class Teacher:
+    """What the teacher makes of a batch; nobody reads its tokens."""
+
+    image: Embedded
+    text: Embedded
+
+
+@struct.dataclass
 class Carry:
     """What the loss leaves for `after`: the teacher's view of the batch, and the new feature mean."""
 
-    teacher: Towers | None
+    teacher: Teacher | None
     feature_mean: jax.Array | None
 
 
@@ -195,23 +203,22 @@ class Pretraining(Task):
 
     def _teacher(
         self, params: Params, memory: PretrainingMemory, student: Towers, batch: Batch, mesh: Mesh
-    ) -> Towers | None:
+    ) -> Teacher | None:
         """The momentum weights' view of the complete input; a frozen image tower is shared with the student."""
         if memory.teacher is None:
             return None
         weights = jax.lax.stop_gradient({**params, **memory.teacher})
         forward = forward_in_parts(self, weights, mesh)
-        text = forward("encode_text", batch.input_ids, batch.attention_mask)
+        text = forward("embed_text", batch.input_ids, batch.attention_mask)
         if "image_encoder" in self.teacher_parts:
-            return Towers(forward("encode_pixels", batch.images), text)
-        tokens = jax.lax.stop_gradient(student.image.tokens)
-        feature = forward("project_image", tokens)
-        return Towers(Encoded(tokens, feature, unit_norm(feature)), text)
+            return Teacher(forward("embed_pixels", batch.images), text)
+        feature = forward("project_image", jax.lax.stop_gradient(student.image.tokens))
+        return Teacher(Embedded(feature, unit_norm(feature)), text)
 
     def _target_guided(
         self,
         student: Towers,
-        teacher: Towers,
+        teacher: Teacher,
         queue: Queue,
         batch: Batch,
         temperature: jax.Array,
@@ -247,7 +254,7 @@ class Pretraining(Task):
         return jnp.mean(in_micro_batches(part, self.micro_batches, mesh, rows))
 
     def _feature_guided(
-        self, masked_text: Encoded, teacher: Towers, mean: jax.Array, step: jax.Array
+        self, masked_text: Encoded, teacher: Teacher, mean: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """FgD between the masked and the complete text (article), and the new running mean."""
         form = self.terms.fgd_features

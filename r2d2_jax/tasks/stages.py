@@ -99,7 +99,7 @@ def probed(made: Encoded, probe: jax.Array) -> Encoded:
 
 @struct.dataclass
 class Towers:
-    """What a student or a teacher makes of a batch."""
+    """What the student makes of a batch."""
 
     image: Encoded
     text: Encoded

@@ -13,6 +13,8 @@ import pytest
 from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from r2d2_jax.models.cross_encoder import cls_of
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN, R2D2, normalise_images
+from r2d2_jax.planning.hlo import parse
+from r2d2_jax.planning.work import operations
 
 CONFIG = ModelConfig(
     image=ImageTowerConfig(image_size=8, patch_size=4, width=16, layers=2, heads=4, mlp_width=24),
@@ -119,6 +121,33 @@ def test_every_stage_equals_its_oracle(parameters: oracles.Tree, outputs: dict[s
 def test_embeds_have_unit_norm(outputs: dict[str, np.ndarray]) -> None:
     for name in ("image_embed", "text_embed"):
         np.testing.assert_allclose(np.linalg.norm(outputs[name], axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("unroll", [False, True])
+def test_embedding_alone_is_that_of_encoding(layers: int, unroll: bool) -> None:
+    """Also where CLS is alone in the only layer of a tower."""
+    image, text = (dataclasses.replace(tower, layers=layers) for tower in (CONFIG.image, CONFIG.text))
+    model = R2D2(dataclasses.replace(CONFIG, image=image, text=text, unroll=unroll))
+    weights = {"params": oracles.random_parameters(shapes(model), 3)}
+    for embed, encode, inputs in (
+        ("embed_image", "encode_image", (IMAGES,)),
+        ("embed_text", "encode_text", (INPUT_IDS, MASK)),
+    ):
+        alone, whole = (model.apply(weights, *map(jnp.asarray, inputs), method=stage) for stage in (embed, encode))
+        np.testing.assert_allclose(alone.feature, whole.feature, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(alone.embed, whole.embed, rtol=1e-5, atol=1e-6)
+
+
+def test_embedding_alone_multiplies_less() -> None:
+    """What the last layer does not compute for all tokens but CLS: query, attention, output and MLP."""
+    inputs, found = (jnp.asarray(INPUT_IDS), jnp.asarray(MASK)), []
+    for stage in ("embed_text", "encode_text"):
+        embed = jax.jit(lambda weights, *inputs, stage=stage: MODEL.apply(weights, *inputs, method=stage).embed)
+        program = parse(embed.lower({"params": shapes(MODEL)}, *inputs).compile().as_text() or "")
+        found.append(sum(each.times * (each.products + each.exact_products) for each in operations(program)))
+    (texts, tokens), width, mlp = MASK.shape, CONFIG.text.width, CONFIG.text.mlp_width
+    assert found[1] - found[0] == texts * (tokens - 1) * 2 * (width * width + tokens * width + width * mlp)
 
 
 def test_padding_has_no_influence_on_any_output(parameters: oracles.Tree, outputs: dict[str, np.ndarray]) -> None:
