@@ -12,7 +12,6 @@ call of each, which compiles, is not counted.
 """
 
 import dataclasses
-import json
 import os
 import statistics
 import sys
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 from absl import flags
 from ml_collections import ConfigDict
-from planned_steps import planned, with_dropout
+from planned_steps import check_listed, planned, with_dropout, with_pairs
 from torch_pretraining import Draws, Masked, TorchBatch, TorchPretraining, check_whole_method, torch_batch
 
 from r2d2_jax.arrays import Batch
@@ -41,6 +40,7 @@ from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.forwards import compiled_forwards
 from r2d2_jax.launch.configuration import read_configuration
+from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.losses.matching import sample_negatives
 from r2d2_jax.rng import stream
@@ -121,12 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> int:
     overrides = parse_known(FLAGS, arguments, __doc__)
     named = read_configuration(str(CONFIG.value), overrides)
-    if unknown := [stage for stage in STAGE.value if stage not in STAGES]:
-        raise UserError(f"--stages={unknown[0]}: expected of {', '.join(STAGES)}")
+    check_listed("stages", STAGE.value, STAGES)
     check_whole_method(Config.from_config_dict(named))
-    named.train.batch_size, named.model.dtype = PAIRS.value, DTYPE.value
-    named.model.remat = named.model.remat and REMAT.value
-    named.loss.queue_length = max(PAIRS.value, named.loss.queue_length)
+    if JSON.value:
+        check_json_path(JSON.value)
+    with_pairs(named, PAIRS.value).model.update(dtype=DTYPE.value, remat=named.model.remat and REMAT.value)
     apart = first_steps_apart(Sides(with_dropout(named.copy_and_resolve_references(), 0.0)))
     sides = Sides(with_dropout(named, DROPOUT.value), compiled=COMPILE.value)
     print(sides.described())
@@ -139,7 +138,7 @@ def _work(arguments: Sequence[str]) -> int:
     rows = [measured(stage, *sides.stage(stage), PAIRS.value, ROUNDS.value) for stage in STAGE.value]
     if JSON.value:
         report = {"about": sides.described(), "apart": apart, "rows": [dataclasses.asdict(row) for row in rows]}
-        Path(JSON.value).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(report, JSON.value)
     return 0
 
 
@@ -154,15 +153,13 @@ class Sides:
     def __init__(self, config: ConfigDict, *, compiled: bool = False) -> None:
         self.config, self.device = Config.from_config_dict(config), jax.devices()[0]
         self.plan = planned(config, [self.device], MeshConfig(1, 1))
-        rows, self.start, self.key = random_rows(self.plan), random_state(self.plan), jax.random.key(1)
+        rows, self.params, self.key = random_rows(self.plan), random_state(self.plan).params, jax.random.key(1)
         self.batch = global_batch(self.plan.mesh, rows)
         self.torch_device = "cuda" if self.device.platform == "gpu" else "cpu"
         if self.torch_device == "cuda" and not torch.cuda.is_available():
             raise UserError("JAX has a GPU and PyTorch has none; install PyTorch for CUDA, or set JAX_PLATFORMS=cpu")
         self.torch_batch = torch_batch(rows, self.torch_device)
-        self.torch_step = TorchPretraining(
-            self.config, self.plan, self.start.params, self.torch_device, compiled=compiled
-        )
+        self.torch_step = TorchPretraining(self.config, self.plan, self.params, self.torch_device, compiled=compiled)
 
     def described(self) -> str:
         """One line of what is compared on what."""
@@ -175,7 +172,7 @@ class Sides:
     def state(self) -> TrainState:
         """The state before the first step, on the device; a step gives it away."""
         abstract = abstract_state(self.plan.task, self.plan.optimizer, self.plan.mesh)
-        return jax.device_put(self.start, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+        return jax.device_put(random_state(self.plan), jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
     def stage(self, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """Ours and PyTorch's, each of which returns when it is done."""
@@ -195,7 +192,7 @@ class Sides:
     def forwards(self, name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """An encoder of each, or the match stage, as evaluation and search call them."""
         forwards = compiled_forwards(self.plan.task.model, self.plan.mesh)
-        params = self.state().params
+        params = jax.device_put(self.params, self.device)
         model, images = self.torch_step.trained.model, self.torch_step.normalised(self.torch_batch.images)
         text = self.batch.input_ids, self.batch.attention_mask
         their_text = self.torch_batch.input_ids, self.torch_batch.attention_mask
@@ -229,7 +226,7 @@ class Sides:
 
 def first_steps_apart(sides: Sides) -> dict[str, float]:
     """The relative difference of each term, and of the whole loss, between PyTorch's first step and ours."""
-    _, metrics = sides.plan.compiled()(sides.state(), sides.batch, sides.key)
+    metrics = sides.plan.compiled()(sides.state(), sides.batch, sides.key)[1]  # the state goes: PyTorch needs memory
     theirs = sides.torch_step.step(sides.torch_batch, OurDraws(sides.plan, sides.batch, sides.key))
     theirs[LOSS] = torch.stack(list(theirs.values())).sum()
     return {

@@ -11,6 +11,7 @@ its own tokens.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from planned_steps import check_listed
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
@@ -30,6 +32,7 @@ from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.planning.chips import GIB, chip_of
 from r2d2_jax.planning.devices import tpu_chips
 from r2d2_jax.planning.estimate import Estimate, estimate, remat_of, with_batch
+from r2d2_jax.planning.report import traffic_rows
 from r2d2_jax.planning.traffic import CONTRASTIVE, GATHERS, GRADIENTS, HARD_NEGATIVES, OTHER
 
 logger = logging.getLogger(__name__)
@@ -89,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> int:
     overrides = parse_known(FLAGS, arguments, __doc__)
     config = Config.from_config_dict(read_configuration(str(CONFIG.value), overrides))
+    check_listed("kinds", KIND.value, KINDS)
+    check_listed("chips", CHIPS.value, FLAT)
     check_json_path(str(JSON.value))
     jax.config.update("jax_platforms", "cpu")
-    wanted = [(kind, count) for kind in _kinds() for count in _chips(KINDS[kind])]
-    path = Path(str(JSON.value))
+    name, path = Path(str(CONFIG.value)).name.removesuffix(".py"), Path(str(JSON.value))
     rows = {row.key: row for row in read_rows(path)}
     found = []
-    for kind, count in wanted:
-        name = Path(str(CONFIG.value)).name.removesuffix(".py")
+    for kind, count in itertools.product(KIND.value, sorted(map(int, CHIPS.value))):
         key = name, kind, count, PAIRS.value, remat_of(config)
         if key not in rows:
             logger.info("compiling %s for %d x %s", name, count, kind)
@@ -109,18 +112,6 @@ def _work(arguments: Sequence[str]) -> int:
     for complaint in complaints:
         print(f"error: {complaint}", file=sys.stderr)
     return 1 if complaints else 0
-
-
-def _kinds() -> list[str]:
-    if unknown := [kind for kind in KIND.value if kind not in KINDS]:
-        raise UserError(f"--kinds={unknown[0]}: expected of {', '.join(KINDS)}")
-    return list(KIND.value)
-
-
-def _chips(known: dict[int, tuple[str, int]]) -> list[int]:
-    if unknown := [count for count in CHIPS.value if not count.isdecimal() or int(count) not in known]:
-        raise UserError(f"--chips={unknown[0]}: expected of {', '.join(map(str, known))}")
-    return sorted(int(count) for count in CHIPS.value)
 
 
 def compiled(name: str, config: Config, kind: str, devices: list[Any], pairs: int) -> Row:
@@ -149,8 +140,8 @@ def compiled(name: str, config: Config, kind: str, devices: list[Any], pairs: in
 def sent_by_origin(made: Estimate) -> dict[str, float]:
     """Bytes that a chip sends in a step, by the part of the method that asks for it."""
     sent: dict[str, float] = {}
-    for each in made.work.traffic if made.work is not None else []:
-        sent[each.origin] = sent.get(each.origin, 0.0) + each.times * each.sent
+    for row in traffic_rows(made):
+        sent[row["origin"]] = sent.get(row["origin"], 0.0) + row["sent_bytes"]
     return sent
 
 

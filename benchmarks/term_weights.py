@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from planned_steps import planned
+from planned_steps import planned, with_pairs
 
 from r2d2_jax.arrays import Batch, Params
 from r2d2_jax.config.model import ModelConfig
@@ -91,9 +91,8 @@ def fewer_layers(named: ConfigDict, layers: int, pairs: int) -> ConfigDict:
     for part in ("image", "text", "cross"):
         size = named.model[part]
         size.layers = min(size.layers, layers or size.layers)
-    named.train.batch_size = pairs
-    named.loss.update(queue_length=max(pairs, named.loss.queue_length), fgd_ramp_epochs=0.0)
-    return named
+    named.loss.fgd_ramp_epochs = 0.0
+    return with_pairs(named, pairs)
 
 
 def layers_of(plan: StepPlan) -> str:

@@ -30,7 +30,6 @@ from r2d2_jax.tasks.pretraining import Pretraining
 from r2d2_jax.train.plan import StepPlan
 
 TEACHER = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-IMAGE, MASKED_LM = "model.visual_encoder.", "masked_lm."
 # Ends of names of PyTorch parameters without weight decay; see `train.optimizer.NOT_DECAYED`.
 NOT_DECAYED = ("bias", "temp", "LayerNorm.weight", "layer_norm1.weight", "layer_norm2.weight", "layrnorm.weight")
 MASKED_LM_PLACES = {
@@ -80,8 +79,9 @@ class Draws:
 
     def negatives(self, step: "TorchPretraining", i2t: Tensor, t2i: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         """A hard negative text for each image, and a hard negative image for each text."""
-        drawn = (logits.masked_fill(positive, -torch.inf).softmax(1).multinomial(1)[:, 0] for logits in (i2t, t2i))
-        text, image = drawn
+        text, image = (
+            logits.masked_fill(positive, -torch.inf).softmax(1).multinomial(1)[:, 0] for logits in (i2t, t2i)
+        )
         return text, image
 
 
@@ -147,7 +147,8 @@ class TorchPretraining:
         self.feature_mean = torch.zeros(size, device=device)
         self.pixels = (torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_DEVIATION, device=device))
         self.optimizer = self._adamw()
-        self.losses = torch.compile(self._losses) if compiled else self._losses
+        # Not a method of this object, which would keep itself alive, and with it the memory of a large model.
+        self.losses = torch.compile(TorchPretraining._losses) if compiled else TorchPretraining._losses
 
     @property
     def averaged(self) -> tuple[str, ...]:
@@ -158,7 +159,7 @@ class TorchPretraining:
         """Learns from a batch; returns each term, weighted as in the loss."""
         masked = draws.masked(self, batch)
         with self.autocast():
-            terms, keys = self.losses(batch, masked, draws)
+            terms, keys = self.losses(self, batch, masked, draws)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         self._update()
@@ -238,11 +239,11 @@ class TorchPretraining:
         label[:pairs] = 1
         weights = torch.tensor(self.terms.match_class_weights, device=mask.device)
         with torch.autocast(self.device, enabled=False):
-            of_encoders = (
+            of_encoders = [
                 functional.cross_entropy(head(hidden[:, 0].float()), label, weights)
                 for head, hidden in ((model.itm_head, text_image), (model.itm_head_i, image_text))
-            )
-            return text_image[:pairs], sum(of_encoders, torch.zeros((), device=mask.device)) / 2
+            ]
+            return text_image[:pairs], torch.stack(of_encoders).mean()
 
     def _masked_lm(self, hidden: Tensor, masked: Masked) -> Tensor:
         wanted = hidden.gather(1, masked.position[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 from absl import flags
-from planned_steps import planned
+from planned_steps import planned, with_pairs
 
 from r2d2_jax.config.model import DTYPES
 from r2d2_jax.config.run import MeshConfig
@@ -80,11 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: Sequence[str]) -> int:
     overrides = parse_known(FLAGS, arguments, __doc__)
-    named = read_configuration(str(CONFIG.value), overrides)
-    named.train.batch_size = PAIRS.value
+    named = with_pairs(read_configuration(str(CONFIG.value), overrides), PAIRS.value)
     named.model.update(dtype=DTYPE.value or named.model.dtype, **REMATS[str(REMAT.value)])
-    if "queue_length" in named.get("loss", {}):
-        named.loss.queue_length = max(PAIRS.value, named.loss.queue_length)
     if JSON.value:
         check_json_path(JSON.value)
     plan = planned(named, jax.devices()[:1], MeshConfig(1, 1))
@@ -107,17 +104,16 @@ def profiled(compiled: Any, plan: StepPlan, steps: int) -> dict[str, float]:
     state = sharded_init_state(plan.task, plan.optimizer, plan.mesh, jax.random.key(0))
     batch, key = global_batch(plan.mesh, random_rows(plan)), jax.random.key(1)
     for _ in range(2):
-        state, metrics = jax.block_until_ready(compiled(state, batch, key))
+        state, _ = jax.block_until_ready(compiled(state, batch, key))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(steps):
-                state, metrics = jax.block_until_ready(compiled(state, batch, key))
+                state, _ = jax.block_until_ready(compiled(state, batch, key))
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
     seconds: collections.Counter[str] = collections.Counter()
     for name, duration in events(data):
         seconds[name] += duration
-    del metrics
     return dict(seconds)
 
 

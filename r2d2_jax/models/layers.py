@@ -266,5 +266,5 @@ def cls_of_stack(
         return layer.apply({"params": params}, hidden, *rest, cls_alone=cls_alone)[0]
 
     step = lambda hidden, number: (apply(number, hidden), None)  # noqa: E731
-    hidden, _ = jax.lax.scan(step, hidden, jnp.arange(count - 1), unroll=count if unroll else 1)
+    hidden, _ = jax.lax.scan(step, hidden, jnp.arange(count - 1), unroll=unroll)
     return apply(count - 1, hidden, cls_alone=True)

@@ -57,7 +57,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
 def with_first_moment_in(dtype: str, adam: optax.GradientTransformation) -> optax.GradientTransformation:
     """Keeps the mean of gradients in another dtype between steps; each step computes in float32.
 
-    Optax's own `mu_dtype` multiplies in that dtype, where 0.9 is 0.8984 and steps come out 1.5 % too short.
+    Optax's own `mu_dtype` multiplies in that dtype, where 0.9 is 0.8984 and steps come out more than 1 % too short.
     """
 
     def kept(state: optax.OptState, dtype: str) -> optax.OptState:

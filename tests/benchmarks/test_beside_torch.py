@@ -53,7 +53,7 @@ def test_pytorch_learns_the_same(beside_torch: ModuleType, frozen: bool) -> None
             assert float(term) == pytest.approx(float(metrics[name]), rel=1e-5, abs=1e-6), (number, name)
     theirs, memory = sides.torch_step, state.memory
     places = published_places(sides.config.model)
-    start, params = to_theirs(sides.start.params, places), jax.device_get(state.params)
+    start, params = to_theirs(sides.params, places), jax.device_get(state.params)
     moved_alike(theirs.trained.model.state_dict(), to_theirs(params, places), start)
     averaged = theirs.teacher.state_dict()
     assert any(name.startswith("visual_encoder.") for name in averaged) != frozen
