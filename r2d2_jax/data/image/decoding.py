@@ -120,7 +120,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 class EncodedImage:
-    """An image whose header has been read.
+    """An image whose header has been read; a PNG is decoded with it.
 
     Attributes:
         size: width and height in pixels, upright.
@@ -133,12 +133,15 @@ class EncodedImage:
             UnusableRecord: see `opened`.
         """
         self._encoded = encoded
+        self._upright: Image.Image | None = None
         if size := _unmarked_jpeg_size(encoded):
             _check_pixels(*size)
             self.size, self._plain_jpeg = size, True
         else:
             with opened(encoded) as image:
-                self.size = upright_size(image)
+                if image.format == "PNG":  # which Pillow decodes to find its orientation
+                    self._upright = upright_rgb(image)
+                self.size = self._upright.size if self._upright else upright_size(image)
                 self._plain_jpeg = (image.format, image.mode in ("RGB", "L"), orientation(image)) == ("JPEG", True, 1)
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
@@ -165,6 +168,8 @@ class EncodedImage:
                     min_width=width // reduction,
                     min_factor=reduction,
                 )
+        if self._upright:
+            return np.asarray(self._upright.convert("RGBA"))
         with opened(self._encoded) as image:
             if reduction > 1:
                 image.draft("RGB", (image.width // reduction, image.height // reduction))
