@@ -16,6 +16,7 @@ from absl import flags
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
+from r2d2_jax.launch.host_memory import keep_freed_memory
 from r2d2_jax.launch.plot import PICTURES, draw, drawn_at_the_end
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
@@ -103,6 +104,7 @@ def _workdir() -> Path:
 
 def command() -> None:
     """`main` as a process of its own: a failure ends it, and with it the processes that would wait for it."""
+    keep_freed_memory()
     # `leave` runs no exit handlers: what they would have removed, multiprocessing's tracker removes, and warns.
     os.environ["PYTHONWARNINGS"] = f"{os.environ.get('PYTHONWARNINGS', '')},ignore:resource_tracker:UserWarning"
     try:
