@@ -16,7 +16,7 @@ from r2d2_jax.preparation.demonstration import write_demonstration
 
 ROOT = Path(__file__).parents[2]
 # The demonstration's model and data, with what makes it look for words soon: more of them masked, a faster rate, and
-# neither teacher nor queue. 500 steps are a seventh of the demonstration.
+# neither teacher nor queue. 500 steps are a tenth of the demonstration.
 SETTINGS = {
     "train.epochs": 5.3334,
     "train.checkpoint_every": 0,
