@@ -179,7 +179,7 @@ def demo_model() -> ConfigDict:
                 mlp_width=mlp_width,
             ),
             cross=dict(layers=2, width=width, heads=heads, mlp_width=mlp_width),
-            # What a scene shows is 12 bits; 64 numbers hold all of it, and re-ranking adds nothing.
+            # What a scene shows is 12 bits; 64 numbers hold all of it, and re-ranking adds little.
             embed_size=8,
             freeze_image_tower=False,  # there are no initial weights to keep
             temperature_range=(0.05, 0.5),  # a learned temperature falls fast at this learning rate
