@@ -132,6 +132,20 @@ def test_reduced_size(reduction: int) -> None:
         assert pixels.shape == (-(-77 // fraction), -(-123 // fraction), 4)
 
 
+def test_a_png_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow decodes it to look for its orientation, too."""
+    encoded, made = encode((40, 30), kind="PNG"), Image._getdecoder
+    decoders: list[str] = []
+
+    def counted(mode: str, name: str, *rest: object) -> object:
+        decoders.append(name)
+        return made(mode, name, *rest)
+
+    monkeypatch.setattr(Image, "_getdecoder", counted)
+    EncodedImage(encoded).pixels()
+    assert decoders.count("zip") == 1
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_formats_of_photographs(kind: str) -> None:
     for use in USES:
