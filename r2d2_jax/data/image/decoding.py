@@ -134,6 +134,7 @@ class EncodedImage:
         """
         self._encoded = encoded
         self._upright: Image.Image | None = None
+        self._plain_jpeg = False
         if size := _unmarked_jpeg_size(encoded):
             _check_pixels(*size)
             self.size, self._plain_jpeg = size, True
@@ -141,7 +142,9 @@ class EncodedImage:
             with opened(encoded) as image:
                 if image.format == "PNG":  # which Pillow decodes to find its orientation
                     self._upright = upright_rgb(image)
-                self.size = self._upright.size if self._upright else upright_size(image)
+                    self.size = self._upright.size
+                    return
+                self.size = upright_size(image)
                 self._plain_jpeg = (image.format, image.mode in ("RGB", "L"), orientation(image)) == ("JPEG", True, 1)
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
