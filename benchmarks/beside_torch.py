@@ -8,8 +8,8 @@ Both start from the same random weights, in one process, on the same device, on 
 program fails, with exit status 1, where a term of the two losses differs by more than rounding. Then each stage is
 timed in `--rounds` rounds, ours and PyTorch's in turn, after one that is not counted. A ratio above 1 says that ours
 makes more pairs per second; processor time is shown beside, which other programs on the machine disturb less. The first
-call of each, which compiles, is not counted. On a CPU ViT-B needs more than 24 GiB of memory: what the check has freed
-stays with the process.
+call of each, which compiles, is not counted. On a CPU ViT-B ran out of 24 GiB while the process kept what the check had
+freed; since that is returned, it has not been tried.
 """
 
 import ctypes
