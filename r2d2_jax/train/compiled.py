@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch
 from r2d2_jax.sharding import batch_sharding, replicated
-from r2d2_jax.tasks.task import Task
+from r2d2_jax.tasks.task import Metrics, Task
 from r2d2_jax.train.optimizer import Optimizer
 from r2d2_jax.train.state import TrainState, abstract_state
 from r2d2_jax.train.step import train_step
@@ -37,12 +37,14 @@ def lower_train_step(task: Task, optimizer: Optimizer, mesh: Mesh, batch_size: i
     """Traces `train_step` for a mesh and a global batch; the state is donated."""
     state = abstract_state(task, optimizer, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.jit(
-        lambda state, batch, key: train_step(state, batch, key, task, optimizer, mesh),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)),
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch, key, task, optimizer, mesh)
+
+    placed = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=placed).lower(
+        state, abstract_batch(task, batch_size, mesh), key
     )
-    return step.lower(state, abstract_batch(task, batch_size, mesh), key)
 
 
 def compile_train_step(task: Task, optimizer: Optimizer, mesh: Mesh, batch_size: int) -> jax.stages.Compiled:
