@@ -224,6 +224,19 @@ def test_a_workdir_that_is_not_shared(tmp_path: Path) -> None:
     assert not list((tmp_path / "0" / "run").iterdir())
 
 
+def test_processes_that_differ_are_refused(tmp_path: Path) -> None:
+    """Another seed is another program of the data: both would train, each on rows of its own."""
+    data = write_small_dataset(tmp_path / "data")
+    values = config_values(CHEAPEST, {"data": {"directory": str(data), "validation_split": ""}})
+    values["train"]["seed"] = "PROCESS"
+    flags = (f"--config={json.dumps(values)}".replace('"PROCESS"', "PROCESS"), f"--output={tmp_path}", "--devices=1")
+    host = socket.gethostname()
+    for status, errors in failed(together(2, "--mode=main", *flags)):
+        assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
+        assert "error: the processes of this run differ; give all processes the same flags" in errors
+        assert f"  - configuration train.seed: 0 to process 0 on {host}; 1 to process 1 on {host}\n" in errors
+
+
 @pytest.mark.parametrize("why", ["held", "damaged"])
 def test_what_one_process_refuses_both_hear(why: str, tmp_path: Path) -> None:
     """Process 0 alone takes the lock and looks for damage."""

@@ -20,6 +20,7 @@ from r2d2_jax.processes import by_first_process, check_shared, gather_json
 from r2d2_jax.runs import best_step, check_older, chooses, compared_by
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.tasks.task import Metrics
+from r2d2_jax.train.agreement import check_same_data, check_same_program, log_what_joined
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
 from r2d2_jax.train.choice import Choice, best_of, epoch_ends, scores_of, write_evaluation
 from r2d2_jax.train.compiled import compile_all_finite, compile_term_gradients, compile_train_step
@@ -69,14 +70,17 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
         skip_damaged: whether damaged checkpoints are renamed, and the run resumes from the newest whole one.
 
     Raises:
-        UserError: bad configuration, data or checkpoint, another run in the same folder, numbers that are not finite,
-            or a full disk.
+        UserError: bad configuration, data or checkpoint, processes that differ, another run in the same folder,
+            numbers that are not finite, or a full disk.
     """
     with ExitStack() as ends:
         # The outermost, so that a signal finds it in place until the last checkpoint is on disk.
         stop = ends.enter_context(StopRequest())
         literal_path(workdir, "--workdir")  # refuses here, before anything is made, what Orbax cannot use
+        check_same_program(config)
         parts = build_parts(config)
+        check_same_data(config, parts.tokenizer.vocabulary)
+        log_what_joined(parts.mesh)
         check_shared(workdir)
         ends.enter_context(only_run_in(workdir))
         by_first_process(lambda: settle_damage(workdir, skip=skip_damaged))
