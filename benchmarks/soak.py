@@ -26,7 +26,7 @@ from absl import flags
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.json_file import check_json_path, write_json
-from r2d2_jax.launch.program import parse_known, run
+from r2d2_jax.launch.program import STOPPED, parse_known, run
 
 FLAGS = flags.FlagValues()
 CONFIG = flags.DEFINE_string("config", "demo", "A configuration; --config.KEY=VALUE overrides.", flag_values=FLAGS)
@@ -92,7 +92,7 @@ def trained(folder: Path, overrides: Sequence[str]) -> tuple[list[Sample], Count
         process.terminate()
         process.wait()
     said = output.read_text(encoding="utf-8", errors="replace")
-    if process.returncode or not samples:
+    if process.returncode not in (0, STOPPED) or not samples:
         raise UserError(f"the run ended with status {process.returncode}; it printed:\n{said[-2000:]}")
     return samples, Counter(COMPILED.findall(said))
 

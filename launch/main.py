@@ -18,10 +18,10 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
 from r2d2_jax.launch.host_memory import keep_freed_memory
 from r2d2_jax.launch.plot import PICTURES, draw, drawn_at_the_end
-from r2d2_jax.launch.program import parse_known, run
+from r2d2_jax.launch.program import STOPPED, parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import user_path
-from r2d2_jax.processes import join, leave
+from r2d2_jax.processes import join, leave, wait_for_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(_work, argv, stopped="stopped before the first step")
 
 
-def _work(arguments: Sequence[str]) -> None:
+def _work(arguments: Sequence[str]) -> int:
     overrides = parse_known(FLAGS, arguments, __doc__)
     config = read_configuration(str(CONFIG.value), overrides)
     if CPU_DEVICES.value:
@@ -82,6 +82,7 @@ def _work(arguments: Sequence[str]) -> None:
         elif outcome.report.metrics():
             print(outcome.report.table())
         drawn_at_the_end(lambda: draw([workdir], workdir / PICTURES), workdir / PICTURES, "the run")
+    return 0 if outcome.finished else STOPPED  # which whoever started it must tell apart
 
 
 def _join() -> None:
@@ -109,9 +110,11 @@ def command() -> None:
     os.environ["PYTHONWARNINGS"] = f"{os.environ.get('PYTHONWARNINGS', '')},ignore:resource_tracker:UserWarning"
     try:
         status = main()
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
         status = 1
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            wait_for_verdict()
     if status:
         leave(status)
 

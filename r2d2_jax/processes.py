@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ from r2d2_jax.errors import UserError, first_line
 # Seconds that processes wait for each other at the shutdown barrier: long enough for the slowest clean exit, short
 # enough not to wait for the dead.
 LEAVING_SECONDS = 20
+# Seconds without a sign of life after which JAX's coordination service takes a process for dead, names it to all others
+# and ends them.
+DEAD_SECONDS = 30
 _PAGE = 1024  # bytes; messages are padded to whole pages, so that few shapes are compiled
 
 
@@ -30,7 +34,11 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
     """
     try:
         jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, shutdown_timeout_seconds=LEAVING_SECONDS
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=DEAD_SECONDS,
+            shutdown_timeout_seconds=LEAVING_SECONDS,
         )
     except ValueError as error:
         raise UserError(
@@ -93,6 +101,22 @@ def check_shared(folder: Path) -> None:
             f"process {', '.join(map(str, blind))} does not see what process 0 writes to {folder.absolute()}; "
             "--workdir must lie on a file system that all processes share, under the same path"
         )
+
+
+def wait_for_verdict() -> None:
+    """After a failed collective, waits until JAX has had time to notice that another process has died.
+
+    It then names that process and ends this one. Otherwise the failure was this process's own.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        seconds = DEAD_SECONDS + 5
+        print(
+            f"waiting {seconds} s for JAX to say which other process has died, if one has, by its number; the "
+            "CoordinationService that it may speak of is process 0",
+            file=sys.stderr,
+            flush=True,
+        )
+        time.sleep(seconds)
 
 
 def leave(status: int) -> NoReturn:

@@ -35,6 +35,7 @@ HARMLESS_KEYS = (
     "train.log_every",
     "train.checkpoint_every",
     "train.weigh_terms_every",
+    "train.stall_seconds",
     "train.keep_last",
 )
 # Keys that may change when a run resumes: they do not change what is learned.

@@ -130,8 +130,8 @@ def run(config: str, stop_before: int, workdir: Path) -> None:
 
 
 def program(given: argparse.Namespace) -> None:
-    """launch/main.py, whose processes wait only two seconds for each other when they leave."""
-    processes.LEAVING_SECONDS = 2
+    """launch/main.py, whose processes wait only seconds for each other when they leave or fall silent."""
+    processes.LEAVING_SECONDS, processes.DEAD_SECONDS = 2, 10
     file = given.output / f"config{given.process}.py"
     values = json.loads(given.config)
     file.write_text(f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values!r})\n")

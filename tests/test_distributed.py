@@ -3,10 +3,13 @@
 import contextlib
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -154,24 +157,30 @@ def test_devices_and_processes_change_nothing(
     assert all(value < 1e-5 for value, _ in worst.values()), worst
 
 
-def test_a_run_of_two_processes_stops_and_goes_on_in_one(tmp_path: Path) -> None:
-    """Only one of the two is told to stop, before step 4; both stop after step 5, long before the next line of the log.
+@pytest.mark.parametrize("told, stopped", [(4, 4), (5, 5)])
+def test_a_run_of_two_processes_stops_and_goes_on_in_one(told: int, stopped: int, tmp_path: Path) -> None:
+    """Only one of the two is told to stop, before a step; both stop long before the next line of the log.
 
-    One process takes the checkpoint up and ends where one that did everything alone does, its count of broken records
-    included.
+    After step 4 they evaluate, which both leave at the same batch, and of which no figures remain. One process takes
+    the checkpoint up and ends where one that did everything alone does, its count of broken records included.
     """
     write_small_dataset(tmp_path, train=32, broken=(3, 10, 20))
     changes = (
         NO_CROSS,
         {"data": {"directory": str(tmp_path), "foil_split": "swapped", "max_broken_share": 0.2}},
         {"optimizer": {"epsilon": 1e-2}},
-        {"train": {"epochs": 2.0, "log_every": 8, "evaluate_every": 4}},
+        {"train": {"epochs": 2.0, "log_every": 8, "evaluate_every": 4}, "evaluation": {"batch_size": 2}},
     )
     both, alone = tmp_path / "both", tmp_path / "alone"
-    flags = (f"--config={json.dumps(config_values(*changes))}", "--stop_before=4", f"--output={both}", "--devices=1")
+    flags = (
+        f"--config={json.dumps(config_values(*changes))}",
+        f"--stop_before={told}",
+        f"--output={both}",
+        "--devices=1",
+    )
     outcomes = [json.loads(output.splitlines()[-1]) for output in ended(together(2, "--mode=train", *flags))]
-    assert outcomes == [{"step": 5, "finished": False}] * 2
-    assert [line["step"] for line in log_lines(both)] == [4]
+    assert outcomes == [{"step": stopped, "finished": False}] * 2
+    assert (both / "metrics.jsonl").exists() == (stopped == 5)  # with the figures of step 4
     for workdir in (both, alone):
         assert train(small_config(*changes), workdir).finished
     states = saved_state(both), saved_state(alone)
@@ -209,6 +218,41 @@ def test_an_error_of_one_process_ends_both(tmp_path: Path) -> None:
     assert (status, errors.count("error:")) == (2, 1), errors[-3000:]
     assert f"error: shard {shard} cannot be opened" in errors
     assert other != 0
+
+
+SILENT = r"The following tasks are unhealthy \(stopped sending heartbeats\):\s+1\s"
+FIRST_IS_GONE = (
+    r"(?s)(?=.*the CoordinationService that it may speak of is process 0\n)(?=.*CoordinationService/PollForErr)"
+)
+
+
+@pytest.mark.parametrize(
+    "victim, number, said",
+    [(1, signal.SIGKILL, SILENT), (1, signal.SIGSTOP, SILENT), (0, signal.SIGKILL, FIRST_IS_GONE)],
+)
+def test_a_process_that_dies_ends_the_other_which_names_it(
+    victim: int, number: signal.Signals, said: str, tmp_path: Path
+) -> None:
+    """It is gone, or silent, in the middle of training; the other waits for it in a step."""
+    data = write_small_dataset(tmp_path / "data")
+    train = {"epochs": 10000.0, "checkpoint_every": 0, "evaluate_every": 0, "log_every": 1}
+    values = config_values(CHEAPEST, {"data": {"directory": str(data), "validation_split": ""}, "train": train})
+    flags = (f"--config={json.dumps(values)}", f"--output={tmp_path}", "--devices=1")
+    running = together(2, "--mode=main", *flags)
+    try:
+        end, log = time.monotonic() + TIMEOUT, tmp_path / "run" / "metrics.jsonl"
+        while not (log.exists() and log_lines(tmp_path / "run")):
+            assert time.monotonic() < end
+            assert all(one.process.poll() is None for one in running)
+            time.sleep(0.1)
+        running[victim].process.send_signal(number)
+        running[1 - victim].process.wait(timeout=TIMEOUT)
+    finally:
+        for one in running:
+            one.process.kill()
+    status, errors = failed(running)[1 - victim]
+    assert status != 0
+    assert re.search(said, errors), errors[-6000:]
 
 
 def test_a_workdir_that_is_not_shared(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class TrainConfig:
 
     weigh_terms_every: before so many steps the log gets the norm of each term's gradient, first before the first one,
         see `train.term_gradients`; each time takes as long as some steps, and 0 is never.
+    stall_seconds: a process that waits so long for one batch or one step ends itself, so that whoever started the run
+        can start it again; 0 waits for ever.
     evaluate_every_epochs: evaluate also after so many epochs, 1 for each. A run that does so ends with a choice: the
         epoch that is best on validation.
     """
@@ -111,6 +113,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     evaluate_every: int = 1000
     weigh_terms_every: int = 0
+    stall_seconds: float = 600.0
     evaluate_every_epochs: float = 0.0
     keep_last: int = 2
     keep_best: int = 1
@@ -120,7 +123,7 @@ def train_contradictions(train: TrainConfig) -> Iterator[str]:
     """Yields one sentence per value that is out of range."""
     counts = ("batch_size", "epochs", "micro_batches", "log_every", "keep_last")
     yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
-    intervals = ("checkpoint_every", "evaluate_every", "weigh_terms_every", "evaluate_every_epochs")
+    intervals = ("checkpoint_every", "evaluate_every", "weigh_terms_every", "stall_seconds", "evaluate_every_epochs")
     yield from negative((f"train.{name}", getattr(train, name)) for name in ("seed", *intervals, "keep_best"))
     if train.seed > LARGEST_SEED:
         yield f"train.seed is {train.seed}; expected {LARGEST_SEED} at most"

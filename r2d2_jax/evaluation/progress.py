@@ -1,9 +1,10 @@
 """What a person sees of a long evaluation: a bar on a terminal, a line now and then in a log, nothing if short."""
 
+import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -14,6 +15,20 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 LOG_SECONDS = 30.0  # before the first line and between two: evaluations within a training are shorter than that
 Rows = TypeVar("Rows", bound=np.ndarray)
+_before_each_batch: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def before_each_batch(act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` before each batch of every evaluation within, which it ends by raising.
+
+    All processes of an evaluation go through as many batches, so `act` may wait for the others.
+    """
+    _before_each_batch.append(act)
+    try:
+        yield
+    finally:
+        _before_each_batch.remove(act)
 
 
 class Progress:
@@ -50,6 +65,8 @@ class Progress:
     def over(self, batches: Iterable[Rows]) -> Iterator[Rows]:
         """Yields the batches and counts the rows of each once the next is asked for."""
         for batch in batches:
+            for act in _before_each_batch:
+                act()
             yield batch
             self._take(len(batch))
 

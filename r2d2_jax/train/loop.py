@@ -15,6 +15,7 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.data.workers import LostWorker
 from r2d2_jax.errors import UserError
 from r2d2_jax.evaluation.evaluator import Report
+from r2d2_jax.evaluation.progress import before_each_batch
 from r2d2_jax.paths import literal_path
 from r2d2_jax.processes import by_first_process, check_shared, gather_json
 from r2d2_jax.runs import best_step, check_older, chooses, compared_by
@@ -24,6 +25,7 @@ from r2d2_jax.train.agreement import check_same_data, check_same_program, log_wh
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
 from r2d2_jax.train.choice import Choice, best_of, epoch_ends, scores_of, write_evaluation
 from r2d2_jax.train.compiled import compile_all_finite, compile_term_gradients, compile_train_step
+from r2d2_jax.train.heartbeat import Heartbeat
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.setup import (
@@ -60,12 +62,16 @@ class RunOutcome:
     choice: Choice | None = None
 
 
+class EvaluationStopped(Exception):
+    """A run is to stop, and so has left an evaluation without its figures."""
+
+
 def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOutcome:
     """Trains the configured task in `workdir`, or resumes the run that is there.
 
     Args:
         config: the resolved configuration.
-        workdir: where checkpoints, `vocab.txt`, `lineage.json`, `metrics.jsonl`, TensorBoard files and
+        workdir: where checkpoints, `vocab.txt`, `lineage.json`, `metrics.jsonl`, `status.json`, TensorBoard files and
             `evaluation.json` go. If it holds a checkpoint of the same configuration, the run resumes from the newest.
         skip_damaged: whether damaged checkpoints are renamed, and the run resumes from the newest whole one.
 
@@ -83,12 +89,14 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
         log_what_joined(parts.mesh)
         check_shared(workdir)
         ends.enter_context(only_run_in(workdir))
+        length = (parts.total_steps, config.train.batch_size)
+        heartbeat = ends.enter_context(Heartbeat(workdir, *length, config.train.stall_seconds))
         by_first_process(lambda: settle_damage(workdir, skip=skip_damaged))
         checkpoints = ends.enter_context(closing(Checkpoints(workdir, config.train, compared_by(config.to_dict()))))
         check_newest_is_agreed(checkpoints)
         state, position = start_or_go_on(config, parts, checkpoints, workdir)
         keep_vocabulary(parts.tokenizer, workdir, resuming=checkpoints.latest_step() is not None)
-        run = Run(config, workdir, parts, checkpoints, stop, state, position)
+        run = Run(config, workdir, parts, checkpoints, stop, heartbeat, state, position)
         ends.enter_context(closing(run))
         return run.go(build_batches(config, parts, position.step, run.lost_worker))
 
@@ -102,6 +110,7 @@ class Run:
         parts: what the run is made of.
         checkpoints: of the run's folder.
         stop: whether to stop early.
+        heartbeat: is told what the run is doing.
         state: the train state to start from.
         position: where the run is, beside its state.
     """
@@ -113,14 +122,16 @@ class Run:
         parts: RunParts,
         checkpoints: Checkpoints,
         stop: StopRequest,
+        heartbeat: Heartbeat,
         state: TrainState,
         position: Position,
     ) -> None:
         self._config, self._workdir, self._parts = config, workdir, parts
-        self._checkpoints, self._stop = checkpoints, stop
+        self._checkpoints, self._stop, self._heartbeat = checkpoints, stop, heartbeat
         self._state, self._position = state, position
         self._report: Report | None = None
         self._choice: Choice | None = None
+        self._batches_evaluated = 0
         self._stage = compared_by(config.to_dict())
         self._leader = jax.process_index() == 0
         built = (parts.task, parts.optimizer, parts.mesh)
@@ -133,6 +144,7 @@ class Run:
                 self._term_gradients = compile_term_gradients(*built, config.train.batch_size)
             logger.info("compiled in %.0f s", time.perf_counter() - start)
         self._all_finite = compile_all_finite(*built)
+        heartbeat.stepped(position.step)
         self._key = jax.random.key(config.train.seed)
         self._log = MetricsLog(workdir, position.step, self._leader, position.evaluated)
         self._progress = Progress(position.step, parts.total_steps, config.train.batch_size, self._leader)
@@ -144,25 +156,42 @@ class Run:
 
     def go(self, batches: Generator[dict[str, np.ndarray], None, None]) -> RunOutcome:
         """Steps until the end of the run or a stop signal; closes the batches."""
-        position, every = self._position, self._config.train.log_every
-        with closing(batches):
-            stopped = self._stop.agreed(position.step)  # it may have come while everything was set up
-            if not self._done() and not stopped:
-                report = self._evaluate_if_due()
-                if report is not None:
-                    self._save(report)  # without its score, this checkpoint could never be the best
-            while not self._done() and not stopped:
-                self._one_step(next_batch(batches, self._progress))
-                if position.step % every == 0:
-                    self._write_log()
-                stopped = self._stop.agreed(position.step)
-                if not self._done() and not stopped:
-                    self._milestone()
-        if self._done():
-            self._finish()
-        else:
+        position = self._position
+        try:
+            with closing(batches):
+                finished = self._steps(batches)
+            if finished:
+                self._finish()
+        except EvaluationStopped:
+            finished = False
+        if not finished:
             self._leave()
-        return RunOutcome(position.step, self._done(), self._report, position.unusable.unusable, self._choice)
+        self._heartbeat.end(finished=finished)
+        return RunOutcome(position.step, finished, self._report, position.unusable.unusable, self._choice)
+
+    def _steps(self, batches: Iterator[dict[str, np.ndarray]]) -> bool:
+        """Steps until the end of the run; False if it is to stop before.
+
+        Raises:
+            EvaluationStopped: it is to stop, and an evaluation was under way.
+        """
+        position, every = self._position, self._config.train.log_every
+        stopped = self._stop.agreed(position.step)  # it may have come while everything was set up
+        if not self._done() and not stopped:
+            report = self._evaluate_if_due()
+            if report is not None:
+                self._save(report)  # without its score, this checkpoint could never be the best
+        while not self._done() and not stopped:
+            self._heartbeat.batch()
+            rows = next_batch(batches, self._progress)
+            self._heartbeat.stepping()
+            self._one_step(rows)
+            if position.step % every == 0:
+                self._write_log()
+            stopped = self._stop.agreed(position.step)
+            if not self._done() and not stopped:
+                self._milestone()
+        return self._done()
 
     def lost_worker(self, error: LostWorker) -> None:
         """Asks to stop, as soon as all processes can; until then this one decodes itself."""
@@ -184,6 +213,7 @@ class Run:
         position.evaluated = False
         position.window.wait(STEPS_IN_FLIGHT)
         self._progress.stepped()
+        self._heartbeat.stepped(position.step)
 
     def _weigh_terms(self, batch: Batch) -> Metrics:
         """The gradient of every term in what the next step sees, if it is due."""
@@ -197,6 +227,7 @@ class Run:
         self._check_metrics()
         means = position.window.means()
         speed = self._progress.report(position.step, means)
+        self._heartbeat.report(speed["pairs_per_second"])
         epoch = position.step * self._config.train.batch_size / position.unusable.epoch_size
         self._log.write(position.step, {"epoch": epoch, **means, "broken_records": position.unusable.unusable, **speed})
 
@@ -219,8 +250,9 @@ class Run:
             return self._evaluate(final=False)
 
     def _finish(self) -> None:
+        kept = self._checkpoints.latest_step() == self._position.step and self._position.evaluated
         report = self._evaluate(final=True)
-        if self._checkpoints.latest_step() != self._position.step:
+        if not kept:
             self._save(report)
         if chooses(self._config.to_dict()):
             self._choice = self._choose(report)
@@ -271,11 +303,13 @@ class Run:
         logger.info("stopped by %s after step %d; run the same command again to resume", name, step)
 
     def _evaluate(self, *, final: bool) -> Report:
+        self._heartbeat.evaluating()
         self._check_state()
         position, start = self._position, time.perf_counter()
         if self._config.data.validation_split or self._config.data.foil_split:
             logger.info("evaluating after step %d", position.step)
-        report = self._parts.evaluator.evaluate(self._state.params, final=final)
+        with before_each_batch(self._stop_evaluation_if_agreed):
+            report = self._parts.evaluator.evaluate(self._state.params, final=final)
         if not position.evaluated:
             self._log.write(position.step, report.metrics())
             position.evaluated = True
@@ -287,7 +321,14 @@ class Run:
         self._report = report
         return report
 
+    def _stop_evaluation_if_agreed(self) -> None:
+        """A preempted machine has less time than an evaluation takes; the resumed run makes it anew."""
+        self._batches_evaluated += 1
+        if self._stop.agreed(self._batches_evaluated):
+            raise EvaluationStopped
+
     def _save(self, report: Report | None = None) -> None:
+        self._heartbeat.saving()
         self._position.unusable.share()
         self._check_state()
         scores = None if report is None else report.scores()

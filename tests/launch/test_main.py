@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from programs import called
 from small_model import CHEAPEST, config_values, write_small_dataset
+from small_runs import before_batch
 
 from r2d2_jax.launch.main import main
 
@@ -119,6 +121,17 @@ print(sorted({"torch", "flax", "r2d2_jax.config.reading", "r2d2_jax.train.loop"}
     command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, timeout=60, capture_output=True, text=True)
     assert done.stdout.strip() == "['r2d2_jax.config.reading']", done.stderr
+
+
+def test_a_run_that_is_stopped_says_so_by_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher must not take it for a finished one."""
+    flags = (f"--config={write_small_run(tmp_path)}", f"--workdir={tmp_path / 'run'}")
+    with monkeypatch.context() as patch:
+        before_batch(patch, lambda call: signal.raise_signal(signal.SIGTERM) if call == 2 else None)
+        stopped = called(main, *flags)
+    assert (stopped.returncode, stopped.stdout) == (130, "")
+    assert "stopped by SIGTERM after step 2; run the same command again to resume" in stopped.stderr
+    assert called(main, *flags).returncode == 0
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:

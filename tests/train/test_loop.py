@@ -34,7 +34,7 @@ def test_what_a_run_leaves_behind(undisturbed: tuple[Path, RunOutcome]) -> None:
     assert (outcome.step, outcome.finished) == (STEPS, True)
     # A second run that another test starts there, and that is refused, leaves an empty lock.
     assert {path.name for path in workdir.iterdir()} - {"lock"} == {
-        "checkpoints", "evaluation.json", "lineage.json", "metrics.jsonl", "tensorboard", "vocab.txt"
+        "checkpoints", "evaluation.json", "lineage.json", "metrics.jsonl", "status.json", "tensorboard", "vocab.txt"
     }  # fmt: skip
     assert any((workdir / "tensorboard").iterdir())
     assert outcome.report is not None

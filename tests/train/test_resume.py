@@ -26,6 +26,7 @@ from small_runs import NO_EVALUATION, RUN, STEPS, Left, before_batch, kept, run
 
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.progress import before_each_batch
 from r2d2_jax.train import loop, setup, signals
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.loop import RunOutcome
@@ -65,6 +66,38 @@ def test_a_stopped_run_goes_on_exactly(
         outcome = run(prepared, tmp_path, RUN)
     assert (outcome.step, outcome.finished) == (step, False)
     assert kept(tmp_path)[-1] == step
+    assert not (tmp_path / "evaluation.json").exists()
+    assert run(prepared, tmp_path, RUN).finished
+    assert_as_undisturbed(tmp_path, undisturbed[0])
+
+
+@pytest.mark.parametrize("evaluation, step", [(1, 6), (3, STEPS)])
+def test_a_run_stopped_during_an_evaluation_goes_on_exactly(
+    evaluation: int,
+    step: int,
+    prepared: Path,
+    undisturbed: tuple[Path, RunOutcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It saves without the figures, which the resumed run makes anew: also those of the last evaluation."""
+    original, begun, seen = loop.Run._evaluate, [], []
+
+    def evaluate(self: loop.Run, *, final: bool) -> Any:
+        begun.append(final)
+        return original(self, final=final)
+
+    def stop() -> None:
+        seen.append(len(begun))
+        if seen.count(evaluation) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, before_each_batch(stop):
+        patch.setattr(loop.Run, "_evaluate", evaluate)
+        outcome = run(prepared, tmp_path, RUN)
+    assert seen.count(evaluation) == 2
+    assert (outcome.step, outcome.finished, kept(tmp_path)[-1]) == (step, False, step)
+    assert not any(line["step"] == step and "loss" not in line for line in log_lines(tmp_path))
     assert not (tmp_path / "evaluation.json").exists()
     assert run(prepared, tmp_path, RUN).finished
     assert_as_undisturbed(tmp_path, undisturbed[0])

@@ -1,0 +1,43 @@
+"""How runs are, seen from outside: step, speed, expected end, last error.
+
+`python launch/status.py runs/a runs/b`
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from r2d2_jax.errors import UserError
+from r2d2_jax.launch.program import run
+from r2d2_jax.paths import user_path
+from r2d2_jax.status import STATUS, age, described, read_status
+
+HEADER = ("run", "state", "steps", "pairs/s", "end of training", "last sign")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints one line for each run, and the last error of those that have one; returns the exit status."""
+    return run(_work, argv)
+
+
+def _work(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description="How runs are, seen from outside.", allow_abbrev=False)
+    parser.add_argument("run", nargs="+", help="The --workdir of one run or of several.")
+    now, rows, errors = time.time(), [HEADER], []
+    for name in parser.parse_args(arguments).run:
+        status = read_status(user_path(name))
+        if status is None:
+            raise UserError(f"{name} has no {STATUS}; expected the --workdir of a run that has started")
+        rows.append((name, *described(status, now)))
+        if status.error:
+            errors.append(f"{name}, {age(now - (status.error_time or now))} ago: {status.error}")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for error in errors:
+        print(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
