@@ -1,0 +1,371 @@
+#!/usr/bin/env bash
+# Starts, watches and resumes a run on a TPU pod of Google Cloud; `launch/tpu_pod.sh --help` says how.
+set -euo pipefail
+
+usage() {
+  cat << 'TEXT'
+launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- PROGRAM FLAGS OF THE PROGRAM]
+
+  create   asks for the pod, as a queued resource of this name (--type, --runtime; --spot or --reserved)
+  wait     waits until the pod is there and every worker can be reached
+  install  copies this package at this commit to every worker and installs it; runs the file of --setup before
+  run      starts PROGRAM on every worker; it goes on when this terminal is closed
+  logs     shows what all workers print, each line with its worker, until the run has ended
+  status   one line for the pod and one for every worker
+  stop     asks the run to save and end, and waits for it; --now kills it
+  train    all of it: create, wait, install, run and watch. After a preemption it does so again by itself.
+  delete   gives the pod back, with everything on its disks
+
+  --name=NAME        of the queued resource and of the pod
+  --zone=ZONE        for example us-west4-a
+  --type=TYPE        accelerator type, for example v5litepod-128
+  --runtime=VERSION  software of the workers, for example v2-alpha-tpuv5-lite
+  --project=PROJECT  default: that of gcloud's configuration
+  --spot             cheaper, may be taken away at any time
+  --reserved         from a reservation of the project
+  --setup=FILE       a bash script that install runs on every worker, for example to mount what they share
+  --delete           train gives the pod back when it ends, however it ends
+
+  launch/tpu_pod.sh train --name=r2d2 --zone=us-west4-a --type=v5litepod-128 --runtime=v2-alpha-tpuv5-lite --spot \
+    --setup=mount.sh -- launch/main.py --config=vitl_250m --workdir=/mnt/shared/runs/vitl_250m --distributed
+
+Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, of this program or of the one that it runs.
+Environment: POLL_SECONDS (30) between two looks; REACH_TRIES (20) looks at a worker that cannot be reached;
+RETRIES (3) failures in a row after which train gives up; HEALTHY_SECONDS (3600) of running, after which a failure is
+again the first.
+TEXT
+}
+
+BAD_INPUT=2
+# What `watch` and `attempt` return beside 0, 1 and 2.
+STOPPED=3 PREEMPTED=4 REFUSED=5 DELETED=6
+POLL_SECONDS=${POLL_SECONDS:-30}
+REACH_TRIES=${REACH_TRIES:-20}
+RETRIES=${RETRIES:-3}
+HEALTHY_SECONDS=${HEALTHY_SECONDS:-3600}
+SSH_OPTIONS=(-o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+name="" zone="" type="" runtime="" project="" tier="" setup="" now="" delete_after=""
+program=()
+commit=""
+count=0   # of workers
+failed=() # the numbers of those that failed, after on_each
+states=() # of all, after read_states
+work=""   # a folder for what they answer
+
+# shellcheck source=launch/tpu_gcloud.sh
+source "$root/launch/tpu_gcloud.sh"
+
+say() { printf '%s\n' "$*" >&2; }
+
+error() { printf 'error: %s\n' "$*" >&2; }
+
+bad_input() {
+  error "$@"
+  exit "$BAD_INPUT"
+}
+
+# ---- what to do -----------------------------------------------------------------------------------------------------
+
+parse() {
+  local argument
+  while [ $# -gt 0 ]; do
+    argument=$1
+    shift
+    case $argument in
+      --name=?*) name=${argument#*=} ;;
+      --zone=?*) zone=${argument#*=} ;;
+      --type=?*) type=${argument#*=} ;;
+      --runtime=?*) runtime=${argument#*=} ;;
+      --project=?*) project=${argument#*=} ;;
+      --setup=?*) setup=${argument#*=} ;;
+      --spot | --reserved)
+        [ -z "$tier" ] || [ "$tier" = "$argument" ] || bad_input "--spot and --reserved exclude each other; give one"
+        tier=$argument
+        ;;
+      --now) now=yes ;;
+      --delete) delete_after=yes ;;
+      --)
+        program=("$@")
+        return
+        ;;
+      *) bad_input "unknown argument $argument; expected flags like --name=NAME; --help lists them" ;;
+    esac
+  done
+}
+
+need() {
+  local flag
+  for flag in "$@"; do
+    [ -n "${!flag}" ] || bad_input "--$flag is not given; --help says what it is"
+  done
+}
+
+check_setup() {
+  [ -z "$setup" ] || [ -f "$setup" ] || bad_input "--setup=$setup is no file; expected a bash script"
+}
+
+check_program() {
+  local argument
+  [ ${#program[@]} -gt 0 ] || bad_input "no program is given; expected -- launch/main.py --config=... --workdir=..."
+  [ -f "$root/${program[0]}" ] || bad_input "there is no program ${program[0]} in $root; expected one of launch/"
+  for argument in "${program[@]}"; do
+    case $argument in
+      --workdir=/* | --workdir=*://*) ;; # what is wrong with an address, the program says
+      --workdir=*) bad_input "$argument is relative; expected a folder that all workers see, like /mnt/shared/run" ;;
+    esac
+  done
+  # Without it every worker would train for itself, in the same folder.
+  [ "${program[0]}" != launch/main.py ] || [[ " ${program[*]} " == *" --distributed "* ]] ||
+    bad_input "launch/main.py is given without --distributed; add it, so that the workers of $name train together"
+}
+
+# ---- install, run, watch --------------------------------------------------------------------------------------------
+
+# Made once, so that what runs after a preemption is what ran before it.
+pack() {
+  local changed
+  changed=$(git -C "$root" status --porcelain) || bad_input "$root is no git repository; expected a clone of r2d2_jax"
+  [ -z "$changed" ] || bad_input "$root has changes that no commit has:
+$(head -n 5 <<< "$changed")
+Expected a clean tree, so that it is known what the workers run: commit, stash or ignore them."
+  commit=$(git -C "$root" rev-parse HEAD)
+  git -C "$root" archive --output="$work/code.tar" HEAD
+  cp "$root/launch/tpu_worker.sh" "$work/worker.sh"
+  [ -z "$setup" ] || cp "$setup" "$work/setup.sh"
+}
+
+install() {
+  local files=("$work/code.tar" "$work/worker.sh")
+  [ -z "$setup" ] || files+=("$work/setup.sh")
+  say "installing commit ${commit:0:12} on $count workers"
+  on_each copy_to "${files[@]}" "$name:r2d2_jax/"
+  [ ${#failed[@]} -eq 0 ] || complain "copying" "See that ssh works and that the disk is not full." || return
+  each_worker install "$commit"
+  [ ${#failed[@]} -eq 0 ] || complain "installing" "Mend it, and run the same command again." || return
+}
+
+run_program() {
+  say "starting ${program[*]} on $count workers"
+  each_worker start "${program[@]}"
+  [ ${#failed[@]} -gt 0 ] || return 0
+  complain "starting" "It runs on all workers or on none, so the others are ended. If it is not installed, install." || true
+  # But not what was at work before this call.
+  grep -qs "is at work" "$work"/*.err || each_worker end
+  return 1
+}
+
+# watch: waits until the run has ended on all workers, and returns how.
+watch() {
+  local silent=0 halting=0
+  while true; do
+    read_states
+    if [ ${#failed[@]} -gt 0 ]; then
+      check_pod || return
+      silent=$((silent + 1))
+      [ "$silent" -lt "$REACH_TRIES" ] || unreachable || return
+    elif any running; then
+      check_pod || return
+      silent=0
+      # JAX ends all processes within a minute of the first that fails. What is still there after ten looks hangs.
+      if any failed || any bad_input; then halting=$((halting + 1)); fi
+      [ "$halting" -lt 10 ] || each_worker end
+    else
+      verdict
+      return
+    fi
+    sleep "$POLL_SECONDS"
+  done
+}
+
+# show_failures: how the run has ended on each worker where it failed, and the last lines there.
+show_failures() {
+  local number
+  each_worker tail_of_log
+  for ((number = 0; number < count; number++)); do
+    case ${states[number]} in
+      *" 0") ;;
+      *) say "worker $number: ${states[number]}" && sed "s/^/[$number] /" "$work/$number.out" >&2 ;;
+    esac
+  done
+}
+
+# ---- train ----------------------------------------------------------------------------------------------------------
+
+# Whether the pod has been there in this attempt.
+was_there=""
+
+ensure_pod() {
+  local state outcome=0
+  state=$(queue_state)
+  if [ "$state" = ACTIVE ] || [ "$state" = SUSPENDED ] || [ "$state" = FAILED ]; then
+    check_pod 2> /dev/null || outcome=$?
+    if [ "$outcome" -eq "$PREEMPTED" ]; then
+      delete_pod || return
+      state=""
+    fi
+  fi
+  [ -n "$state" ] || create || return
+  wait_for_pod || return
+  was_there=yes
+}
+
+# attempt: from whatever there is to the end of the run, once.
+attempt() {
+  ensure_pod || return
+  read_states
+  if [ ${#failed[@]} -eq 0 ] && any running; then
+    say "a run is at work on $name; watching it"
+  else
+    install || return
+    run_program || return
+  fi
+  say "watching; launch/tpu_pod.sh logs --name=$name --zone=$zone shows what the workers print"
+  watch
+}
+
+# train: tries again until the run has finished, was stopped, has refused its input, or fails too often.
+train() {
+  local outcome failures=0 began had_pod=""
+  while true; do
+    began=$SECONDS outcome=0 count=0 states=() was_there=""
+    attempt || outcome=$?
+    [ -z "$was_there" ] || had_pod=yes
+    if [ "$outcome" -eq 1 ] && [ -n "$was_there" ]; then check_pod || outcome=$?; fi
+    # A first refusal does not go away by itself.
+    if [ "$outcome" -eq "$REFUSED" ] && [ -z "$had_pod" ]; then return 1; fi
+    case $outcome in
+      "$PREEMPTED") say "the run resumes from its newest checkpoint as soon as the pod is there again" ;;
+      0 | "$STOPPED" | "$BAD_INPUT" | "$DELETED")
+        conclude "$outcome"
+        return
+        ;;
+      *)
+        [ ${#states[@]} -eq 0 ] || show_failures
+        [ $((SECONDS - began)) -lt "$HEALTHY_SECONDS" ] || failures=0
+        failures=$((failures + 1))
+        if [ "$failures" -gt "$RETRIES" ]; then
+          error "$failures failures in a row on $name; mend what is said above, then the same command resumes"
+          return 1
+        fi
+        say "failure $failures; trying again, $RETRIES times at most"
+        [ "$count" -eq 0 ] || each_worker end
+        ;;
+    esac
+    sleep "$POLL_SECONDS"
+  done
+}
+
+# conclude OUTCOME: says how train ends, and returns its exit status.
+conclude() {
+  case $1 in
+    0) say "the run has finished" ;;
+    "$STOPPED") say "the run was stopped and has saved; the same command resumes it" ;;
+    "$BAD_INPUT")
+      show_failures
+      error "the program refuses its input, so it is not tried again; mend what it says above"
+      return "$BAD_INPUT"
+      ;;
+    *) return 1 ;;
+  esac
+}
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+logs() {
+  local number
+  count_workers || return
+  # shellcheck disable=SC2046  # several numbers
+  trap 'kill $(jobs -p) 2> /dev/null' INT TERM
+  for ((number = 0; number < count; number++)); do
+    remote "$number" "bash r2d2_jax/worker.sh follow" 2>&1 | sed -u "s/^/[$number] /" &
+  done
+  wait
+}
+
+status() {
+  local number
+  echo "$name in $zone: queue $(queue_state), pod $(node_state)"
+  count_workers || return
+  each_worker last
+  for ((number = 0; number < count; number++)); do
+    echo "[$number] $(tail -n 1 "$work/$number.out")"
+  done
+  [ ${#failed[@]} -eq 0 ] || unreachable
+}
+
+stop() {
+  local outcome=0
+  count_workers || return
+  read_states
+  if [ ${#failed[@]} -eq 0 ] && ! any running; then
+    error "no run is at work on $name in $zone; expected one to stop; status says how the last one has ended"
+    return 1
+  fi
+  if [ -n "$now" ]; then each_worker end; else each_worker stop; fi
+  # One worker is enough to stop the run.
+  [ ${#failed[@]} -eq 0 ] || complain "stopping" "$((count - ${#failed[@]})) of $count workers were asked." ||
+    [ ${#failed[@]} -lt "$count" ] || return
+  [ -z "$now" ] || return 0
+  say "asked to save and end; waiting"
+  watch || outcome=$?
+  case $outcome in
+    0 | "$STOPPED") say "the run has ended and saved; run the same program again to resume" ;;
+    *)
+      show_failures
+      error "the run has not ended in good order, see above; the same program resumes from its newest checkpoint"
+      return 1
+      ;;
+  esac
+}
+
+prepare() {
+  check_program
+  check_setup
+  pack
+}
+
+main() {
+  local command=${1:---help}
+  case $command in
+    -h | --help | help)
+      usage
+      return
+      ;;
+    create | wait | install | run | logs | status | stop | train | delete) ;;
+    *) bad_input "unknown command $command; expected create, wait, install, run, logs, status, stop, train or delete" ;;
+  esac
+  parse "${@:2}"
+  need name zone
+  command -v gcloud > /dev/null || bad_input "gcloud is not found on PATH; install the Google Cloud CLI and log in"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  case $command in
+    create) create || return 1 ;;
+    wait) wait_for_pod || return 1 ;;
+    install)
+      check_setup
+      pack
+      wait_reachable || return 1
+      install
+      ;;
+    run)
+      check_program
+      count_workers
+      run_program
+      ;;
+    train)
+      need type runtime
+      prepare
+      local outcome=0
+      train || outcome=$?
+      [ -z "$delete_after" ] || delete_pod || outcome=1
+      return "$outcome"
+      ;;
+    delete) delete_pod ;;
+    *) "$command" ;;
+  esac
+}
+
+main "$@"

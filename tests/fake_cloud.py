@@ -1,0 +1,48 @@
+"""A Google Cloud that is a folder, kept by tests/stand_ins/cloud/gcloud, and calls of launch/tpu_pod.sh."""
+
+import subprocess
+from pathlib import Path
+
+from programs import ROOT
+
+STAND_INS = ROOT / "tests" / "stand_ins" / "cloud"
+
+
+class Cloud:
+    """A cloud without pods, and calls of the program that uses it."""
+
+    def __init__(self, folder: Path, repository: Path) -> None:
+        self.folder, self.repository = folder, repository
+        folder.mkdir()
+        self.write("workers", "2")
+        self.write("queue_of_a_new_pod", "ACTIVE")
+        self.write("play", "exit 0")
+
+    def write(self, name: str, *lines: str) -> None:
+        (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def lines(self, name: str) -> list[str]:
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def verbs(self) -> list[str]:
+        """What was asked of gcloud, without looks and connections."""
+        verbs = [call.split()[3] for call in self.lines("calls")]
+        return [verb for verb in verbs if verb not in ("describe", "ssh", "scp")]
+
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+        environment = {
+            "PATH": f"{STAND_INS}:/usr/bin:/bin",
+            "CLOUD": str(self.folder),
+            "POLL_SECONDS": "0.02",
+            "REACH_TRIES": "3",
+            **settings,
+        }
+        program = self.repository / "launch" / "tpu_pod.sh"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(["bash", program, *arguments], env=environment, start_new_session=True, **pipes)
+
+    def call(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        with self.start(*arguments, **settings) as process:
+            printed, errors = process.communicate(timeout=30)
+        return subprocess.CompletedProcess(arguments, process.returncode, printed, errors)

@@ -1,0 +1,379 @@
+"""launch/tpu_pod.sh against a Google Cloud that is a folder: tests/stand_ins/cloud/gcloud."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_cloud import STAND_INS, Cloud
+from programs import ROOT
+
+POD = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16", "--runtime=v2-alpha-tpuv5-lite")
+PLACE = POD[:2]
+PROGRAM = ("--", "launch/main.py", "--config=vitl_250m", "--workdir=/mnt/a run", "--distributed")
+QUOTA = "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' exceeded."
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that has the launchers and an empty program, with everything committed."""
+    folder = tmp_path_factory.mktemp("repository")
+    (folder / "launch").mkdir()
+    for name in ("tpu_pod.sh", "tpu_gcloud.sh", "tpu_worker.sh"):
+        shutil.copy(ROOT / "launch" / name, folder / "launch")
+    (folder / "launch" / "main.py").touch()
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "all")):
+        subprocess.run(["git", "-C", folder, *command], check=True)
+    return folder
+
+
+def install(cloud: Cloud) -> None:
+    """A pod on which the package is installed."""
+    assert cloud.call("create", *POD).returncode == 0
+    assert cloud.call("install", *PLACE).returncode == 0
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, repository: Path) -> Iterator[Cloud]:
+    yield Cloud(tmp_path / "cloud", repository)
+    for path in tmp_path.glob("cloud/worker-*/r2d2_jax/run/pid"):
+        try:
+            os.killpg(int(path.read_text()), signal.SIGKILL)
+        except (ProcessLookupError, ValueError):
+            continue
+
+
+def refusal(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
+    """What it says, if it ends with this status."""
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def test_a_run_from_nothing_to_its_end(cloud: Cloud) -> None:
+    cloud.write("queue_of_a_new_pod", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+    done = cloud.call("train", *POD, "--project=mine", "--spot", *PROGRAM)
+    assert done.returncode == 0, done.stderr
+    head = subprocess.check_output(["git", "-C", cloud.repository, "rev-parse", "HEAD"], text=True).strip()
+    assert done.stderr.splitlines() == [
+        "asking for v5litepod-16 in us-west4-a as pod, spot",
+        "pod: WAITING_FOR_RESOURCES",
+        "pod: PROVISIONING",
+        "pod: ACTIVE",
+        "pod is there: 2 workers, all reachable",
+        f"installing commit {head[:12]} on 2 workers",
+        "starting launch/main.py --config=vitl_250m --workdir=/mnt/a run --distributed on 2 workers",
+        "watching; launch/tpu_pod.sh logs --name=pod --zone=us-west4-a shows what the workers print",
+        "the run has finished",
+    ]
+    (create,) = [call for call in cloud.lines("calls") if " create " in call]
+    assert create == (
+        "compute tpus queued-resources create pod --zone=us-west4-a --project=mine --quiet --node-id=pod "
+        "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot"
+    )
+    for worker in "01":
+        assert cloud.lines(f"started-{worker}") == [f"-u {' '.join(PROGRAM[1:])}"]
+        log = cloud.folder / f"worker-{worker}" / "r2d2_jax" / "run" / "log"
+        assert f"worker {worker} plays: exit 0" in log.read_text()
+    assert cloud.verbs() == ["create"]
+
+
+def test_delete_gives_the_pod_back_at_the_end(cloud: Cloud) -> None:
+    assert cloud.call("train", *POD, "--delete", *PROGRAM).returncode == 0
+    assert cloud.verbs() == ["create", "delete"]
+
+
+def test_a_refused_quota_is_told_and_not_asked_for_again(cloud: Cloud) -> None:
+    cloud.write("refuse", QUOTA)
+    said = refusal(cloud.call("train", *POD, *PROGRAM), 1)
+    assert f"Google Cloud refuses v5litepod-16 in us-west4-a as pod: {QUOTA}" in said
+    assert "Ask for quota" in said
+    assert cloud.verbs() == ["create"]
+
+
+def test_a_request_that_fails_in_the_queue_is_tried_a_few_times(cloud: Cloud) -> None:
+    cloud.write("queue_of_a_new_pod", "WAITING_FOR_RESOURCES", "FAILED")
+    said = refusal(cloud.call("train", *POD, *PROGRAM, RETRIES="1"), 1)
+    assert "pod has failed in the queue: no more quota for this type" in said
+    assert "2 failures in a row on pod" in said
+    assert cloud.verbs() == ["create", "delete", "create"]
+
+
+def test_after_a_preemption_the_same_command_runs_on_a_new_pod(cloud: Cloud) -> None:
+    cloud.write("play", "work", "exit 0")
+    cloud.write("play-1", "preempted", "exit 0")
+    done = cloud.call("train", *POD, *PROGRAM, RETRIES="0")
+    assert done.returncode == 0, done.stderr
+    assert "pod in us-west4-a was taken away: queue SUSPENDED, pod PREEMPTED" in done.stderr
+    assert "resumes from its newest checkpoint" in done.stderr
+    assert done.stderr.endswith("the run has finished\n")
+    assert cloud.verbs() == ["create", "delete", "create"]
+    assert cloud.lines("started-0") == [f"-u {' '.join(PROGRAM[1:])}"] * 2
+    assert len(cloud.lines("installed")) == 4
+
+
+def test_a_machine_that_shuts_down_has_not_finished_the_run(cloud: Cloud) -> None:
+    """It saves and exits with 0, and all others with it."""
+    cloud.write("play-1", "shutdown 0", "exit 0")
+    done = cloud.call("train", *POD, *PROGRAM, RETRIES="0")
+    assert done.returncode == 0, done.stderr
+    assert [len(cloud.lines(f"started-{worker}")) for worker in "01"] == [2, 2]
+    assert cloud.verbs() == ["create"]
+
+
+def test_a_pod_that_somebody_deletes_is_not_created_again(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    with cloud.start("train", *POD, *PROGRAM) as process:
+        assert process.stderr is not None
+        while "watching" not in process.stderr.readline():
+            continue
+        assert cloud.call("delete", *PLACE).returncode == 0
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "pod in us-west4-a was deleted by somebody" in said
+    assert cloud.verbs() == ["create", "delete"]
+
+
+def test_bad_input_is_not_tried_again(cloud: Cloud) -> None:
+    cloud.write("play-1", "exit 2")
+    said = refusal(cloud.call("train", *POD, *PROGRAM))
+    assert "worker 1: ended 2\n" in said
+    assert "[1] worker 1 plays: exit 2\n" in said
+    assert "the program refuses its input, so it is not tried again" in said
+    assert len(cloud.lines("started-0")) == 1
+
+
+def test_other_failures_are_tried_again_a_few_times(cloud: Cloud) -> None:
+    cloud.write("play-1", "exit 1", "exit 134", "exit 0")
+    done = cloud.call("train", *POD, *PROGRAM, RETRIES="2")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith(("failure", "worker"))] == [
+        "worker 1: ended 1",
+        "failure 1; trying again, 2 times at most",
+        "worker 1: ended 134",
+        "failure 2; trying again, 2 times at most",
+    ]
+
+
+def test_too_many_failures_end_it(cloud: Cloud) -> None:
+    cloud.write("play-1", "exit 1")
+    said = refusal(cloud.call("train", *POD, *PROGRAM, RETRIES="1"), 1)
+    assert "2 failures in a row on pod; mend what is said above" in said
+    assert len(cloud.lines("started-1")) == 2
+
+
+def test_a_failure_after_long_work_is_again_the_first(cloud: Cloud) -> None:
+    cloud.write("play-1", "exit 1", "exit 1", "exit 0")
+    assert cloud.call("train", *POD, *PROGRAM, RETRIES="1", HEALTHY_SECONDS="0").returncode == 0
+
+
+def test_a_worker_that_hangs_after_another_has_failed_is_ended(cloud: Cloud) -> None:
+    cloud.write("play-0", "work")
+    cloud.write("play-1", "exit 1")
+    said = refusal(cloud.call("train", *POD, *PROGRAM, RETRIES="0"), 1)
+    assert "worker 0: lost\n" in said
+
+
+def test_a_worker_that_cannot_be_reached_is_named(cloud: Cloud) -> None:
+    cloud.write("unreachable", "1")
+    assert cloud.call("create", *POD).returncode == 0
+    said = refusal(cloud.call("wait", *PLACE), 1)
+    assert (
+        "worker 1 of pod cannot be reached by ssh: ssh: connect to host worker-1 port 22: Connection timed out" in said
+    )
+    assert "see whether the firewall lets ssh in" in said
+
+
+def test_a_worker_that_is_lost_in_the_middle_is_named(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    with cloud.start("train", *POD, *PROGRAM, RETRIES="0") as process:
+        assert process.stderr is not None
+        while "watching" not in process.stderr.readline():
+            continue
+        cloud.write("unreachable", "1")
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "worker 1 of pod cannot be reached" in said
+
+
+def test_train_watches_what_is_at_work(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    install(cloud)
+    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
+    with cloud.start("train", *POD, *PROGRAM) as process:
+        assert process.stderr is not None
+        while "a run is at work on pod; watching it" not in process.stderr.readline():
+            continue
+        assert cloud.call("stop", *PLACE).returncode == 0
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert said.endswith("the run was stopped and has saved; the same command resumes it\n")
+    assert len(cloud.lines("started-0")) == 1
+
+
+def test_stop_lets_the_run_save(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    install(cloud)
+    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
+    shown = cloud.call("status", *PLACE)
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("pod in us-west4-a: queue ACTIVE, pod READY\n[0] running, commit ")
+    assert shown.stdout.endswith(", worker 1 plays: work\n")
+    stopped = cloud.call("stop", *PLACE)
+    assert (stopped.returncode, stopped.stderr) == (
+        0,
+        "asked to save and end; waiting\nthe run has ended and saved; run the same program again to resume\n",
+    )
+    logs = cloud.call("logs", *PLACE).stdout.splitlines()
+    assert {"[0] saved", "[1] saved"} <= set(logs)
+    assert all(line.startswith(("[0] ", "[1] ")) for line in logs)
+    assert "no run is at work on pod" in refusal(cloud.call("stop", *PLACE), 1)
+
+
+def test_stop_now_kills(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    install(cloud)
+    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
+    assert cloud.call("stop", "--now", *PLACE).returncode == 0
+    assert "[0] lost, commit" in cloud.call("status", *PLACE).stdout
+
+
+def test_a_run_that_fails_while_it_is_stopped_is_told(cloud: Cloud) -> None:
+    install(cloud)
+    cloud.write("play", "work")
+    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
+    with cloud.start("stop", *PLACE) as process:
+        pid = cloud.folder / "worker-0" / "r2d2_jax" / "run" / "program"
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "the run has not ended in good order" in said
+
+
+def test_one_run_at_a_time(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    install(cloud)
+    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
+    assert "error: a run is at work here" in refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
+    assert "error: a run is at work here" in refusal(cloud.call("install", *PLACE), 1)
+    assert "[0] running" in cloud.call("status", *PLACE).stdout
+
+
+def test_a_program_runs_on_all_workers_or_on_none(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    install(cloud)
+    cloud.write("unreachable", "1")
+    said = refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
+    assert "starting failed on worker 1 of pod: ssh: connect to host worker-1" in said
+    cloud.write("unreachable")
+    assert "[0] lost" in cloud.call("status", *PLACE).stdout
+
+
+def test_run_before_install_is_told(cloud: Cloud) -> None:
+    assert cloud.call("create", *POD).returncode == 0
+    said = refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
+    assert "starting failed on worker 0 of pod" in said
+    assert "If it is not installed, install." in said
+
+
+def test_a_failed_installation_names_the_worker(cloud: Cloud) -> None:
+    assert cloud.call("create", *POD).returncode == 0
+    cloud.write("no_space", "ERROR: No space left on device")
+    said = refusal(cloud.call("install", *PLACE), 1)
+    assert "installing failed on worker 1 of pod: ERROR: No space left on device" in said
+
+
+def test_the_file_of_setup_runs_before_the_installation(cloud: Cloud, tmp_path: Path) -> None:
+    setup = tmp_path / "mount.sh"
+    setup.write_text('[ ! -d "$HOME/r2d2_jax/code" ] && echo "mounted on $WORKER" >> "$CLOUD/mounts"\n')
+    done = cloud.call("train", *POD, f"--setup={setup}", *PROGRAM)
+    assert done.returncode == 0, done.stderr
+    assert sorted(cloud.lines("mounts")) == ["mounted on 0", "mounted on 1"]
+    setup.write_text("exit 3\n")
+    said = refusal(cloud.call("install", *PLACE, f"--setup={setup}"), 1)
+    assert "setup.sh, the file of --setup, ended with status 3" in said
+    assert cloud.call("install", *PLACE).returncode == 0  # without --setup it is not run
+
+
+def test_python_is_installed_where_it_is_missing(cloud: Cloud) -> None:
+    assert cloud.call("create", *POD).returncode == 0
+    cloud.write("no_environments", "")
+    assert cloud.call("install", *PLACE).returncode == 0
+    assert sum(line.endswith("install python3.13 python3.13-venv") for line in cloud.lines("sudo")) == 2
+    cloud.write("apt_fails", "install")
+    assert "apt-get cannot install python3.13-venv" in refusal(cloud.call("install", *PLACE), 1)
+    cloud.write("apt_fails", "update")
+    assert "apt-get update failed" in refusal(cloud.call("install", *PLACE), 1)
+
+
+def test_uncommitted_changes_are_refused_before_anything_is_asked_for(cloud: Cloud, tmp_path: Path) -> None:
+    cloud.repository = Path(shutil.copytree(cloud.repository, tmp_path / "changed"))
+    (cloud.repository / "launch" / "new.py").touch()
+    said = refusal(cloud.call("train", *POD, *PROGRAM))
+    assert "has changes that no commit has:\n?? launch/new.py\nExpected a clean tree" in said
+    assert cloud.lines("calls") == []
+    shutil.rmtree(cloud.repository / ".git")
+    assert "is no git repository" in refusal(cloud.call("install", *PLACE))
+
+
+def test_a_cloud_that_does_not_answer_is_not_waited_for(cloud: Cloud) -> None:
+    assert cloud.call("create", *POD).returncode == 0
+    cloud.write("silent", "")
+    for command in ("wait", "status"):
+        said = refusal(cloud.call(command, *PLACE), 1)
+        assert "Google Cloud does not answer for pod in us-west4-a: ERROR: no valid credentials" in said
+
+
+def test_a_pod_that_is_not_there_is_told(cloud: Cloud) -> None:
+    assert "there is no queued resource pod in us-west4-a" in refusal(cloud.call("wait", *PLACE), 1)
+    assert "pod in us-west4-a has no workers, its state is none" in refusal(cloud.call("logs", *PLACE), 1)
+
+
+def test_a_pod_that_was_taken_away_in_the_queue_is_told(cloud: Cloud) -> None:
+    cloud.write("queue_of_a_new_pod", "SUSPENDED")
+    assert cloud.call("create", *POD).returncode == 0
+    assert "pod in us-west4-a was taken away: queue SUSPENDED" in refusal(cloud.call("wait", *PLACE), 1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("start", *PLACE), "unknown command start; expected create, wait, install"),
+        (("wait", "--name=pod", "--color"), "unknown argument --color; expected flags like --name=NAME"),
+        (("wait", "--name=pod"), "--zone is not given"),
+        (("create", *PLACE), "--type is not given"),
+        (("create", *POD, "--spot", "--reserved"), "--spot and --reserved exclude each other"),
+        (("install", *PLACE, "--setup=nowhere.sh"), "--setup=nowhere.sh is no file"),
+        (("run", *PLACE), "no program is given"),
+        (("run", *PLACE, "--", "launch/none.py"), "there is no program launch/none.py"),
+        (("run", *PLACE, "--", "launch/main.py", "--workdir=/a"), "launch/main.py is given without --distributed"),
+        (("run", *PLACE, "--", "launch/main.py", "--workdir=runs/a", "--distributed"), "--workdir=runs/a is relative"),
+    ],
+)
+def test_bad_flags_are_refused(cloud: Cloud, arguments: tuple[str, ...], message: str) -> None:
+    assert message in refusal(cloud.call(*arguments))
+    assert cloud.lines("calls") == []
+
+
+def test_a_missing_gcloud_is_told(cloud: Cloud, tmp_path: Path) -> None:
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    assert "gcloud is not found on PATH" in refusal(cloud.call("wait", *PLACE, PATH=str(tmp_path)))
+
+
+def test_help_names_every_command(cloud: Cloud) -> None:
+    done = cloud.call("--help")
+    assert done.returncode == 0
+    commands = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ") and line[2].islower()]
+    assert commands[:9] == ["create", "wait", "install", "run", "logs", "status", "stop", "train", "delete"]
+
+
+def test_the_scripts_have_no_common_mistakes() -> None:
+    scripts = [ROOT / "launch" / "tpu_pod.sh", ROOT / "launch" / "tpu_worker.sh", *STAND_INS.iterdir()]
+    command = [Path(sys.executable).with_name("shellcheck"), "--external-sources", "--check-sourced", *scripts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
