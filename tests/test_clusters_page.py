@@ -1,0 +1,32 @@
+"""docs/clusters.md names files and flags that exist, and the numbers of the launchers."""
+
+import re
+
+from programs import ROOT
+
+PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+POD = (ROOT / "launch" / "tpu_pod.sh").read_text(encoding="utf-8")
+JOB = (ROOT / "launch" / "slurm.sbatch").read_text(encoding="utf-8")
+
+
+def test_every_path_that_is_named_exists() -> None:
+    named = set(re.findall(r"\b(?:launch|tests)/[\w/]+(?:\.(?:sh|sbatch|yaml))?(?![\w.])", PAGE))
+    named |= {f"docs/{page}" for page in re.findall(r"\]\((\w+\.md)", PAGE)}
+    assert {"launch/tpu_pod.sh", "launch/slurm.sbatch", "launch/k8s.yaml", "docs/scaling.md"} <= named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_command_for_a_pod_has_flags_that_it_knows() -> None:
+    (command,) = re.findall(r"^launch/tpu_pod\.sh train (.*?) -- ", PAGE, re.MULTILINE | re.DOTALL)
+    for flag in re.findall(r"--\w+", command):
+        assert f"{flag}=?*)" in POD or f"{flag} |" in POD, flag
+
+
+def test_numbers_are_those_of_the_launchers() -> None:
+    assert "RETRIES=${RETRIES:-3}" in POD
+    assert "3 times in a row (`RETRIES`)" in PAGE
+    assert "HEALTHY_SECONDS=${HEALTHY_SECONDS:-3600}" in POD
+    assert "an hour of work (`HEALTHY_SECONDS`)" in PAGE
+    assert "${MAX_FAILURES:-5}" in JOB
+    assert "at most five times (`MAX_FAILURES`)" in PAGE
+    assert "#SBATCH --signal=B:TERM@120" in JOB
