@@ -80,16 +80,15 @@ start() {
 # A machine that shuts down sends SIGTERM to every process. The program gets its own and saves; if this one passed
 # its on, the program would take the second for a demand to leave at once.
 supervise() {
-  local status=0 program
-  trap 'touch "$here/run/terminated"' TERM
+  local status program woken=yes
+  trap 'touch "$here/run/terminated"; woken=yes' TERM
   cd "$here/code"
   printf '\n== %s, commit %s: %s\n' "$(date -Is)" "$(cat "$here/commit")" "$*" >> "$here/run/log"
   "$here/venv/bin/python" -u "$@" >> "$here/run/log" 2>&1 &
   program=$!
   echo "$program" > "$here/run/program"
-  wait "$program" || status=$?
-  while kill -0 "$program" 2> /dev/null; do # the trap has ended the wait, not the program
-    status=0
+  while [ -n "$woken" ]; do # a signal has ended the wait, not the program
+    woken="" status=0
     wait "$program" || status=$?
   done
   echo "$status" > "$here/run/status.new"

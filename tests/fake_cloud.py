@@ -6,6 +6,9 @@ from pathlib import Path
 from programs import ROOT
 
 STAND_INS = ROOT / "tests" / "stand_ins" / "cloud"
+POD = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16", "--runtime=v2-alpha-tpuv5-lite")
+PLACE = POD[:2]
+PROGRAM = ("--", "launch/main.py", "--config=vitl_250m", "--workdir=/mnt/a run", "--distributed")
 
 
 class Cloud:
@@ -46,3 +49,15 @@ class Cloud:
         with self.start(*arguments, **settings) as process:
             printed, errors = process.communicate(timeout=30)
         return subprocess.CompletedProcess(arguments, process.returncode, printed, errors)
+
+
+def install(cloud: Cloud) -> None:
+    """A pod on which the package is installed."""
+    assert cloud.call("create", *POD).returncode == 0
+    assert cloud.call("install", *PLACE).returncode == 0
+
+
+def refusal(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
+    """What it says, if it ends with this status."""
+    assert done.returncode == status, done.stderr
+    return done.stderr

@@ -1,57 +1,15 @@
 """launch/tpu_pod.sh against a Google Cloud that is a folder: tests/stand_ins/cloud/gcloud."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from fake_cloud import STAND_INS, Cloud
+from fake_cloud import PLACE, POD, PROGRAM, STAND_INS, Cloud, install, refusal
 from programs import ROOT
 
-POD = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16", "--runtime=v2-alpha-tpuv5-lite")
-PLACE = POD[:2]
-PROGRAM = ("--", "launch/main.py", "--config=vitl_250m", "--workdir=/mnt/a run", "--distributed")
 QUOTA = "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' exceeded."
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository that has the launchers and an empty program, with everything committed."""
-    folder = tmp_path_factory.mktemp("repository")
-    (folder / "launch").mkdir()
-    for name in ("tpu_pod.sh", "tpu_gcloud.sh", "tpu_worker.sh"):
-        shutil.copy(ROOT / "launch" / name, folder / "launch")
-    (folder / "launch" / "main.py").touch()
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "all")):
-        subprocess.run(["git", "-C", folder, *command], check=True)
-    return folder
-
-
-def install(cloud: Cloud) -> None:
-    """A pod on which the package is installed."""
-    assert cloud.call("create", *POD).returncode == 0
-    assert cloud.call("install", *PLACE).returncode == 0
-
-
-@pytest.fixture
-def cloud(tmp_path: Path, repository: Path) -> Iterator[Cloud]:
-    yield Cloud(tmp_path / "cloud", repository)
-    for path in tmp_path.glob("cloud/worker-*/r2d2_jax/run/pid"):
-        try:
-            os.killpg(int(path.read_text()), signal.SIGKILL)
-        except (ProcessLookupError, ValueError):
-            continue
-
-
-def refusal(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
-    """What it says, if it ends with this status."""
-    assert done.returncode == status, done.stderr
-    return done.stderr
 
 
 def test_a_run_from_nothing_to_its_end(cloud: Cloud) -> None:
@@ -178,16 +136,6 @@ def test_a_worker_that_hangs_after_another_has_failed_is_ended(cloud: Cloud) -> 
     assert "worker 0: lost\n" in said
 
 
-def test_a_worker_that_cannot_be_reached_is_named(cloud: Cloud) -> None:
-    cloud.write("unreachable", "1")
-    assert cloud.call("create", *POD).returncode == 0
-    said = refusal(cloud.call("wait", *PLACE), 1)
-    assert (
-        "worker 1 of pod cannot be reached by ssh: ssh: connect to host worker-1 port 22: Connection timed out" in said
-    )
-    assert "see whether the firewall lets ssh in" in said
-
-
 def test_a_worker_that_is_lost_in_the_middle_is_named(cloud: Cloud) -> None:
     cloud.write("play", "work")
     with cloud.start("train", *POD, *PROGRAM, RETRIES="0") as process:
@@ -254,39 +202,6 @@ def test_a_run_that_fails_while_it_is_stopped_is_told(cloud: Cloud) -> None:
     assert "the run has not ended in good order" in said
 
 
-def test_one_run_at_a_time(cloud: Cloud) -> None:
-    cloud.write("play", "work")
-    install(cloud)
-    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
-    assert "error: a run is at work here" in refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
-    assert "error: a run is at work here" in refusal(cloud.call("install", *PLACE), 1)
-    assert "[0] running" in cloud.call("status", *PLACE).stdout
-
-
-def test_a_program_runs_on_all_workers_or_on_none(cloud: Cloud) -> None:
-    cloud.write("play", "work")
-    install(cloud)
-    cloud.write("unreachable", "1")
-    said = refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
-    assert "starting failed on worker 1 of pod: ssh: connect to host worker-1" in said
-    cloud.write("unreachable")
-    assert "[0] lost" in cloud.call("status", *PLACE).stdout
-
-
-def test_run_before_install_is_told(cloud: Cloud) -> None:
-    assert cloud.call("create", *POD).returncode == 0
-    said = refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
-    assert "starting failed on worker 0 of pod" in said
-    assert "If it is not installed, install." in said
-
-
-def test_a_failed_installation_names_the_worker(cloud: Cloud) -> None:
-    assert cloud.call("create", *POD).returncode == 0
-    cloud.write("no_space", "ERROR: No space left on device")
-    said = refusal(cloud.call("install", *PLACE), 1)
-    assert "installing failed on worker 1 of pod: ERROR: No space left on device" in said
-
-
 def test_the_file_of_setup_runs_before_the_installation(cloud: Cloud, tmp_path: Path) -> None:
     setup = tmp_path / "mount.sh"
     setup.write_text('[ ! -d "$HOME/r2d2_jax/code" ] && echo "mounted on $WORKER" >> "$CLOUD/mounts"\n')
@@ -310,66 +225,24 @@ def test_python_is_installed_where_it_is_missing(cloud: Cloud) -> None:
     assert "apt-get update failed" in refusal(cloud.call("install", *PLACE), 1)
 
 
-def test_uncommitted_changes_are_refused_before_anything_is_asked_for(cloud: Cloud, tmp_path: Path) -> None:
-    cloud.repository = Path(shutil.copytree(cloud.repository, tmp_path / "changed"))
-    (cloud.repository / "launch" / "new.py").touch()
-    said = refusal(cloud.call("train", *POD, *PROGRAM))
-    assert "has changes that no commit has:\n?? launch/new.py\nExpected a clean tree" in said
-    assert cloud.lines("calls") == []
-    shutil.rmtree(cloud.repository / ".git")
-    assert "is no git repository" in refusal(cloud.call("install", *PLACE))
-
-
-def test_a_cloud_that_does_not_answer_is_not_waited_for(cloud: Cloud) -> None:
-    assert cloud.call("create", *POD).returncode == 0
-    cloud.write("silent", "")
-    for command in ("wait", "status"):
-        said = refusal(cloud.call(command, *PLACE), 1)
-        assert "Google Cloud does not answer for pod in us-west4-a: ERROR: no valid credentials" in said
-
-
-def test_a_pod_that_is_not_there_is_told(cloud: Cloud) -> None:
-    assert "there is no queued resource pod in us-west4-a" in refusal(cloud.call("wait", *PLACE), 1)
-    assert "pod in us-west4-a has no workers, its state is none" in refusal(cloud.call("logs", *PLACE), 1)
-
-
-def test_a_pod_that_was_taken_away_in_the_queue_is_told(cloud: Cloud) -> None:
-    cloud.write("queue_of_a_new_pod", "SUSPENDED")
-    assert cloud.call("create", *POD).returncode == 0
-    assert "pod in us-west4-a was taken away: queue SUSPENDED" in refusal(cloud.call("wait", *PLACE), 1)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("start", *PLACE), "unknown command start; expected create, wait, install"),
-        (("wait", "--name=pod", "--color"), "unknown argument --color; expected flags like --name=NAME"),
-        (("wait", "--name=pod"), "--zone is not given"),
-        (("create", *PLACE), "--type is not given"),
-        (("create", *POD, "--spot", "--reserved"), "--spot and --reserved exclude each other"),
-        (("install", *PLACE, "--setup=nowhere.sh"), "--setup=nowhere.sh is no file"),
-        (("run", *PLACE), "no program is given"),
-        (("run", *PLACE, "--", "launch/none.py"), "there is no program launch/none.py"),
-        (("run", *PLACE, "--", "launch/main.py", "--workdir=/a"), "launch/main.py is given without --distributed"),
-        (("run", *PLACE, "--", "launch/main.py", "--workdir=runs/a", "--distributed"), "--workdir=runs/a is relative"),
-    ],
-)
-def test_bad_flags_are_refused(cloud: Cloud, arguments: tuple[str, ...], message: str) -> None:
-    assert message in refusal(cloud.call(*arguments))
-    assert cloud.lines("calls") == []
-
-
-def test_a_missing_gcloud_is_told(cloud: Cloud, tmp_path: Path) -> None:
-    for name in ("bash", "dirname"):
-        (tmp_path / name).symlink_to(str(shutil.which(name)))
-    assert "gcloud is not found on PATH" in refusal(cloud.call("wait", *PLACE, PATH=str(tmp_path)))
-
-
 def test_help_names_every_command(cloud: Cloud) -> None:
     done = cloud.call("--help")
     assert done.returncode == 0
     commands = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ") and line[2].islower()]
     assert commands[:9] == ["create", "wait", "install", "run", "logs", "status", "stop", "train", "delete"]
+
+
+def test_one_worker_that_hears_is_enough_to_stop(cloud: Cloud) -> None:
+    """The run stops on all of them together; here the other one is asked once it is back."""
+    cloud.write("play", "work")
+    install(cloud)
+    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
+    cloud.write("unreachable", "1")
+    said = refusal(cloud.call("stop", *PLACE), 1)
+    assert "stopping failed on worker 1 of pod: ssh: connect to host worker-1" in said
+    assert "1 of 2 workers were asked." in said
+    cloud.write("unreachable")
+    assert cloud.call("stop", *PLACE).returncode == 0
 
 
 def test_the_scripts_have_no_common_mistakes() -> None:
