@@ -193,20 +193,25 @@ show_failures() {
 
 # ---- train ----------------------------------------------------------------------------------------------------------
 
-# Whether the pod has been there in this attempt.
-was_there=""
+was_there="" # whether the pod has been there in this attempt
+requested="" # whether there should be a request, because train has seen or made one, and has not deleted it
 
 ensure_pod() {
   local state outcome=0
   state=$(queue_state)
-  if [ "$state" = ACTIVE ] || [ "$state" = SUSPENDED ] || [ "$state" = FAILED ]; then
-    check_pod 2> /dev/null || outcome=$?
-    if [ "$outcome" -eq "$PREEMPTED" ]; then
-      delete_pod || return
-      state=""
+  if [ -n "$state" ] || [ -n "$requested" ]; then
+    check_pod 2> "$work/fate" || outcome=$?
+    if [ "$outcome" -eq "$DELETED" ]; then
+      cat "$work/fate" >&2
+      return "$DELETED"
     fi
   fi
+  if [ "$outcome" -eq "$PREEMPTED" ]; then
+    delete_pod || return
+    state="" requested=""
+  fi
   [ -n "$state" ] || create || return
+  requested=yes
   wait_for_pod || return
   was_there=yes
 }

@@ -96,6 +96,19 @@ def test_a_pod_that_somebody_deletes_is_not_created_again(cloud: Cloud) -> None:
     assert cloud.verbs() == ["create", "delete"]
 
 
+def test_a_pod_that_somebody_deletes_between_two_attempts_is_not_created_again(cloud: Cloud) -> None:
+    cloud.write("play", "exit 1")
+    with cloud.start("train", *POD, *PROGRAM, POLL_SECONDS="0.5") as process:
+        assert process.stderr is not None
+        while "failure 1" not in process.stderr.readline():
+            continue
+        assert cloud.call("delete", *PLACE).returncode == 0
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "pod in us-west4-a was deleted by somebody" in said
+    assert cloud.verbs() == ["create", "delete"]
+
+
 def test_bad_input_is_not_tried_again(cloud: Cloud) -> None:
     cloud.write("play-1", "exit 2")
     said = refusal(cloud.call("train", *POD, *PROGRAM))
