@@ -206,9 +206,10 @@ kind() {
   case $1 in
     running) echo running ;;
     *" 2") echo bad_input ;;
-    terminated*) echo terminated ;;
-    "stopped 0" | "stopped 130" | "stopped 143") echo stopped ;; # the last two: before the first step
-    "ended 0") echo finished ;;
+    *" 0") echo finished ;;
+    "terminated "*) echo interrupted ;; # with any status: its machine was shutting down
+    "stopped 130" | "stopped 143") echo stopped ;; # 143: before it could listen
+    "ended 130") echo interrupted ;; # by another process of the run, or by a signal that is not that of `stop`
     *) echo failed ;;
   esac
 }
@@ -224,16 +225,16 @@ any() {
 
 # verdict: what the states of workers that have all ended mean together.
 #
-# A process that is asked to end takes the others with it, and all exit with 0. So the run has finished only if all did
-# and none was asked. One whose machine shuts down may make the others fail.
+# A process that is asked to end takes the others with it. One whose machine shuts down may make them fail.
 verdict() {
   if any bad_input; then
     return "$BAD_INPUT"
-  elif any terminated; then
+  elif any stopped; then
+    ! any failed || return 1
+    return "$STOPPED"
+  elif any interrupted; then
     return "$PREEMPTED"
   elif any failed; then
     return 1
-  elif any stopped; then
-    return "$STOPPED"
   fi
 }

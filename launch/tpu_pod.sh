@@ -185,7 +185,7 @@ show_failures() {
   each_worker tail_of_log
   for ((number = 0; number < count; number++)); do
     case ${states[number]} in
-      *" 0") ;;
+      *" 0" | running) ;;
       *) say "worker $number: ${states[number]}" && sed "s/^/[$number] /" "$work/$number.out" >&2 ;;
     esac
   done
@@ -316,7 +316,8 @@ stop() {
   say "asked to save and end; waiting"
   watch || outcome=$?
   case $outcome in
-    0 | "$STOPPED") say "the run has ended and saved; run the same program again to resume" ;;
+    0) say "the run has finished" ;;
+    "$STOPPED") say "the run has saved and ended; run the same program again to resume" ;;
     *)
       show_failures
       error "the run has not ended in good order, see above; the same program resumes from its newest checkpoint"

@@ -22,6 +22,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 # Another package forgets to ask for the one; of the other only its font is read, see `plots.fonts`.
 NOT_IMPORTED = {"importlib-resources", "zhplot"}

@@ -1,7 +1,6 @@
 """launch/slurm.sbatch with stand-ins for SLURM's commands, which note what they were asked for."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -53,11 +52,9 @@ class Cluster:
             _, said = process.communicate(timeout=30)
         return process.returncode, said
 
-    def signalled(self, number: signal.Signals, state: str = "", **settings: str) -> tuple[int, str]:
-        """Status and messages of a job that gets this signal at work; the run then writes this state."""
-        self.write("play", "work")
-        if state:
-            self.write("state_when_stopped", json.dumps({"state": state, "step": 7}))
+    def signalled(self, number: signal.Signals, status: int = 130, **settings: str) -> tuple[int, str]:
+        """Status and messages of a job that gets this signal at work; the run then ends with this status."""
+        self.write("play", f"work {status}")
         with self.start(**settings) as process:
             deadline = time.monotonic() + 20
             while not (self.folder / "at_work").exists() and time.monotonic() < deadline:
@@ -86,35 +83,29 @@ def test_a_job_that_finishes_is_not_requeued(cluster: Cluster) -> None:
 
 
 def test_before_the_time_limit_the_run_saves_and_the_job_is_requeued(cluster: Cluster) -> None:
-    status, said = cluster.signalled(signal.SIGTERM, "stopped")
-    assert status == 0
+    status, said = cluster.signalled(signal.SIGTERM)
+    assert status == 130
     assert said == (
-        "slurm.sbatch: SIGTERM: the run saves and ends\nslurm.sbatch: status 0: the job goes back into the queue\n"
+        "slurm.sbatch: SIGTERM: the run saves and ends\nslurm.sbatch: status 130: the job goes back into the queue\n"
     )
     assert cluster.asked("scancel") == ["--signal=TERM 77"]
     assert cluster.asked("scontrol") == ["requeue 77"]
 
 
-def test_a_job_without_status_json_is_requeued_after_a_signal(cluster: Cluster) -> None:
-    assert cluster.signalled(signal.SIGTERM)[0] == 0
-    assert cluster.asked("scontrol") == ["requeue 77"]
-
-
 def test_a_run_that_finishes_just_then_is_not_requeued(cluster: Cluster) -> None:
-    assert cluster.signalled(signal.SIGTERM, "finished")[0] == 0
+    assert cluster.signalled(signal.SIGTERM, 0)[0] == 0
     assert cluster.asked("scontrol") == []
 
 
 def test_a_run_that_was_stopped_by_a_signal_to_its_tasks_is_requeued(cluster: Cluster) -> None:
-    cluster.write("play", "exit 0")
-    cluster.write("run/status.json", json.dumps({"state": "stopped"}))
-    assert cluster.called()[0] == 0
+    cluster.write("play", "exit 130")
+    assert cluster.called()[0] == 130
     assert cluster.asked("scontrol") == ["requeue 77"]
+    assert list(cluster.folder.glob("*.failures")) == []
 
 
-def test_a_run_that_was_stopped_before_its_first_step_is_requeued(cluster: Cluster) -> None:
-    cluster.write("status_when_stopped", "130")
-    assert cluster.signalled(signal.SIGTERM)[0] == 130
+def test_a_failure_after_the_signal_is_not_counted(cluster: Cluster) -> None:
+    assert cluster.signalled(signal.SIGTERM, 143)[0] == 143
     assert cluster.asked("scontrol") == ["requeue 77"]
     assert list(cluster.folder.glob("*.failures")) == []
 
@@ -128,8 +119,7 @@ def test_bad_input_is_not_requeued(cluster: Cluster) -> None:
 
 
 def test_bad_input_is_not_requeued_after_a_signal_either(cluster: Cluster) -> None:
-    cluster.write("status_when_stopped", "2")
-    assert cluster.signalled(signal.SIGTERM)[0] == 2
+    assert cluster.signalled(signal.SIGTERM, 2)[0] == 2
     assert cluster.asked("scontrol") == []
 
 
@@ -146,29 +136,29 @@ def test_failures_are_requeued_a_few_times(cluster: Cluster) -> None:
 
 
 def test_usr1_ends_the_job_for_good(cluster: Cluster) -> None:
-    status, said = cluster.signalled(signal.SIGUSR1, "stopped")
-    assert status == 0
-    assert "ended for good, status 0; submit it again to resume" in said
+    status, said = cluster.signalled(signal.SIGUSR1)
+    assert status == 130
+    assert "ended for good, status 130; submit it again to resume" in said
     assert cluster.asked("scontrol") == []
 
 
 def test_a_cancelled_job_is_not_requeued(cluster: Cluster) -> None:
     cluster.write("job_state", "COMPLETING")
-    _, said = cluster.signalled(signal.SIGTERM, "stopped")
+    _, said = cluster.signalled(signal.SIGTERM)
     assert "the job was cancelled; submit it again to resume" in said
     assert cluster.asked("scontrol") == []
 
 
 def test_a_refused_requeue_is_told(cluster: Cluster) -> None:
     cluster.write("no_scontrol")
-    status, said = cluster.signalled(signal.SIGTERM, "stopped")
+    status, said = cluster.signalled(signal.SIGTERM)
     assert status == 1
     assert "error: scontrol cannot put the job back into the queue" in said
 
 
 def test_a_failing_scancel_is_told(cluster: Cluster) -> None:
     cluster.write("no_scancel")
-    cluster.write("play", "work")
+    cluster.write("play", "work 130")
     with cluster.start() as process:
         while not (cluster.folder / "at_work").exists():
             time.sleep(0.01)
@@ -180,17 +170,14 @@ def test_a_failing_scancel_is_told(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, settings, message",
+    "settings, message",
     [
-        ((), {"SLURM_JOB_ID": ""}, "this is no job; expected to be submitted: sbatch launch/slurm.sbatch"),
-        (("--config=demo",), {}, "--workdir=FOLDER is not given; expected one that all nodes share"),
-        ((), {"PYTHON": "no/python"}, "there is no no/python in"),
+        ({"SLURM_JOB_ID": ""}, "this is no job; expected to be submitted: sbatch launch/slurm.sbatch"),
+        ({"PYTHON": "no/python"}, "there is no no/python in"),
     ],
 )
-def test_bad_input_of_the_job_is_refused(
-    cluster: Cluster, arguments: tuple[str, ...], settings: dict[str, str], message: str
-) -> None:
-    status, said = cluster.called(*arguments, **settings)
+def test_bad_input_of_the_job_is_refused(cluster: Cluster, settings: dict[str, str], message: str) -> None:
+    status, said = cluster.called(**settings)
     assert status == 2
     assert said.startswith(f"slurm.sbatch: error: {message}")
     assert cluster.asked("srun") == []

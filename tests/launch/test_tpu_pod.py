@@ -75,8 +75,9 @@ def test_after_a_preemption_the_same_command_runs_on_a_new_pod(cloud: Cloud) -> 
 
 
 def test_a_machine_that_shuts_down_has_not_finished_the_run(cloud: Cloud) -> None:
-    """It saves and exits with 0, and all others with it."""
-    cloud.write("play-1", "shutdown 0", "exit 0")
+    """It saves and exits, and all others with it."""
+    cloud.write("play-0", "exit 130", "exit 0")
+    cloud.write("play-1", "shutdown 130", "exit 0")
     done = cloud.call("train", *POD, *PROGRAM, RETRIES="0")
     assert done.returncode == 0, done.stderr
     assert [len(cloud.lines(f"started-{worker}")) for worker in "01"] == [2, 2]
@@ -187,7 +188,7 @@ def test_stop_lets_the_run_save(cloud: Cloud) -> None:
     stopped = cloud.call("stop", *PLACE)
     assert (stopped.returncode, stopped.stderr) == (
         0,
-        "asked to save and end; waiting\nthe run has ended and saved; run the same program again to resume\n",
+        "asked to save and end; waiting\nthe run has saved and ended; run the same program again to resume\n",
     )
     logs = cloud.call("logs", *PLACE).stdout.splitlines()
     assert {"[0] saved", "[1] saved"} <= set(logs)
