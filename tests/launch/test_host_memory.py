@@ -26,8 +26,8 @@ for call in range(40):
 
 def pages_of_later_calls(how: str) -> float:
     done = subprocess.run([sys.executable, "-c", PROGRAM, how], timeout=120, capture_output=True, text=True, check=True)
-    # A call that begins before another thread has freed the memory of the last one takes more. On a busy machine it takes
-    # some calls until enough is kept.
+    # A call that begins before another thread has freed the memory of the last one takes more. On a busy machine
+    # it takes some calls until enough is kept.
     return statistics.median(map(int, done.stdout.split()[20:]))
 
 
