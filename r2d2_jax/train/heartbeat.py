@@ -3,7 +3,6 @@
 import dataclasses
 import faulthandler
 import logging
-import multiprocessing
 import os
 import socket
 import sys
@@ -15,6 +14,7 @@ from types import TracebackType
 import jax
 
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.processes import leave_at_once
 from r2d2_jax.status import (
     BEAT_SECONDS,
     EVALUATING,
@@ -150,9 +150,7 @@ class Heartbeat:
         logger.error("error: %s. What each thread is doing:", said)
         faulthandler.dump_traceback(sys.__stderr__ or 2)
         self._fail(said)
-        for worker in multiprocessing.active_children():  # they would stay, also those that are stopped
-            worker.kill()
-        os._exit(STALLED)
+        leave_at_once(STALLED)
 
     def _fail(self, error: str) -> None:
         self._change(state=FAILED, error=error, error_time=time.time())

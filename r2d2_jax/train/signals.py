@@ -1,7 +1,6 @@
 """What asks the loop to save and stop: SIGTERM or Ctrl-C, of which a second one exits at once, or a lost worker."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 from types import FrameType, TracebackType
@@ -9,6 +8,8 @@ from types import FrameType, TracebackType
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from r2d2_jax.processes import leave_at_once
 
 # Steps between the votes of several processes on whether to stop. A vote blocks until the devices have caught up, but a
 # preempted machine has only about 30 s to save.
@@ -39,9 +40,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            for worker in multiprocessing.active_children():  # they do not listen to Ctrl-C, and would stay
-                worker.kill()
-            os._exit(128 + number)
+            leave_at_once(128 + number)
         self.received = signal.Signals(number)
         # What runs now, such as compiling, may take a minute more. Neither print nor logging may be used in a handler.
         said = f"\n{self.received.name}: saving and leaving as soon as this step is done; another leaves at once\n"

@@ -4,12 +4,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+from small_corpus import until
 from small_runs import NO_EVALUATION, RUN, STEPS, before_batch, run
 
 from r2d2_jax.errors import UserError
@@ -32,13 +32,6 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     statuses: list[int] = []
     monkeypatch.setattr(heartbeat.os, "_exit", statuses.append)
     return statuses
-
-
-def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def state_in(folder: Path) -> str:
@@ -108,7 +101,7 @@ def test_a_run_that_hangs_is_ended(
     with Heartbeat(tmp_path, 4, 8, stall_seconds=0.2) as heart:
         heart.stepped(3)
         getattr(heart, waits_for)()
-        until(lambda: left)
+        until(lambda: bool(left))
     assert left == [heartbeat.STALLED]
     assert f"error: the run has waited 0 s for one {heart._waits_for}, so {why}" in caplog.text
     assert "after step 3; the same command goes on from the newest checkpoint; train.stall_seconds" in caplog.text
@@ -130,7 +123,7 @@ def test_of_several_processes_the_one_without_a_batch_speaks_first(
     with Heartbeat(tmp_path, 4, 8, stall_seconds=0.1) as waiting, Heartbeat(tmp_path, 4, 8, stall_seconds=0.1) as heart:
         waiting.stepping()
         heart.batch()
-        until(lambda: left)
+        until(lambda: bool(left))
         time.sleep(0.3)
         assert left == [heartbeat.STALLED]
     assert "error: process 1 on host1 has waited 0 s for one batch" in caplog.text
