@@ -170,15 +170,11 @@ each_remote() { on_each remote "$1"; }
 # each_worker COMMAND ARGUMENTS: calls launch/tpu_worker.sh on every worker.
 each_worker() { each_remote "bash r2d2_jax/worker.sh$(printf ' %q' "$@")"; }
 
+# copy_to NUMBER FILES POD:FOLDER: scp names the pod within its last argument.
 copy_to() {
   local number=$1
   shift
-  tpus_scp --worker="$number" "$@"
-}
-
-# scp names the pod within its last argument.
-tpus_scp() {
-  gcloud compute tpus tpu-vm scp "$@" --zone="$zone" ${project:+"--project=$project"} --quiet
+  gcloud compute tpus tpu-vm scp --worker="$number" "$@" --zone="$zone" ${project:+"--project=$project"} --quiet
 }
 
 # complain WHAT WHAT_TO_DO: one line for each worker in `failed`, with the last thing that it said.

@@ -326,12 +326,6 @@ stop() {
   esac
 }
 
-prepare() {
-  check_program
-  check_setup
-  pack
-}
-
 main() {
   local command=${1:---help}
   case $command in
@@ -363,7 +357,9 @@ main() {
       ;;
     train)
       need type runtime
-      prepare
+      check_program
+      check_setup
+      pack
       local outcome=0
       train || outcome=$?
       [ -z "$delete_after" ] || delete_pod || outcome=1

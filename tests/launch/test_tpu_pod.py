@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from fake_cloud import PLACE, POD, PROGRAM, STAND_INS, Cloud, install, refusal
 from programs import ROOT
 
@@ -84,24 +85,18 @@ def test_a_machine_that_shuts_down_has_not_finished_the_run(cloud: Cloud) -> Non
     assert cloud.verbs() == ["create"]
 
 
-def test_a_pod_that_somebody_deletes_is_not_created_again(cloud: Cloud) -> None:
-    cloud.write("play", "work")
-    with cloud.start("train", *POD, *PROGRAM) as process:
+@pytest.mark.parametrize(
+    "play, told, poll_seconds",
+    [("work", "watching", "0.02"), ("exit 1", "failure 1", "0.5")],
+    ids=["at work", "between two attempts"],
+)
+def test_a_pod_that_somebody_deletes_is_not_created_again(
+    cloud: Cloud, play: str, told: str, poll_seconds: str
+) -> None:
+    cloud.write("play", play)
+    with cloud.start("train", *POD, *PROGRAM, POLL_SECONDS=poll_seconds) as process:
         assert process.stderr is not None
-        while "watching" not in process.stderr.readline():
-            continue
-        assert cloud.call("delete", *PLACE).returncode == 0
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "pod in us-west4-a was deleted by somebody" in said
-    assert cloud.verbs() == ["create", "delete"]
-
-
-def test_a_pod_that_somebody_deletes_between_two_attempts_is_not_created_again(cloud: Cloud) -> None:
-    cloud.write("play", "exit 1")
-    with cloud.start("train", *POD, *PROGRAM, POLL_SECONDS="0.5") as process:
-        assert process.stderr is not None
-        while "failure 1" not in process.stderr.readline():
+        while told not in process.stderr.readline():
             continue
         assert cloud.call("delete", *PLACE).returncode == 0
         _, said = process.communicate(timeout=30)
