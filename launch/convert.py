@@ -21,7 +21,7 @@ from r2d2_jax.convert.conversion import STUDENT, TEACHER, Form, form_of, open_mo
 from r2d2_jax.convert.verification import LIMIT, ParityReport, verify
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.program import parse, run
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 
 FLAGS = flags.FlagValues()
 INPUT = flags.DEFINE_string(
@@ -82,7 +82,7 @@ def _work(arguments: Sequence[str]) -> int:
 
 def converted() -> ParityReport | None:
     """Reads, writes and verifies as the flags say; the report, if one was asked for."""
-    source, target = user_path(str(INPUT.value)), user_path(OUTPUT.value) if OUTPUT.value else None
+    source, target = path_or_bucket(str(INPUT.value)), path_or_bucket(OUTPUT.value) if OUTPUT.value else None
     if not (target or VERIFY.value or REST.value):
         raise UserError("there is nothing to do; expected --output, --verify or --rest")
     model = open_model(
@@ -90,7 +90,7 @@ def converted() -> ParityReport | None:
         weights=WEIGHTS.value,
         image_heads=IMAGE_HEADS.value,
         text_heads=TEXT_HEADS.value,
-        vocabulary=user_path(VOCABULARY.value) if VOCABULARY.value else None,
+        vocabulary=path_or_bucket(VOCABULARY.value) if VOCABULARY.value else None,
         map_punctuation=MAP_PUNCTUATION.value,
     )
     form = (FORMAT.value or form_of(target)) if target else None
@@ -99,7 +99,7 @@ def converted() -> ParityReport | None:
             _say("exporting the graphs: seconds for a small model, minutes for a large one")
         write_model(model, target, form)
     if REST.value:
-        write_rest(source, user_path(REST.value))
+        write_rest(source, path_or_bucket(REST.value))
     if model.notes:
         print(f"{source}: {'; '.join(model.notes)}")
     print(f"{target or source}: {model.summary()}")

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from r2d2_jax.buckets.path import is_address
 from r2d2_jax.config.model import DTYPES
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.plot import PICTURES, drawn_at_the_end
 from r2d2_jax.launch.program import parse, run
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket, user_path
 
 if TYPE_CHECKING:
     from r2d2_jax.evaluation.measure import Measurement
@@ -179,8 +180,11 @@ def _work(arguments: Sequence[str]) -> None:
 
 
 def _beside_json() -> Path | None:
-    """The folder of finished blocks that goes once the result is written; None if one is named, or there is none."""
-    if not _JSON.value or _WORK.value:
+    """The folder of finished blocks that goes once the result is written; None if one is named, or there is none.
+
+    There is none in a bucket either: blocks are kept on a disk, and --work names one.
+    """
+    if not _JSON.value or _WORK.value or is_address(_JSON.value):
         return None
     file = user_path(_JSON.value)
     return file.with_name(f"{file.name}.work")
@@ -189,8 +193,8 @@ def _beside_json() -> Path | None:
 def _pictures() -> Path | None:
     """The folder of the pictures; None where nothing is to be written."""
     if _PLOTS.value:
-        return user_path(_PLOTS.value)
-    return user_path(_JSON.value).with_suffix(f".{PICTURES}") if _JSON.value else None
+        return path_or_bucket(_PLOTS.value)
+    return path_or_bucket(_JSON.value).with_suffix(f".{PICTURES}") if _JSON.value else None
 
 
 def _draw(measured: "Measurement", folder: Path) -> None:

@@ -7,8 +7,9 @@ import tempfile
 from typing import Any
 
 from r2d2_jax.atomic import written_whole
+from r2d2_jax.buckets.path import BucketPath, check_access
 from r2d2_jax.errors import UserError
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 
 
 def check_json_path(path: str) -> None:
@@ -17,7 +18,10 @@ def check_json_path(path: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    file = user_path(path)
+    file = path_or_bucket(path)
+    if isinstance(file, BucketPath):
+        check_access(file)
+        return
     try:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -36,5 +40,5 @@ def write_json(document: dict[str, Any], path: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with written_whole(user_path(path)) as unfinished:
+    with written_whole(path_or_bucket(path)) as unfinished:
         unfinished.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from r2d2_jax.buckets.path import BucketPath, check_access
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
@@ -20,7 +21,7 @@ from r2d2_jax.launch.host_memory import keep_freed_memory
 from r2d2_jax.launch.plot import PICTURES, draw, drawn_at_the_end
 from r2d2_jax.launch.program import STOPPED, parse_known, run
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.processes import join, leave, wait_for_verdict
 
 logger = logging.getLogger(__name__)
@@ -97,10 +98,10 @@ def _join() -> None:
 
 
 def _workdir() -> Path:
-    workdir = str(WORKDIR.value)
-    if "://" in workdir:
-        raise UserError(f"--workdir={workdir} is an address; expected a local or mounted folder: mount it first")
-    return user_path(workdir)
+    workdir = path_or_bucket(str(WORKDIR.value))
+    if isinstance(workdir, BucketPath):
+        check_access(workdir)
+    return workdir
 
 
 def command() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.program import run
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ def _work(arguments: Sequence[str]) -> None:
     asked = parsed(arguments)
     if len(asked.run) > 1 and asked.output is None:
         raise UserError(f"{len(asked.run)} runs are named and no folder for the pictures; add --output=FOLDER")
-    if asked.output is not None and (not asked.output or "://" in asked.output):
-        raise UserError(f"--output is {asked.output!r}; expected a local or mounted folder for the pictures")
-    folders = [user_path(folder) for folder in asked.run]
-    for path in draw(folders, user_path(asked.output) if asked.output else folders[0] / PICTURES):
+    if asked.output == "":
+        raise UserError("--output is ''; expected a folder for the pictures")
+    folders = [path_or_bucket(folder) for folder in asked.run]
+    for path in draw(folders, path_or_bucket(asked.output) if asked.output else folders[0] / PICTURES):
         print(path)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.program import run
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.status import STATUS, age, described, read_status
 
 HEADER = ("run", "state", "steps", "pairs/s", "end of training", "last sign")
@@ -26,7 +26,7 @@ def _work(arguments: Sequence[str]) -> None:
     parser.add_argument("run", nargs="+", help="The --workdir of one run or of several.")
     now, rows, errors = time.time(), [HEADER], []
     for name in parser.parse_args(arguments).run:
-        status = read_status(user_path(name))
+        status = read_status(path_or_bucket(name))
         if status is None:
             raise UserError(f"{name} has no {STATUS}; expected the --workdir of a run that has started")
         rows.append((name, *described(status, now)))

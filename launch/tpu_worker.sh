@@ -55,7 +55,7 @@ install() {
   rm -rf "$here/code"
   mv "$here/code.new" "$here/code"
   "$python" -m venv "$here/venv"
-  "$here/venv/bin/python" -m pip install --quiet --editable "$here/code[tpu]"
+  "$here/venv/bin/python" -m pip install --quiet --editable "$here/code[tpu,gcs]"
   echo "$1" > "$here/commit"
 }
 

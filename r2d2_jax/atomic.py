@@ -7,13 +7,16 @@ import re
 import shutil
 import sqlite3
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.buckets.path import BucketPath, bucket_refused
+from r2d2_jax.buckets.transfer import upload
+from r2d2_jax.errors import UserError, first_line, naming
 
 _SQLITE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 # Libraries in C++ and Rust raise their own exceptions, with the operating system's words in the message.
@@ -22,7 +25,9 @@ _ERRNOS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE),
 )
-_SYSTEM_WORDS = re.compile("|".join([r"os error \d", "os_error_code", *map(re.escape, map(os.strerror, _ERRNOS))]))
+_SYSTEM_WORDS = re.compile(
+    "|".join([r"os error \d", "os_error_code", r"HTTP response code", *map(re.escape, map(os.strerror, _ERRNOS))])
+)
 _FULL = re.compile("|".join(["disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)]))
 
 
@@ -58,27 +63,26 @@ def writing(path: Path, *, advice: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming(temporary: str, lasting: str) -> Iterator[None]:
-    """Writes `lasting` for `temporary` in messages: a name that is gone when they are read tells nobody anything."""
-    try:
-        yield
-    except UserError as error:
-        if temporary not in str(error):
-            raise
-        raise UserError(str(error).replace(temporary, lasting)) from error
-
-
-@contextlib.contextmanager
 def written_whole(path: Path, *, advice: str = "") -> Iterator[Path]:
     """Gives a name beside `path` to write a file or folder to; renames it to `path` on success, removes it otherwise.
+
+    What goes into a bucket is written to the disk for temporary files, and uploaded on success.
 
     Args:
         path: the file or folder to make; its parents are made if absent, a file of this name is replaced.
         advice: ends the message about a full disk.
 
     Raises:
-        UserError: as `writing`.
+        UserError: as `writing`, or the bucket refuses it.
     """
+    if isinstance(path, BucketPath):
+        with tempfile.TemporaryDirectory(prefix="r2d2_jax-") as folder:
+            unfinished = Path(folder) / path.name
+            with naming(str(unfinished), str(path)), writing(unfinished, advice=advice):
+                yield unfinished
+            with bucket_refused(path, "write"):
+                upload(unfinished, path)
+        return
     # A random name: writers on two machines that share the folder may have the same process id.
     unfinished = path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex}")
     try:

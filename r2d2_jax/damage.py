@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +13,15 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from r2d2_jax.atomic import written_whole
+from r2d2_jax.buckets.path import COMMITTED, BucketPath
+from r2d2_jax.buckets.transfer import checksum_there, crc32c, move
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.paths import literal_path
 
-LISTING = "files.json"  # in a checkpoint: size and CRC-32 of each of its files
+LISTING = "files.json"  # in a checkpoint: size and checksum of each of its files
 SET_ASIDE = "damaged"  # ends the name of a folder that is no longer looked at
 # Orbax writes some of these after the listing and reads none of them again.
-_UNLISTED = (LISTING, "_CHECKPOINT_METADATA", "commit_success.txt")
+_UNLISTED = (LISTING, "_CHECKPOINT_METADATA", COMMITTED)
 # What every checkpoint has, and is JSON; metrics only if it was evaluated.
 _JSON_FILES, METRICS = ("config/metadata", "progress/metadata", "state/_METADATA"), "metrics/metrics"
 _STEP = re.compile(r"0|[1-9][0-9]*")  # as they are written: "08" is not read as a checkpoint, nor "９"
@@ -133,7 +135,12 @@ def steps_of(checkpoints: Path) -> list[int]:
     """The steps of all checkpoints in a folder, whole or not, in order."""
     if not checkpoints.is_dir():
         return []
-    return sorted(int(path.name) for path in checkpoints.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
+    return sorted(int(path.name) for path in checkpoints.iterdir() if _STEP.fullmatch(path.name) and _is_there(path))
+
+
+def _is_there(checkpoint: Path) -> bool:
+    """Whether a folder is a checkpoint, and in a bucket one that was written to its end."""
+    return (checkpoint / COMMITTED).exists() if isinstance(checkpoint, BucketPath) else checkpoint.is_dir()
 
 
 def refusal(
@@ -158,7 +165,10 @@ def set_aside(checkpoint: Path) -> Path:
     """Renames a checkpoint so that nothing reads it any more; returns its new path."""
     names = (f"{checkpoint.name}.{SET_ASIDE}{number or ''}" for number in range(10**6))
     aside = next(path for path in map(checkpoint.with_name, names) if not path.exists())
-    checkpoint.rename(aside)
+    if isinstance(checkpoint, BucketPath):
+        move(checkpoint, aside)
+    else:
+        checkpoint.rename(aside)
     return aside
 
 
@@ -167,7 +177,8 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DamagedError(f"{error.filename} cannot be read: {error.strerror}") from error
+        named = f"{error.filename} cannot be read: " if error.filename else ""  # a bucket names it in the message
+        raise DamagedError(f"{named}{error.strerror or first_line(error)}") from error
 
 
 @_readable()
@@ -187,9 +198,10 @@ def _check_listed(checkpoint: Path) -> None:
         if path.stat().st_size != size:
             raise DamagedError(f"{path} has {path.stat().st_size:,} bytes of {size:,}")
     with ThreadPoolExecutor(4) as pool:
-        for name, found in zip(files, pool.map(_measured, (checkpoint / name for name in files)), strict=True):
-            if found != files[name]:
-                raise DamagedError(f"{checkpoint / name} has other bytes than were written")
+        paths = [checkpoint / name for name in files]
+        for path, sound in zip(paths, pool.map(_is_as_listed, paths, files.values()), strict=True):
+            if not sound:
+                raise DamagedError(f"{path} has other bytes than were written")
 
 
 @_readable()
@@ -212,9 +224,23 @@ def _names(checkpoint: Path) -> list[str]:
     return sorted(path.relative_to(checkpoint).as_posix() for path in files)
 
 
-def _measured(path: Path) -> list[int]:
+def _measured(path: Path) -> tuple[int, int | str]:
+    """Size and checksum of a file: the CRC-32 of one on a disk, the CRC-32C that a bucket keeps with every object."""
+    return (path.stat().st_size, checksum_there(path)) if isinstance(path, BucketPath) else _read_through(path)
+
+
+def _is_as_listed(path: Path, listed: Sequence[int | str]) -> bool:
+    """Whether a file has the size and checksum of a listing, which may have been made on a disk or in a bucket."""
+    size, checksum = listed
+    if isinstance(checksum, int):
+        return _read_through(path) == (size, checksum)
+    found = checksum_there(path) if isinstance(path, BucketPath) else crc32c(path)
+    return (path.stat().st_size, found) == (size, checksum)
+
+
+def _read_through(path: Path) -> tuple[int, int]:
     size, checksum = 0, 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             size, checksum = size + len(piece), zlib.crc32(piece, checksum)
-    return [size, checksum]
+    return size, checksum

@@ -1,6 +1,7 @@
 """The one exception that bad input raises, and what its messages are made of."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 FIRST_NAMES = 10  # how many of the things that are wrong a message lists
 
@@ -21,3 +22,14 @@ def first_line(error: BaseException) -> str:
 def bulleted(lines: Iterable[str]) -> str:
     """One indented line for each, as messages list what differs or is wrong."""
     return "\n".join(f"  - {line}" for line in lines)
+
+
+@contextlib.contextmanager
+def naming(temporary: str, lasting: str) -> Iterator[None]:
+    """Writes `lasting` for `temporary` in messages: a name that is gone when they are read tells nobody anything."""
+    try:
+        yield
+    except UserError as error:
+        if temporary not in str(error):
+            raise
+        raise UserError(str(error).replace(temporary, lasting)) from error

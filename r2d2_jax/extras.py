@@ -4,7 +4,8 @@ import importlib
 
 from r2d2_jax.errors import UserError
 
-TORCH, BEAM = ("torch", "transformers"), ("apache_beam",)
+TORCH, BEAM, GCS = ("torch", "transformers"), ("apache_beam",), ("gcsfs", "google.cloud.storage")
+CRC32C = ("google_crc32c",)
 ONNX = (*TORCH, "onnx", "onnxscript", "onnxruntime")
 
 
@@ -12,7 +13,7 @@ def require(modules: tuple[str, ...], what: str, extra: str) -> None:
     """Checks that modules can be imported.
 
     Args:
-        modules: TORCH, ONNX or BEAM.
+        modules: TORCH, ONNX, BEAM, GCS or CRC32C.
         what: what needs them, for the message.
         extra: the extra of this package that installs them.
 

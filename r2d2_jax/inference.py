@@ -16,6 +16,7 @@ from r2d2_jax.encoder import DeviceTokens, Encoder, Encodings, Keep, PairBatch
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.inputs import ImageList, Images, Texts, as_array, checked_ids, checked_tokens, described, listed_texts
 from r2d2_jax.models.store import Model
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
@@ -355,9 +356,9 @@ def _kept(tokens: bool) -> Keep:
 
 
 def _path(given: str | os.PathLike, name: str) -> Path:
-    if isinstance(given, str) and (not given or "://" in given):
-        raise UserError(f"{name} is {str(given)!r}; expected a file or folder here: download what lies elsewhere")
+    if isinstance(given, str) and not given:
+        raise UserError(f"{name} is ''; expected a file or folder")
     try:
-        return Path(given).expanduser()
+        return path_or_bucket(given)
     except (TypeError, RuntimeError) as error:  # no path at all; a home of nobody
         raise UserError(f"{name} is {given!r}; expected a path ({first_line(error)})") from error

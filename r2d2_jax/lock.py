@@ -41,7 +41,7 @@ def held(folder: Path, work: str, flag: str) -> Iterator[None]:
             _take(file, f"{work} is at work in {folder}; let it end, or choose another {flag}")
             if _is_file_of(file, path):  # and not one that its holder removed before it let go
                 break
-        _write(file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
+        _write(file, this_process())
         try:
             yield
             if _is_file_of(file, path):
@@ -63,7 +63,7 @@ def _take(file: IO[bytes], refusal: str) -> None:
     except OSError as error:
         file.seek(0)
         holder = file.readline().decode(errors="replace").strip("\0\n")  # a machine that lost power leaves zeros
-        if not isinstance(error, BlockingIOError) and (not holder or _is_gone(holder)):
+        if not isinstance(error, BlockingIOError) and (not holder or is_gone(holder)):
             return  # there are no locks here
         raise UserError(
             f"{refusal}. It is {holder or 'just starting'}; if that has ended, remove {file.name}"
@@ -76,7 +76,12 @@ def _write(file: IO[bytes], text: str) -> None:
         file.write(text.encode())
 
 
-def _is_gone(holder: str) -> bool:
+def this_process() -> str:
+    """What a lock says of the process that holds it."""
+    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+
+
+def is_gone(holder: str) -> bool:
     """Whether a lock names a process of this machine that has ended."""
     words = holder.split()
     if len(words) < 4 or not words[1].isdecimal() or words[3] != socket.gethostname():

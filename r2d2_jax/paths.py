@@ -1,4 +1,7 @@
-"""Paths as users give them, and as Orbax and libraries in C++ must be given them."""
+"""Paths as users give them, and as Orbax and libraries in C++ must be given them.
+
+Where a `Path` may lie in a bucket, it is a `BucketPath`, which does the same under the same names.
+"""
 
 import glob
 import os
@@ -8,6 +11,7 @@ from pathlib import Path
 from etils import epath
 from etils.epath.gpath import PosixGPath
 
+from r2d2_jax.buckets.path import BucketPath, bucket_path, is_address
 from r2d2_jax.errors import UserError
 
 # How a file begins that Git LFS left in the place of one that it has not fetched.
@@ -32,8 +36,23 @@ class LiteralPath(PosixGPath):
 
 
 def user_path(given: str | os.PathLike[str]) -> Path:
-    """A path in which ~ is the user's home, which no shell puts into --FLAG=~/FOLDER; an unknown ~NAME is a folder."""
-    return Path(os.path.expanduser(given))  # unlike Path.expanduser, raises nothing
+    """A path on a disk, in which ~ is the user's home, which no shell puts into --FLAG=~/FOLDER.
+
+    Raises:
+        UserError: it is an address.
+    """
+    if is_address(given):
+        raise UserError(f"{given} is an address; expected a local or mounted path: mount it first, or copy it")
+    return Path(os.path.expanduser(given))  # unlike Path.expanduser, raises nothing: an unknown ~NAME is a folder
+
+
+def path_or_bucket(given: str | os.PathLike[str]) -> Path:
+    """As `user_path`, and what begins with gs:// is a path in a bucket.
+
+    Raises:
+        UserError: it is another address, or the packages for buckets are not installed.
+    """
+    return bucket_path(os.fspath(given)) if is_address(given) else user_path(given)
 
 
 def refuse_pointer(path: Path) -> None:
@@ -45,16 +64,18 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
-def literal_path(path: Path, name: str) -> LiteralPath:
-    """The absolute path as Orbax must be given it.
+def literal_path(path: Path, name: str) -> epath.Path:
+    """The absolute path as Orbax must be given it; one in a bucket is that already.
 
     Args:
-        path: a local path.
+        path: on a disk or in a bucket.
         name: what it is, for messages.
 
     Raises:
         UserError: Orbax or TensorStore would read or write another place.
     """
+    if isinstance(path, BucketPath):
+        return path
     absolute = path.absolute()
     check_utf8(absolute, name)
     if "\\" in str(absolute):

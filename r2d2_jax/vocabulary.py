@@ -8,8 +8,9 @@ from pathlib import Path
 
 import huggingface_hub
 
+from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
-from r2d2_jax.paths import refuse_pointer, user_path
+from r2d2_jax.paths import path_or_bucket, refuse_pointer
 
 VOCABULARY = "vocab.txt"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -64,10 +65,13 @@ def find_vocabulary(name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    path = user_path(name)
-    if os.path.isdir(path):  # pathlib's raises where a name is too long
+    path = path_or_bucket(name)
+    # On a disk pathlib's raise where a name is too long.
+    in_bucket = isinstance(path, BucketPath)
+    is_dir, is_file = (BucketPath.is_dir, BucketPath.is_file) if in_bucket else (os.path.isdir, os.path.isfile)
+    if is_dir(path):
         path = path / VOCABULARY
-    if os.path.isfile(path):
+    if is_file(path):
         return path
     if path.suffix == ".txt" or not re.fullmatch(_HUB_NAME, name):
         raise UserError(

@@ -182,16 +182,12 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
         ({"train__seed": 2**32}, "train.seed is 4294967296; expected 4294967295 at most"),
         (
             {"data__directory": "gs://bucket/data"},
-            "data.directory is gs://bucket/data, an address; expected a local or mounted path: mount it first",
-        ),
-        (
-            {"data__vocabulary": "https://x.org/vocab.txt"},
-            "data.vocabulary is https://x.org/vocab.txt, an address; expected a local or mounted path: mount it first",
+            "data.directory is gs://bucket/data, an address; records are read from disks: mount or copy that folder",
         ),
         ({"data__directory": ""}, "data.directory is empty; expected the folder of a prepared dataset"),
         (
             {"data__corpora": ("a", "https://b")},
-            "data.corpora names https://b, an address; expected a local or mounted path: mount it first",
+            "data.corpora names https://b, an address; records are read from disks: mount or copy that folder",
         ),
         ({"data__corpora": ("a", "b", "a")}, "data.corpora names a 2 times; expected it once: give it a larger weight"),
         ({"data__corpora": ("a", "")}, "data.corpora has an empty name; expected folders of prepared datasets"),

@@ -20,6 +20,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
     "cv2": "opencv-python-headless",
+    "google": "google-cloud-storage",  # and those that it brings
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

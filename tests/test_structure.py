@@ -14,6 +14,10 @@ PROGRAMS = [path for folder in ("launch", "configs", "benchmarks") for path in s
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # room or module -> what it must never import
 FORBIDDEN = {
+    "buckets": (
+        *("config", "data", "models", "losses", "tasks", "train", "evaluation", "convert", "preparation", "ablation"),
+        *("planning", "plots"),
+    ),
     "data": ("preparation", "models", "losses", "tasks", "train", "evaluation"),
     "losses": ("models", "config", "tasks", "train"),
     "models": ("tasks", "train", "data", "preparation"),

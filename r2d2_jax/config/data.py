@@ -68,9 +68,9 @@ def data_contradictions(data: DataConfig) -> Iterator[str]:
             "data.test_split is set and data.validation_split is not; the weights to test are chosen on validation: "
             "expected the name of that split, or no test_split: launch/evaluate.py measures any split"
         )
-    for name in ("directory", "vocabulary", "test_directory"):
+    for name in ("directory", "test_directory"):
         if "://" in (path := getattr(data, name)):
-            yield f"data.{name} is {path}, an address; expected a local or mounted path: mount it first"
+            yield f"data.{name} is {path}, an address; records are read from disks: mount or copy that folder"
     yield from _corpora_contradictions(data)
     if data.augmentation not in ("crop_and_flip", "random_augment"):
         yield f"data.augmentation is {data.augmentation!r}; expected 'crop_and_flip' or 'random_augment'"
@@ -86,7 +86,7 @@ def _corpora_contradictions(data: DataConfig) -> Iterator[str]:
         if not folder:
             yield "data.corpora has an empty name; expected folders of prepared datasets"
         if "://" in folder:
-            yield f"data.corpora names {folder}, an address; expected a local or mounted path: mount it first"
+            yield f"data.corpora names {folder}, an address; records are read from disks: mount or copy that folder"
         if (times := data.corpora.count(folder)) > 1:
             yield f"data.corpora names {folder} {times} times; expected it once: give it a larger weight"
     if data.corpus_weights and len(data.corpus_weights) != len(data.corpora):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from r2d2_jax.buckets.transfer import on_disk
 from r2d2_jax.config.reading import model_config
 from r2d2_jax.convert.naming import check_finite
 from r2d2_jax.convert.tensor_files import INDEX, SUFFIXES, write_tensors
@@ -64,23 +65,12 @@ def open_model(
         UserError: there is no such model, it is damaged, its weights are not finite, or the vocabulary is not the one
             beside the model or does not fit the word embeddings.
     """
-    if is_published(path):
-        file = read_published(path)
-        model = from_published(file.tensors, str(path), image_heads=image_heads, text_heads=text_heads)
-        model = dataclasses.replace(model, notes=file.notes, lineage=(unrecorded(path.name),))
-    elif is_model(path):
-        model = load_model(path)
-        check_finite(dict(flat(model.params)), str(path))
-    elif is_transformers(path):
-        model = load_transformers(path)
-    elif _is_run(path):
+    if _is_run(path):
         model = _of_run(path, weights, step)
         check_finite(dict(flat(model.params)), str(path))
     else:
-        raise UserError(
-            f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote "
-            f"(ONNX excepted), or the --workdir of a run{_meant_by(path)}"
-        )
+        with on_disk(str(path)) as copy:
+            model = _of_files(Path(copy), image_heads, text_heads)
     if weights != STUDENT and not _is_run(path):
         raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
     if step is not None and not _is_run(path):
@@ -95,6 +85,24 @@ def open_model(
         model = dataclasses.replace(model, maps_punctuation=map_punctuation)
     check_vocabulary(model)
     return dataclasses.replace(model, notes=(*model.notes, *_fewer_tokens(model)))
+
+
+def _of_files(path: Path, image_heads: int | None, text_heads: int | None) -> Model:
+    """A model that is no run's."""
+    if is_published(path):
+        file = read_published(path)
+        model = from_published(file.tensors, str(path), image_heads=image_heads, text_heads=text_heads)
+        return dataclasses.replace(model, notes=file.notes, lineage=(unrecorded(path.name),))
+    if is_model(path):
+        model = load_model(path)
+        check_finite(dict(flat(model.params)), str(path))
+        return model
+    if is_transformers(path):
+        return load_transformers(path)
+    raise UserError(
+        f"{path} is no model; expected a published .pth or .safetensors, a folder that launch/convert.py wrote (ONNX "
+        f"excepted), or the --workdir of a run{_meant_by(path)}"
+    )
 
 
 def _is_run(path: Path) -> bool:

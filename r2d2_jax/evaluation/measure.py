@@ -30,7 +30,7 @@ from r2d2_jax.evaluation.published import published_retrieval
 from r2d2_jax.evaluation.retrieval import RetrievalSettings, evaluate_retrieval
 from r2d2_jax.evaluation.scorer import Scorer
 from r2d2_jax.models.store import Model
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
@@ -243,16 +243,12 @@ def _check_ranges(request: Request) -> None:
 
 def _opened(request: Request) -> Model:
     logger.info("opening the checkpoint %s", request.checkpoint)
-    if "://" in request.checkpoint:
-        raise UserError(
-            f"--checkpoint={request.checkpoint} is an address; expected a local file or folder: download it"
-        )
     model = open_model(
-        user_path(request.checkpoint),
+        path_or_bucket(request.checkpoint),
         weights=request.weights,
         image_heads=request.image_heads,
         text_heads=request.text_heads,
-        vocabulary=Path(request.vocabulary) if request.vocabulary else None,
+        vocabulary=path_or_bucket(request.vocabulary) if request.vocabulary else None,
         map_punctuation=request.map_punctuation,
     ).computing_in(request.dtype)
     if model.vocabulary is None:

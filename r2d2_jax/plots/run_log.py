@@ -95,7 +95,7 @@ def _read(folder: Path) -> list[str]:
     if not (folder / LOG).is_file():
         raise UserError(f"{folder} holds no {LOG}; expected the --workdir of a run that has made its first steps")
     try:
-        return (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+        return (folder / LOG).read_bytes().decode("utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {folder / LOG}: {first_line(error)}; mend the folder or name another") from error
 

@@ -17,9 +17,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from r2d2_jax.atomic import naming, writing, written_whole
+from r2d2_jax.atomic import writing, written_whole
 from r2d2_jax.data.records import count_records
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, naming
 from r2d2_jax.paths import check_utf8, user_path
 from r2d2_jax.preparation.corpora.corpus import split_problem
 from r2d2_jax.preparation.examples import Example

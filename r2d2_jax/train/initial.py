@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from r2d2_jax.arrays import Params
+from r2d2_jax.buckets.transfer import on_disk
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import InitialWeightsConfig
 from r2d2_jax.convert.conversion import open_model
@@ -15,7 +16,7 @@ from r2d2_jax.convert.resize import interpolated, resized_positions
 from r2d2_jax.errors import UserError, bulleted
 from r2d2_jax.lineage import Lineage
 from r2d2_jax.models.layers import EMBEDDING_INIT
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.tasks.task import Task
 from r2d2_jax.train.state import TrainState
 from r2d2_jax.trees import shape_differences
@@ -64,12 +65,14 @@ def initial_params(config: Config, vocabulary: Vocabulary, *, masked_lm: bool) -
     if initial.model:
         params, notes, lineage = _whole_model(initial, config, vocabulary)
     if initial.image:
-        weights = image_tower(initial.image, config.model, resize_positions=initial.resize_positions)
+        with on_disk(initial.image) as name:
+            weights = image_tower(name, config.model, resize_positions=initial.resize_positions)
         params |= weights.params
         notes += [f"image tower from {initial.image}", *weights.notes]
     if initial.text:
-        unknown = same_tokens(vocabulary_in(located(initial.text).parent), vocabulary, initial.text, initial)
-        weights = text_tower(initial.text, config.model, masked_lm=masked_lm, fewer_tokens=initial.longer_vocabulary)
+        with on_disk(initial.text) as name:
+            unknown = same_tokens(vocabulary_in(located(name).parent), vocabulary, initial.text, initial)
+            weights = text_tower(name, config.model, masked_lm=masked_lm, fewer_tokens=initial.longer_vocabulary)
         params |= weights.params
         notes += [f"text tower from {initial.text}", *unknown, *weights.notes]
     if initial.longer_vocabulary:
@@ -137,7 +140,7 @@ def with_new_tokens(params: Params, size: int, seed: int) -> tuple[Params, list[
 def _whole_model(
     initial: InitialWeightsConfig, config: Config, vocabulary: Vocabulary
 ) -> tuple[Params, list[str], Lineage]:
-    path = user_path(initial.model)
+    path = path_or_bucket(initial.model)
     try:
         model, notes = open_model(path), [f"whole model from {initial.model}"]
     except UserError as error:

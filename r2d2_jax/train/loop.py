@@ -333,6 +333,7 @@ class Run:
         self._check_state()
         scores = None if report is None else report.scores()
         progress = self._position.to_json(self._config.train.batch_size)
+        self._log.flush()
         self._checkpoints.save(self._state, self._config, progress, scores)
 
     def _check_metrics(self) -> None:

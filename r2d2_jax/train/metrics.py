@@ -13,9 +13,13 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from r2d2_jax.atomic import written_whole
+from r2d2_jax.buckets.mirror import Mirror
+from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
+
+METRICS_LOG = "metrics.jsonl"
 
 
 class Window:
@@ -59,6 +63,9 @@ class Window:
 class MetricsLog:
     """`metrics.jsonl` (one JSON object a line) and TensorBoard files below a run's folder.
 
+    Of a run in a bucket they grow on this disk, and are copied there once a minute, before every checkpoint and at the
+    end.
+
     Args:
         workdir: the run's folder.
         first_step: lines that a crashed run wrote after this step are dropped, so that the log is the one of an
@@ -68,12 +75,14 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, first_step: int, active: bool, evaluated: bool = True) -> None:
-        self._path, self._active = workdir / "metrics.jsonl", active
+        self._active = active
         self._board: SummaryWriter | None = None
+        self._mirror: Mirror | None = None
         if active:
-            workdir.mkdir(parents=True, exist_ok=True)
+            folder = self._folder(workdir)
+            self._path = folder / METRICS_LOG
             self._rewind(first_step, evaluated)
-            self._board = _board(workdir / "tensorboard", first_step)
+            self._board = _board(folder / "tensorboard", first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line; values that are not finite become null, as JSON has no other form for them.
@@ -96,14 +105,39 @@ class MetricsLog:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Sees that a run that resumes from a checkpoint of now finds the lines so far.
+
+        Raises:
+            UserError: a bucket refuses them.
+        """
+        if self._mirror is not None:
+            self._mirror.copy()
+
     def close(self) -> None:
-        """Flushes the TensorBoard files; a failure is only logged, since nothing reads them again."""
-        if self._board is None:
-            return
+        """Flushes the TensorBoard files; a failure is only logged, since nothing reads them again.
+
+        Raises:
+            UserError: a bucket refuses the log.
+        """
         try:
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
         except OSError as error:
             logger.warning("the TensorBoard files are not complete: %s", first_line(error))
+        finally:
+            if self._mirror is not None:
+                self._mirror.close()
+
+    def _folder(self, workdir: Path) -> Path:
+        """Where the files grow."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not isinstance(workdir, BucketPath):
+            return workdir
+        self._mirror = Mirror(workdir)
+        if (workdir / METRICS_LOG).exists():
+            (self._mirror.folder / METRICS_LOG).write_bytes((workdir / METRICS_LOG).read_bytes())
+        return self._mirror.folder
 
     def _rewind(self, last_step: int, evaluated: bool) -> None:
         """Drops the lines after `last_step`; what is damaged is dropped too, or set aside if nothing can be read."""

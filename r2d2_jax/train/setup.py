@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2d2_jax.atomic import written_whole
+from r2d2_jax.buckets.lock import held_in_bucket
+from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.config.reading import Config
 from r2d2_jax.data.bad_records import UnusableRecords
 from r2d2_jax.data.evaluation_split import EvaluationSplit
@@ -153,8 +155,14 @@ def only_run_in(workdir: Path) -> ExitStack:
     Raises:
         UserError: on every process, if another run is at work there, or the folder cannot be written to.
     """
+
+    def hold() -> None:
+        asked = ("another run", "--workdir")
+        in_bucket = isinstance(workdir, BucketPath)
+        lock.enter_context(held_in_bucket(workdir, *asked) if in_bucket else held(workdir, *asked))
+
     lock = ExitStack()
-    by_first_process(lambda: lock.enter_context(held(workdir, "another run", "--workdir")))
+    by_first_process(hold)
     return lock
 
 
@@ -247,7 +255,7 @@ def check_newest_is_agreed(checkpoints: Checkpoints) -> None:
     if len(set(steps)) > 1:
         raise UserError(
             f"the newest checkpoint in {checkpoints.directory} is another one to each process: {steps}; --workdir must "
-            "lie on a file system that all processes share; start again once all of them see the same"
+            "lie in a bucket or on a file system that all processes share; start again once all of them see the same"
         )
 
 

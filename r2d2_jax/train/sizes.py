@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.damage import steps_of
 from r2d2_jax.errors import UserError
-from r2d2_jax.paths import user_path
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.presets import AS_INITIAL
 
 
@@ -65,7 +65,7 @@ def _of_model(config: ConfigDict) -> dict[str, Any]:
             "initial.model is not set; a fine-tuning starts from a model and has its sizes: name a published file, a "
             "folder that launch/convert.py wrote, or the --workdir of a run, as --config.initial.model=models/r2d2_vitl"
         )
-    path = user_path(named)
+    path = path_or_bucket(named)
     sizes = _of_run(path)
     if sizes is not None:
         return sizes

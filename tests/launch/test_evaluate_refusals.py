@@ -53,7 +53,7 @@ REFUSALS = {
         "--checkpoint is not given, and --model=r2d2 is no",
     ),
     "no model": ("--checkpoint=nothing --data=captioned", "nothing is no model; expected a published"),
-    "an address": ("--checkpoint=gs://r2d2 --data=captioned", "--checkpoint=gs://r2d2 is an address"),
+    "an address": ("--checkpoint=s3://r2d2 --data=captioned", "s3://r2d2 is an address of s3://, which cannot"),
     "no data": ("--checkpoint=r2d2 --data=nothing", "data folder nothing does not exist"),
     "another split": (
         "--checkpoint=r2d2 --data=captioned --split=tset",

@@ -60,9 +60,9 @@ REFUSED = {
         ["--config={folder}/no_vocabulary.py"],
         ["vocabulary {folder}/none/vocab.txt does not exist; expected a WordPiece vocab.txt with one token a line"],
     ),
-    "a workdir that is an address": (
-        ["--config=configs/demo.py", "--workdir=gs://bucket/run"],
-        ["--workdir=gs://bucket/run is an address; expected a local or mounted folder: mount it first"],
+    "a workdir in a bucket of another kind": (
+        ["--config=configs/demo.py", "--workdir=s3://bucket/run"],
+        ["s3://bucket/run is an address of s3://, which cannot be opened; expected a local or mounted folder, or gs:"],
     ),
     "a process without a place to meet": (
         ["--config=configs/demo.py", "--process_id=1"],

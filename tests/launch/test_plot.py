@@ -36,8 +36,8 @@ def test_what_it_refuses(run: Path, tmp_path: Path) -> None:
         ([str(tmp_path / "none")], "error: there is no folder "),
         ([str(run), str(run)], "error: 2 runs are named and no folder for the pictures; add --output=FOLDER"),
         ([str(run), f"--output={run / 'metrics.jsonl'}"], "metrics.jsonl"),
-        ([str(run), "--output="], "error: --output is ''; expected a local or mounted folder for the pictures"),
-        ([str(run), "--output=gs://pictures"], "error: --output is 'gs://pictures'; expected a local or mounted"),
+        ([str(run), "--output="], "error: --output is ''; expected a folder for the pictures"),
+        ([str(run), "--output=s3://pictures"], "error: s3://pictures is an address of s3://, which cannot be opened"),
     ):
         done = called(main, *arguments)
         assert (done.returncode, done.stdout) == (2, "")

@@ -8,9 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
-from r2d2_jax.atomic import naming
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, naming
 from r2d2_jax.paths import user_path
 from r2d2_jax.preparation.checks.assembly import Assembly
 from r2d2_jax.preparation.checks.findings import findings

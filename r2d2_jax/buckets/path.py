@@ -1,0 +1,153 @@
+"""A path in a bucket, which the rest of the package uses as it uses those on a disk."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+from etils import epath
+from etils.epath.gpath import PosixGPath
+from etils.epath.stat_utils import StatResult
+
+from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.extras import GCS, require
+
+SCHEME = "gs://"
+# Orbax writes a checkpoint in a bucket under its final name, and this file into it last: nothing there can be renamed
+# in one go.
+COMMITTED = "commit_success.txt"
+
+
+class BucketStat(StatResult):
+    """What etils tells of an object, and its size under the name that it has on a disk."""
+
+    @property
+    def st_size(self) -> int:
+        """Bytes."""
+        return self.length
+
+
+@epath.register_path_cls
+class BucketPath(PosixGPath):
+    """A path such as gs://BUCKET/FOLDER: what is at the same place of it as of a `pathlib.Path` does the same.
+
+    There are no folders in a bucket, only objects with slashes in their names: a folder is there as long as an object
+    is below it. Every object appears whole, when it has been written to its end.
+    """
+
+    def absolute(self) -> "BucketPath":
+        """Itself."""
+        return self
+
+    def stat(self) -> BucketStat:
+        """Size and time of change.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        return BucketStat(**dataclasses.asdict(super().stat()))
+
+    def bucket_and_name(self) -> tuple[str, str]:
+        """The bucket, and the name of the object in it."""
+        bucket, _, name = str(self).removeprefix(SCHEME).partition("/")
+        return bucket, name
+
+    def rglob(self, pattern: str) -> Iterator["BucketPath"]:
+        """All objects below this one; `pattern` is "*"."""
+        assert pattern == "*", pattern
+        filesystem = fsspec.filesystem("gcs")
+        return (type(self)(f"{SCHEME}{name}") for name in filesystem.find(str(self)))
+
+
+def is_address(given: str | os.PathLike[str]) -> bool:
+    """Whether what a user gave is an address such as gs://BUCKET rather than a path on a disk."""
+    return "://" in os.fspath(given)
+
+
+def bucket_path(address: str) -> BucketPath:
+    """The path behind an address.
+
+    Raises:
+        UserError: it is no gs:// address, names no bucket, or the packages for buckets are not installed.
+    """
+    if not address.startswith(SCHEME):
+        scheme = address.partition("://")[0]
+        raise UserError(
+            f"{address} is an address of {scheme}://, which cannot be opened; expected a local or mounted folder, or "
+            f"{SCHEME}BUCKET/FOLDER. Orbax writes checkpoints to Google Cloud Storage alone: mount other buckets"
+        )
+    if not address.removeprefix(SCHEME).strip("/"):
+        raise UserError(f"{address} names no bucket; expected {SCHEME}BUCKET/FOLDER")
+    _prepare()  # before gcsfs is imported
+    require(GCS, address, "gcs")
+    return BucketPath(address)
+
+
+def check_access(path: BucketPath) -> None:
+    """Checks that the bucket of a path is there and can be listed.
+
+    Raises:
+        UserError: it is not.
+    """
+    bucket, _ = path.bucket_and_name()
+    with bucket_refused(path):
+        next(iter(client().list_blobs(bucket, max_results=1)), None)
+
+
+@functools.cache
+def client() -> Any:
+    """Google's own client, for what gcsfs cannot do: writing on the condition that nobody else has written."""
+    from google.cloud import storage
+
+    return storage.Client(project=None)  # no request of ours needs one
+
+
+@contextlib.contextmanager
+def bucket_refused(path: BucketPath, verb: str = "use") -> Iterator[None]:
+    """Turns what a bucket refuses inside into one message; all else goes through.
+
+    Args:
+        path: what is used or, as `verb` says, written.
+
+    Raises:
+        UserError: it cannot be reached, or the credentials are absent or do not permit this.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_bucket_error(error):
+            raise
+        raise UserError(f"cannot {verb} {path}: {first_line(error)}; {advice(error)}") from error
+
+
+def is_bucket_error(error: BaseException) -> bool:
+    """Whether an error is a bucket's or its network's, and no bug of ours."""
+    import google.api_core.exceptions
+    import google.auth.exceptions
+
+    # Of gcsfs come OSErrors alone (see `patience`), of Google's own client the others.
+    return isinstance(
+        error, (OSError, google.api_core.exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError)
+    )
+
+
+def advice(error: BaseException) -> str:
+    """What to do about an error of a bucket."""
+    said = f"{type(error).__name__} {error}"
+    if any(word in said for word in ("Forbidden", "403", "PERMISSION_DENIED", "401", "Unauthorized")):
+        return "give its account the role roles/storage.objectUser of the bucket"
+    if "Credentials" in said or "Refresh" in said:
+        return "run `gcloud auth application-default login`, or give the machine a service account"
+    return "check the name of the bucket and the network"
+
+
+def _prepare() -> None:
+    """Chooses how gs:// is read and written, whatever else is installed."""
+    os.environ.setdefault("EPATH_USE_TF", "false")  # without, etils reads buckets by TensorFlow where that is installed
+    # Without, gcsfs asks for the kind of each bucket in a way that needs more rights than reading and writing.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    fsspec.register_implementation("gcs", "r2d2_jax.buckets.patience.PatientFileSystem", clobber=True)
+    fsspec.register_implementation("gs", "r2d2_jax.buckets.patience.PatientFileSystem", clobber=True)

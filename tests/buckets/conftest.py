@@ -1,0 +1,60 @@
+"""One bucket on 127.0.0.1 for all tests of a process."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bucket_server import BUCKET, BucketServer
+from small_model import write_small_dataset
+from small_runs import RUN, run
+
+from r2d2_jax.buckets.path import BucketPath, bucket_path
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server() -> BucketServer:
+    """The bucket's server. Clients remember where it is, so it stays until the process ends."""
+    server = BucketServer()
+    os.environ.update(server.environment())
+    return server
+
+
+@pytest.fixture
+def bucket(server: BucketServer) -> Iterator[BucketPath]:
+    """A folder in the bucket that no other test uses."""
+    yield bucket_path(f"gs://{BUCKET}/{next(_numbers)}")
+    server.fault = None
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 training records, 10 for validation, 4 with a foil, and a vocabulary, on the disk."""
+    return write_small_dataset(tmp_path_factory.mktemp("prepared"), train=32)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of RUN on the disk, gone through at once, which tests only look at."""
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(prepared, workdir, RUN)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def finished(prepared: Path, server: BucketServer) -> BucketPath:
+    """A finished run in the bucket, which tests copy."""
+    workdir = bucket_path(f"gs://{BUCKET}/finished")
+    run(prepared, workdir, RUN)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished: BucketPath, bucket: BucketPath) -> BucketPath:
+    """A copy of it."""
+    for path in finished.rglob("*"):
+        (bucket / "run" / str(path.relative_to(finished))).write_bytes(path.read_bytes())
+    return bucket / "run"

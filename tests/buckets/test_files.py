@@ -1,0 +1,84 @@
+"""Files and folders that appear in a bucket whole, and copies on the disk for libraries that read nothing else."""
+
+import os
+from pathlib import Path
+
+import pytest
+from bucket_server import FORBIDS, REFUSES, BucketServer
+
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.buckets import patience
+from r2d2_jax.buckets.path import BucketPath
+from r2d2_jax.buckets.transfer import checksum_there, crc32c, move, on_disk
+from r2d2_jax.errors import UserError
+
+
+def test_a_file_and_a_folder(bucket: BucketPath) -> None:
+    with written_whole(bucket / "a.json") as unfinished:
+        unfinished.write_text("狗", encoding="utf-8")
+        assert not (bucket / "a.json").exists()
+    assert (bucket / "a.json").read_text() == "狗"
+    with written_whole(bucket / "model") as unfinished:
+        (unfinished / "deep").mkdir(parents=True)
+        (unfinished / "deep" / "x").write_bytes(os.urandom(100))
+        (unfinished / "config.json").write_text("{}")
+    assert sorted(path.name for path in (bucket / "model").rglob("*")) == ["config.json", "x"]
+
+
+def test_what_fails_leaves_nothing(bucket: BucketPath, server: BucketServer) -> None:
+    with pytest.raises(ZeroDivisionError), written_whole(bucket / "a") as unfinished:
+        unfinished.write_text(str(1 / 0))
+    assert not (bucket / "a").exists()
+    assert not unfinished.exists()
+    said = f"^cannot write {bucket}/a: .*; give its account the role roles/storage.objectUser of the bucket$"
+    with server.faulty(FORBIDS), pytest.raises(UserError, match=said), written_whole(bucket / "a") as unfinished:
+        unfinished.write_text("whole")
+    assert not (bucket / "a").exists()
+
+
+def test_patience_ends(
+    bucket: BucketPath, server: BucketServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gcsfs itself makes six attempts, with pauses of half a minute in all, which are left out here."""
+
+    async def no_pause(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(patience.asyncio, "sleep", no_pause)
+    with server.faulty(REFUSES), pytest.raises(OSError, match="by the stand-in"):
+        (bucket / "a").read_text()
+    assert "the bucket does not answer: by the stand-in of the tests, 503; trying again, for 0 min" in caplog.text
+
+
+def test_a_copy_on_the_disk(bucket: BucketPath) -> None:
+    (bucket / "model" / "config.json").write_text("{}")
+    (bucket / "model" / "deep" / "x").write_text("1")
+    with on_disk(str(bucket / "model")) as copy:
+        assert Path(copy).name == "model"
+        assert (Path(copy) / "deep" / "x").read_text() == "1"
+        with on_disk(str(bucket / "model" / "config.json")) as file:
+            assert Path(file).read_text() == "{}"
+    assert not Path(copy).exists()
+    with on_disk("openai/clip-vit-large-patch14") as name:
+        assert name == "openai/clip-vit-large-patch14"
+    with (
+        pytest.raises(UserError, match=f"^{bucket}/model is damaged$"),
+        on_disk(str(bucket / "model")) as copy,
+    ):
+        raise UserError(f"{copy} is damaged")
+
+
+def test_other_names(bucket: BucketPath) -> None:
+    (bucket / "16" / "a").write_text("1")
+    (bucket / "16" / "deep" / "b").write_text("2")
+    move(bucket / "16", bucket / "16.damaged")
+    assert not (bucket / "16").exists()
+    assert (bucket / "16.damaged" / "a").read_text() + (bucket / "16.damaged" / "deep" / "b").read_text() == "12"
+
+
+def test_checksums_there_and_here_are_the_same(bucket: BucketPath, tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "a").write_bytes(content)
+    (bucket / "a").write_bytes(content)
+    assert checksum_there(bucket / "a") == crc32c(tmp_path / "a")
