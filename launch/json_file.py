@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 from r2d2_jax.atomic import written_whole
-from r2d2_jax.buckets.path import BucketPath, check_access
+from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import UserError
 from r2d2_jax.paths import path_or_bucket
 
@@ -20,7 +20,6 @@ def check_json_path(path: str) -> None:
     """
     file = path_or_bucket(path)
     if isinstance(file, BucketPath):
-        check_access(file)
         return
     try:
         if file.is_dir():

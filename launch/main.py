@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from r2d2_jax.buckets.path import BucketPath, check_access
+from r2d2_jax.buckets.path import BucketPath, check_access_of_runs
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
@@ -100,7 +100,7 @@ def _join() -> None:
 def _workdir() -> Path:
     workdir = path_or_bucket(str(WORKDIR.value))
     if isinstance(workdir, BucketPath):
-        check_access(workdir)
+        check_access_of_runs(workdir)
     return workdir
 
 

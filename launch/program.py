@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 from tqdm import tqdm
 
+from r2d2_jax.buckets.path import BucketError
 from r2d2_jax.errors import UserError
 
 Work = Callable[[Sequence[str]], int | None]
 # Exit statuses; the last two are what a shell gives to a program that Ctrl-C ends, or that prints to a closed pipe.
-BAD_INPUT, STOPPED, NOBODY_READS = 2, 130, 141
+FAILED, BAD_INPUT, STOPPED, NOBODY_READS = 1, 2, 130, 141
 HELP_FLAGS = {"-h", "--help", "--helpshort", "--helpfull"}
 # The lowest level of messages of other libraries that are shown. TFDS logs every look at a dataset through absl.
 # PyTorch's exporter warns for each operator of torchvision that it is not installed; no model here uses one.
@@ -66,6 +67,9 @@ def run(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BucketError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except SystemExit as end:  # of --help, and of argparse, which has printed what is wrong
         if isinstance(end.code, str):  # a message, as sys.exit prints it
             print(end.code, file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 from etils import epath
 from etils.epath.gpath import PosixGPath
 
-from r2d2_jax.buckets.path import BucketPath, bucket_path, is_address
+from r2d2_jax.buckets.path import BucketPath, bucket_path, check_access, is_address
 from r2d2_jax.errors import UserError
 
 # How a file begins that Git LFS left in the place of one that it has not fetched.
@@ -47,12 +47,16 @@ def user_path(given: str | os.PathLike[str]) -> Path:
 
 
 def path_or_bucket(given: str | os.PathLike[str]) -> Path:
-    """As `user_path`, and what begins with gs:// is a path in a bucket.
+    """As `user_path`, and what begins with gs:// is a path in a bucket, which has to be there.
 
     Raises:
-        UserError: it is another address, or the packages for buckets are not installed.
+        UserError: it is another address, the packages for buckets are not installed, or the bucket cannot be listed.
     """
-    return bucket_path(os.fspath(given)) if is_address(given) else user_path(given)
+    if not is_address(given):
+        return user_path(given)
+    path = bucket_path(os.fspath(given))
+    check_access(path)
+    return path
 
 
 def refuse_pointer(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Settings of every test, and the vocabulary and datasets that many share."""
 
 import atexit
+import itertools
 import os
 import shutil
 import signal
@@ -18,8 +19,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first process: 
 
 import jax
 import pytest
+from bucket_server import BUCKET, BucketServer
 from small_data import example
 
+from r2d2_jax.buckets.path import BucketPath, bucket_path
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.preparation.writer import write_dataset
@@ -28,6 +31,7 @@ from r2d2_jax.preparation.writer import write_dataset
 jax.config.update("jax_platforms", "cpu")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+_numbers = itertools.count()
 CHARACTERS = "一二三四五六七八九十只狗在左右红绿球"
 
 
@@ -49,6 +53,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def server() -> BucketServer:
+    """The bucket's server. Clients remember where it is, so it stays until the process ends."""
+    server = BucketServer()
+    os.environ.update(server.environment())
+    return server
+
+
+@pytest.fixture
+def bucket(server: BucketServer) -> Iterator[BucketPath]:
+    """A folder in the bucket that no other test uses."""
+    yield bucket_path(f"gs://{BUCKET}/{next(_numbers)}")
+    server.fault = None
 
 
 @pytest.fixture(scope="session", autouse=True)

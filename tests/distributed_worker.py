@@ -38,6 +38,7 @@ from small_model import (
 from r2d2_jax import processes
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.sharding import global_batch, make_mesh, state_shardings
 from r2d2_jax.train import loop
 from r2d2_jax.train.compiled import compile_term_gradients
@@ -145,7 +146,7 @@ def main() -> None:
     """Flags in, one of the above."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--mode", required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=path_or_bucket, required=True)
     parser.add_argument("--devices", type=int, required=True)
     parser.add_argument("--cases", default="")
     parser.add_argument("--config")

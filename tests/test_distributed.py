@@ -157,8 +157,15 @@ def test_devices_and_processes_change_nothing(
     assert all(value < 1e-5 for value, _ in worst.values()), worst
 
 
-@pytest.mark.parametrize("told, stopped", [(4, 4), (5, 5)])
-def test_a_run_of_two_processes_stops_and_goes_on_in_one(told: int, stopped: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told, stopped, place", [(4, 4, "tmp_path"), (5, 5, "tmp_path"), (5, 5, "bucket")])
+def test_a_run_of_two_processes_stops_and_goes_on_in_one(
+    told: int,
+    stopped: int,
+    place: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Only one of the two is told to stop, before a step; both stop long before the next line of the log.
 
     After step 4 they evaluate, which both leave at the same batch, and of which no figures remain. One process takes
@@ -171,7 +178,7 @@ def test_a_run_of_two_processes_stops_and_goes_on_in_one(told: int, stopped: int
         {"optimizer": {"epsilon": 1e-2}},
         {"train": {"epochs": 2.0, "log_every": 8, "evaluate_every": 4}, "evaluation": {"batch_size": 2}},
     )
-    both, alone = tmp_path / "both", tmp_path / "alone"
+    both, alone = request.getfixturevalue(place) / "both", tmp_path / "alone"
     flags = (
         f"--config={json.dumps(config_values(*changes))}",
         f"--stop_before={told}",
@@ -181,8 +188,10 @@ def test_a_run_of_two_processes_stops_and_goes_on_in_one(told: int, stopped: int
     outcomes = [json.loads(output.splitlines()[-1]) for output in ended(together(2, "--mode=train", *flags))]
     assert outcomes == [{"step": stopped, "finished": False}] * 2
     assert (both / "metrics.jsonl").exists() == (stopped == 5)  # with the figures of step 4
+    caplog.set_level("INFO")
     for workdir in (both, alone):
         assert train(small_config(*changes), workdir).finished
+    assert caplog.text.count("the run moves from 2 processes with the mesh data 2 x fsdp 1 to 1 process with") == 1
     states = saved_state(both), saved_state(alone)
     assert states[0].keys() == states[1].keys()
     for name, expected in states[1].items():

@@ -21,6 +21,10 @@ SCHEME = "gs://"
 COMMITTED = "commit_success.txt"
 
 
+class BucketError(OSError):
+    """A bucket refuses a request for good, or for longer than anybody waits. The message says what to do."""
+
+
 class BucketStat(StatResult):
     """What etils tells of an object, and its size under the name that it has on a disk."""
 
@@ -28,6 +32,10 @@ class BucketStat(StatResult):
     def st_size(self) -> int:
         """Bytes."""
         return self.length
+
+
+# What an account needs: to read and write, and to be told the kind of the bucket.
+ROLES = ("roles/storage.objectUser", "roles/storage.legacyBucketReader")
 
 
 @epath.register_path_cls
@@ -92,9 +100,18 @@ def check_access(path: BucketPath) -> None:
     Raises:
         UserError: it is not.
     """
-    bucket, _ = path.bucket_and_name()
     with bucket_refused(path):
-        next(iter(client().list_blobs(bucket, max_results=1)), None)
+        next(iter(client().list_blobs(path.bucket_and_name()[0], max_results=1)), None)
+
+
+def check_access_of_runs(path: BucketPath) -> None:
+    """Checks that the kind of the bucket is told, for which Orbax asks before it removes a checkpoint.
+
+    Raises:
+        UserError: it is not.
+    """
+    with bucket_refused(path):
+        client().get_bucket(path.bucket_and_name()[0])
 
 
 @functools.cache
@@ -120,7 +137,8 @@ def bucket_refused(path: BucketPath, verb: str = "use") -> Iterator[None]:
     except Exception as error:
         if not is_bucket_error(error):
             raise
-        raise UserError(f"cannot {verb} {path}: {first_line(error)}; {advice(error)}") from error
+        todo = "" if isinstance(error, BucketError) else f"; {advice(error)}"  # which says it itself
+        raise UserError(f"cannot {verb} {path}: {first_line(error)}{todo}") from error
 
 
 def is_bucket_error(error: BaseException) -> bool:
@@ -138,7 +156,7 @@ def advice(error: BaseException) -> str:
     """What to do about an error of a bucket."""
     said = f"{type(error).__name__} {error}"
     if any(word in said for word in ("Forbidden", "403", "PERMISSION_DENIED", "401", "Unauthorized")):
-        return "give its account the role roles/storage.objectUser of the bucket"
+        return f"give its account {' and '.join(ROLES)} of the bucket"
     if "Credentials" in said or "Refresh" in said:
         return "run `gcloud auth application-default login`, or give the machine a service account"
     return "check the name of the bucket and the network"

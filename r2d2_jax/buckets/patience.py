@@ -1,7 +1,6 @@
 """Reading and writing a bucket through outages: what fails for a while is tried again, and said."""
 
 import asyncio
-import errno
 import functools
 import logging
 import random
@@ -14,6 +13,9 @@ import gcsfs
 import google.auth.exceptions
 import requests
 from gcsfs.retry import HttpError, is_retriable
+
+from r2d2_jax.buckets.path import BucketError, advice
+from r2d2_jax.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ def _passes(error: Exception) -> bool:
 
 
 def _patient(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A request of gcsfs that is made until it succeeds, or fails for good with an OSError, as on a disk."""
+    """A request of gcsfs that is made until it succeeds, or fails for good with a `BucketError`."""
 
     @functools.wraps(request)
     async def patient(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,10 +50,15 @@ def _patient(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
         while True:
             try:
                 return await request(self, *args, **kwargs)
-            except _FOREIGN as error:
-                said = str(error) or type(error).__name__
+            except FileNotFoundError:
+                raise
+            except (*_FOREIGN, OSError) as error:
+                said = first_line(error)
                 if not _passes(error) or time.monotonic() - start > PATIENCE:
-                    raise OSError(errno.EIO, said) from error
+                    # gcsfs itself names the object where the bucket forbids, and looks at how that message begins.
+                    named = isinstance(error, OSError) and not isinstance(error, _FOREIGN)
+                    place = "" if named else "/".join(map(str, args[2:])) or str(args[1])  # after method and pattern
+                    raise BucketError(f"{place and f'{place}: '}{said}; {advice(error)}") from error
             logger.warning("the bucket does not answer: %s; trying again, for %.0f min in all", said, PATIENCE / 60)
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # so that many hosts do not come all at once
             wait = min(2 * wait, _LONGEST_WAIT)
@@ -60,14 +67,28 @@ def _patient(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
 
 
 class PatientFileSystem(gcsfs.GCSFileSystem):
-    """gcsfs that waits out what passes, for longer than its six attempts, and that remembers no listings.
+    """gcsfs that waits out what passes, for longer than its six attempts, and says what it does not know.
 
-    A remembered listing lacks what TensorStore or another process has written since.
+    It remembers no listings: a remembered one lacks what TensorStore or another process has written since. Where it
+    cannot tell whether something is a folder or a file, it raises an error, while gcsfs says that it is none: a run
+    whose checkpoints cannot be seen for a while must not start anew.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
         super().__init__(*args, **({"use_listings_cache": False, "requests_timeout": limits} | kwargs))
+
+    async def _isdir(self, path: str) -> bool:
+        return await self._is(path, "directory")
+
+    async def _isfile(self, path: str) -> bool:
+        return await self._is(path, "file")
+
+    async def _is(self, path: str, kind: str) -> bool:
+        try:
+            return bool((await self._info(path))["type"] == kind)
+        except FileNotFoundError:
+            return False
 
     _request = _patient(gcsfs.GCSFileSystem._request)
     _get_file_request = _patient(gcsfs.GCSFileSystem._get_file_request)

@@ -93,7 +93,12 @@ def log_what_joined(mesh: Mesh) -> None:
 
 def _files_of_code() -> Iterable[tuple[str, str]]:
     root = Path(r2d2_jax.__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    folders = (
+        root,
+        root / "launch",
+        root / "configs",
+    )  # in a clone the last two are links, which rglob does not follow
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         yield path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 

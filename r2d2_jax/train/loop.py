@@ -27,6 +27,7 @@ from r2d2_jax.train.choice import Choice, best_of, epoch_ends, scores_of, write_
 from r2d2_jax.train.compiled import compile_all_finite, compile_term_gradients, compile_train_step
 from r2d2_jax.train.heartbeat import Heartbeat
 from r2d2_jax.train.metrics import MetricsLog
+from r2d2_jax.train.placement import placement
 from r2d2_jax.train.progress import Progress
 from r2d2_jax.train.setup import (
     Position,
@@ -332,7 +333,7 @@ class Run:
         self._position.unusable.share()
         self._check_state()
         scores = None if report is None else report.scores()
-        progress = self._position.to_json(self._config.train.batch_size)
+        progress = self._position.to_json(self._config.train.batch_size) | {"placement": placement(self._parts.mesh)}
         self._log.flush()
         self._checkpoints.save(self._state, self._config, progress, scores)
 

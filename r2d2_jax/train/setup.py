@@ -40,6 +40,7 @@ from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.initial import with_initial_weights
 from r2d2_jax.train.metrics import Window
 from r2d2_jax.train.optimizer import Optimizer, check_rates, make_optimizer
+from r2d2_jax.train.placement import described_move, placement
 from r2d2_jax.train.state import TrainState, abstract_state, sharded_init_state, trainable_of
 from r2d2_jax.vocabulary import VOCABULARY, differences, vocabulary_in, write_vocabulary
 
@@ -288,6 +289,9 @@ def start_or_go_on(
     check_same_records(progress["records"], records, config)
     unusable.restore(progress["broken"])
     logger.info("resuming after step %d; %s", int(state.step), _sizes(parts, state))
+    here = placement(parts.mesh)
+    if move := described_move(progress.get("placement", here), here, config.train.batch_size):
+        logger.info("%s", move)
     window, validations = Window(progress["window"]), progress.get("validations", [])
     return state, Position(int(state.step), records, unusable, window, progress["evaluated"], validations)
 

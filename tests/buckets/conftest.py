@@ -1,8 +1,5 @@
-"""One bucket on 127.0.0.1 for all tests of a process."""
+"""A small dataset on the disk, and runs on it there and in the bucket."""
 
-import itertools
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,23 +8,6 @@ from small_model import write_small_dataset
 from small_runs import RUN, run
 
 from r2d2_jax.buckets.path import BucketPath, bucket_path
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def server() -> BucketServer:
-    """The bucket's server. Clients remember where it is, so it stays until the process ends."""
-    server = BucketServer()
-    os.environ.update(server.environment())
-    return server
-
-
-@pytest.fixture
-def bucket(server: BucketServer) -> Iterator[BucketPath]:
-    """A folder in the bucket that no other test uses."""
-    yield bucket_path(f"gs://{BUCKET}/{next(_numbers)}")
-    server.fault = None
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from bucket_server import FORBIDS, REFUSES, BucketServer
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.buckets import patience
-from r2d2_jax.buckets.path import BucketPath
+from r2d2_jax.buckets.path import BucketError, BucketPath
 from r2d2_jax.buckets.transfer import checksum_there, crc32c, move, on_disk
 from r2d2_jax.errors import UserError
 
@@ -30,7 +30,7 @@ def test_what_fails_leaves_nothing(bucket: BucketPath, server: BucketServer) -> 
         unfinished.write_text(str(1 / 0))
     assert not (bucket / "a").exists()
     assert not unfinished.exists()
-    said = f"^cannot write {bucket}/a: .*; give its account the role roles/storage.objectUser of the bucket$"
+    said = f"^cannot write {bucket}/a: .*; give its account roles/storage.objectUser and .* of the bucket$"
     with server.faulty(FORBIDS), pytest.raises(UserError, match=said), written_whole(bucket / "a") as unfinished:
         unfinished.write_text("whole")
     assert not (bucket / "a").exists()
@@ -46,7 +46,10 @@ def test_patience_ends(
 
     monkeypatch.setattr(patience, "PATIENCE", 0.5)
     monkeypatch.setattr(patience.asyncio, "sleep", no_pause)
-    with server.faulty(REFUSES), pytest.raises(OSError, match="by the stand-in"):
+    with (
+        server.faulty(REFUSES),
+        pytest.raises(BucketError, match="a: by the stand-in of the tests, 503; check the name of"),
+    ):
         (bucket / "a").read_text()
     assert "the bucket does not answer: by the stand-in of the tests, 503; trying again, for 0 min" in caplog.text
 

@@ -52,7 +52,7 @@ def test_a_bucket_that_forbids(
     said = f"cannot write {bucket}: "
     with server.faulty(FORBIDS):
         (copied.folder / "a").write_text("1")
-        with pytest.raises(UserError, match=f"^{said}.*; give its account the role roles/storage.objectUser"):
+        with pytest.raises(UserError, match=f"^{said}.*; give its account roles/storage.objectUser"):
             copied.copy()
         deadline = time.monotonic() + 20
         while said not in caplog.text and time.monotonic() < deadline:

@@ -1,11 +1,12 @@
 """Paths in a bucket do what those on a disk do; what cannot be opened is refused with the reason."""
 
 import sys
+from collections.abc import Callable
 
 import pytest
 from bucket_server import BUCKET, FORBIDS, BucketServer
 
-from r2d2_jax.buckets.path import BucketPath, bucket_path, check_access
+from r2d2_jax.buckets.path import BucketError, BucketPath, bucket_path, check_access, check_access_of_runs
 from r2d2_jax.errors import UserError
 from r2d2_jax.paths import literal_path, path_or_bucket, user_path
 
@@ -34,6 +35,16 @@ def test_what_another_client_writes_is_seen_at_once(bucket: BucketPath, server: 
     resource = dict(server.storage.get_file_obj(BUCKET, f"{name}/x"), name=f"{name}/y")
     server.storage.create_file(BUCKET, f"{name}/y", b"2", resource)
     assert sorted(path.name for path in bucket.iterdir()) == ["x", "y"]
+
+
+@pytest.mark.parametrize("ask", [BucketPath.exists, BucketPath.is_dir, BucketPath.is_file, BucketPath.read_bytes])
+def test_what_cannot_be_seen_is_not_taken_for_absent(
+    ask: Callable[[BucketPath], object], bucket: BucketPath, server: BucketServer
+) -> None:
+    """As gcsfs takes it: a run whose checkpoints cannot be seen would start anew."""
+    (bucket / "x").write_text("1")
+    with server.faulty(FORBIDS), pytest.raises(BucketError, match=r"^Forbidden: .*; give its account roles/storage"):
+        ask(bucket / "x")
 
 
 def test_its_name_stays_as_it_is(bucket: BucketPath) -> None:
@@ -68,7 +79,11 @@ def test_access(bucket: BucketPath, server: BucketServer) -> None:
     check_access(bucket)
     with pytest.raises(UserError, match=r"^cannot use gs://another/run: 404 .*; check the name of the bucket and the"):
         check_access(bucket_path("gs://another/run"))
-    with server.faulty(FORBIDS), pytest.raises(UserError) as refused:
-        check_access(bucket)
-    assert str(refused.value).startswith(f"cannot use {bucket}: 403 ")
-    assert str(refused.value).endswith("; give its account the role roles/storage.objectUser of the bucket")
+    for check in (check_access, check_access_of_runs):
+        check(bucket)
+        with server.faulty(FORBIDS), pytest.raises(UserError) as refused:
+            check(bucket)
+        assert str(refused.value).startswith(f"cannot use {bucket}: 403 ")
+        assert str(refused.value).endswith(
+            "; give its account roles/storage.objectUser and roles/storage.legacyBucketReader of the bucket"
+        )

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bucket_server import BucketServer
+from bucket_server import FORBIDS, BucketServer
 from programs import called
 
-from r2d2_jax.buckets.path import BucketPath
+from r2d2_jax import paths
+from r2d2_jax.buckets.path import ROLES, BucketPath
+from r2d2_jax.convert import conversion
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.inference import load
 from r2d2_jax.launch import convert, evaluate, main, plot, status
@@ -70,3 +72,16 @@ def test_a_folder_that_is_not_there(bucket: BucketPath, program: object) -> None
     done = called(program, str(bucket / "run"))  # type: ignore[arg-type]
     assert done.returncode == 2
     assert f"{bucket}/run" in done.stderr
+
+
+def test_a_bucket_that_is_lost_in_the_middle(
+    finished: BucketPath, server: BucketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message, and the exit status of a failure, after which a launcher tries again."""
+    monkeypatch.setattr(conversion, "load_state", lambda *_: (finished / "vocab.txt").read_text())
+    monkeypatch.setattr(paths, "check_access", lambda path: setattr(server, "fault", FORBIDS))
+    done = called(convert.main, f"--input={finished}", "--verify")
+    server.fault = None
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Forbidden: ")
+    assert done.stderr.endswith(f"; give its account {' and '.join(ROLES)} of the bucket\n")
