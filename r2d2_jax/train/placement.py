@@ -24,8 +24,9 @@ def described_move(before: dict[str, Any], now: dict[str, Any], batch_size: int)
     pairs = [batch_size // math.prod(place["mesh"].values()) for place in (before, now)]
     share = f"{pairs[1]} pairs of each batch" + (f" in place of {pairs[0]}" if pairs[0] != pairs[1] else ", as before")
     return (
-        f"the run moves from {_described(before)} to {_described(now)}: a device gets {share}. Batch, data position and "
-        "learning rate stay, every record is seen as often as without the move, and figures differ by rounding alone"
+        f"the run moves from {_described(before)} to {_described(now)}: a device gets {share}. Batch, data position "
+        "and learning rate stay, every record is seen as often as without the move, and figures differ by rounding "
+        "alone"
     )
 
 

@@ -97,7 +97,7 @@ def test_other_code_and_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_compared_of_code_and_packages() -> None:
     names = [name for name, _ in agreement._files_of_code()]
-    assert {"__init__.py", "losses/contrastive.py", "train/agreement.py"} <= set(names)
+    assert {"__init__.py", "losses/contrastive.py", "launch/main.py", "configs/demo.py"} <= set(names)
     assert agreement._version("jax") == jax.__version__
     assert agreement._version("no-such-package") == "absent"
 
