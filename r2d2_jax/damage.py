@@ -165,7 +165,7 @@ def set_aside(checkpoint: Path) -> Path:
     """Renames a checkpoint so that nothing reads it any more; returns its new path."""
     names = (f"{checkpoint.name}.{SET_ASIDE}{number or ''}" for number in range(10**6))
     aside = next(path for path in map(checkpoint.with_name, names) if not path.exists())
-    if isinstance(checkpoint, BucketPath):
+    if isinstance(checkpoint, BucketPath) and isinstance(aside, BucketPath):
         move(checkpoint, aside)
     else:
         checkpoint.rename(aside)

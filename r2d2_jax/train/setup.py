@@ -159,8 +159,9 @@ def only_run_in(workdir: Path) -> ExitStack:
 
     def hold() -> None:
         asked = ("another run", "--workdir")
-        in_bucket = isinstance(workdir, BucketPath)
-        lock.enter_context(held_in_bucket(workdir, *asked) if in_bucket else held(workdir, *asked))
+        lock.enter_context(
+            held_in_bucket(workdir, *asked) if isinstance(workdir, BucketPath) else held(workdir, *asked)
+        )
 
     lock = ExitStack()
     by_first_process(hold)
