@@ -26,6 +26,8 @@ from r2d2_jax.processes import join, leave, wait_for_verdict
 
 logger = logging.getLogger(__name__)
 
+COMPILED = "compiled"  # the folder of compiled programs in that of a run
+
 FLAGS = flags.FlagValues()
 CONFIG = config_flag(FLAGS)
 WORKDIR = flags.DEFINE_string(
@@ -75,6 +77,7 @@ def _work(arguments: Sequence[str]) -> int:
 
     _join()
     workdir = _workdir()
+    _keep_compiled(workdir)
     outcome = train(Config.from_config_dict(with_sizes(config, workdir)), workdir, skip_damaged=SKIP_DAMAGED.value)
     if outcome.finished and outcome.report is not None and jax.process_index() == 0:
         print(f"Step {outcome.step}, {outcome.unusable} unusable records. Checkpoints and logs: {WORKDIR.value}")
@@ -102,6 +105,15 @@ def _workdir() -> Path:
     if isinstance(workdir, BucketPath):
         check_access_of_runs(workdir)
     return workdir
+
+
+def _keep_compiled(workdir: Path) -> None:
+    """Lets JAX keep what it compiles in the run's folder, where a run that resumes finds it, unless it has a place.
+
+    Not on CPUs: a program that was compiled for one of them may not run on the next.
+    """
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / COMPILED))
 
 
 def command() -> None:

@@ -37,6 +37,7 @@ def test_every_module_is_in_the_tree() -> None:
     described = dict(zip(parts[::2], parts[1::2], strict=True))
     for folder in (
         "ablation",
+        "buckets",
         "config",
         "data",
         "evaluation",

@@ -40,7 +40,7 @@ ROLES = ("roles/storage.objectUser", "roles/storage.legacyBucketReader")
 
 @epath.register_path_cls
 class BucketPath(PosixGPath):
-    """A path such as gs://BUCKET/FOLDER: what is at the same place of it as of a `pathlib.Path` does the same.
+    """A path such as gs://BUCKET/FOLDER, whose methods do what those of the same name of `pathlib.Path` do.
 
     There are no folders in a bucket, only objects with slashes in their names: a folder is there as long as an object
     is below it. Every object appears whole, when it has been written to its end.

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from programs import called
 from small_model import CHEAPEST, config_values, write_small_dataset
 from small_runs import before_batch
 
-from r2d2_jax.launch.main import main
+from r2d2_jax.launch.main import _keep_compiled, main
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG_CONFIG = """
@@ -229,3 +230,19 @@ def test_refused(
     assert done.stderr.count("error:") == 1
     assert done.stdout == ""
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "backend, chosen, kept", [("tpu", None, "run/compiled"), ("gpu", "mine", "mine"), ("cpu", None, None)]
+)
+def test_what_is_compiled_for_accelerators_is_kept_with_the_run(
+    backend: str, chosen: str | None, kept: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    try:
+        jax.config.update("jax_compilation_cache_dir", chosen)
+        _keep_compiled(Path("run"))
+        assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
