@@ -112,7 +112,7 @@ def _keep_compiled(workdir: Path) -> None:
 
     Not on CPUs: a program that was compiled for one of them may not run on the next.
     """
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    if jax.default_backend() != "cpu" and not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(workdir / COMPILED))
 
 

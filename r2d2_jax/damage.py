@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.buckets.path import COMMITTED, BucketPath
-from r2d2_jax.buckets.transfer import checksum_there, crc32c, move
+from r2d2_jax.buckets.transfer import crc32c, measured_there, move
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.paths import literal_path
 
@@ -42,8 +42,7 @@ def list_files(checkpoint: Path) -> None:
     Raises:
         UserError: the disk refuses it.
     """
-    files = {name: _measured(checkpoint / name) for name in _names(checkpoint)}
-    text = json.dumps(files, sort_keys=True)
+    text = json.dumps(_measured(checkpoint), sort_keys=True)
     with written_whole(checkpoint / LISTING) as unfinished:
         unfinished.write_text(f"{text}\n{zlib.crc32(text.encode())}\n", encoding="utf-8")
 
@@ -191,17 +190,24 @@ def _check_listed(checkpoint: Path) -> None:
         sound = False
     if not sound:
         raise DamagedError(f"{checkpoint / LISTING} is not as it was written")
+    there = measured_there(checkpoint) if isinstance(checkpoint, BucketPath) else {}
     for name, (size, _) in files.items():  # sizes first: that is quick, and what is cut short is said to be
-        path = checkpoint / name
-        if not path.is_file():
-            raise DamagedError(f"{path} is absent")
-        if path.stat().st_size != size:
-            raise DamagedError(f"{path} has {path.stat().st_size:,} bytes of {size:,}")
+        found = there[name][0] if name in there else _size(checkpoint / name)
+        if found is None:
+            raise DamagedError(f"{checkpoint / name} is absent")
+        if found != size:
+            raise DamagedError(f"{checkpoint / name} has {found:,} bytes of {size:,}")
+
+    def is_as_listed(name: str) -> bool:
+        checksum = files[name][1]
+        if isinstance(checksum, int):  # of a checkpoint that was written on a disk, wherever it is now
+            return _read_through(checkpoint / name)[1] == checksum
+        return (there[name][1] if name in there else crc32c(checkpoint / name)) == checksum
+
     with ThreadPoolExecutor(4) as pool:
-        paths = [checkpoint / name for name in files]
-        for path, sound in zip(paths, pool.map(_is_as_listed, paths, files.values()), strict=True):
+        for name, sound in zip(files, pool.map(is_as_listed, files), strict=True):
             if not sound:
-                raise DamagedError(f"{path} has other bytes than were written")
+                raise DamagedError(f"{checkpoint / name} has other bytes than were written")
 
 
 @_readable()
@@ -219,23 +225,20 @@ def _check_json(checkpoint: Path, *names: str) -> None:
             raise DamagedError(f"{checkpoint / name} is cut short or has other bytes than were written")
 
 
-def _names(checkpoint: Path) -> list[str]:
-    files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name not in _UNLISTED)
-    return sorted(path.relative_to(checkpoint).as_posix() for path in files)
+def _measured(checkpoint: Path) -> dict[str, tuple[int, int | str]]:
+    """Size and checksum of each file: the CRC-32 of those on a disk, the CRC-32C that a bucket keeps with objects."""
+    if isinstance(checkpoint, BucketPath):
+        return {name: found for name, found in measured_there(checkpoint).items() if _is_listed(name)}
+    files = (path for path in checkpoint.rglob("*") if path.is_file() and _is_listed(path.name))
+    return {path.relative_to(checkpoint).as_posix(): _read_through(path) for path in files}
 
 
-def _measured(path: Path) -> tuple[int, int | str]:
-    """Size and checksum of a file: the CRC-32 of one on a disk, the CRC-32C that a bucket keeps with every object."""
-    return (path.stat().st_size, checksum_there(path)) if isinstance(path, BucketPath) else _read_through(path)
+def _is_listed(name: str) -> bool:
+    return name.rpartition("/")[2] not in _UNLISTED
 
 
-def _is_as_listed(path: Path, listed: Sequence[int | str]) -> bool:
-    """Whether a file has the size and checksum of a listing, which may have been made on a disk or in a bucket."""
-    size, checksum = listed
-    if isinstance(checksum, int):
-        return _read_through(path) == (size, checksum)
-    found = checksum_there(path) if isinstance(path, BucketPath) else crc32c(path)
-    return (path.stat().st_size, found) == (size, checksum)
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _read_through(path: Path) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """A path in a bucket, which the rest of the package uses as it uses those on a disk."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from typing import Any
 import fsspec
 from etils import epath
 from etils.epath.gpath import PosixGPath
-from etils.epath.stat_utils import StatResult
 
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.extras import GCS, require
@@ -23,15 +21,6 @@ COMMITTED = "commit_success.txt"
 
 class BucketError(OSError):
     """A bucket refuses a request for good, or for longer than anybody waits. The message says what to do."""
-
-
-class BucketStat(StatResult):
-    """What etils tells of an object, and its size under the name that it has on a disk."""
-
-    @property
-    def st_size(self) -> int:
-        """Bytes."""
-        return self.length
 
 
 # What an account needs: to read and write, and to be told the kind of the bucket.
@@ -49,14 +38,6 @@ class BucketPath(PosixGPath):
     def absolute(self) -> "BucketPath":
         """Itself."""
         return self
-
-    def stat(self) -> BucketStat:
-        """Size and time of change.
-
-        Raises:
-            FileNotFoundError: there is no such object.
-        """
-        return BucketStat(**dataclasses.asdict(super().stat()))
 
     def bucket_and_name(self) -> tuple[str, str]:
         """The bucket, and the name of the object in it."""

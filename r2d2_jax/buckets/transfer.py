@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fsspec
 
-from r2d2_jax.buckets.path import COMMITTED, BucketPath, bucket_path, bucket_refused, is_address
+from r2d2_jax.buckets.path import COMMITTED, SCHEME, BucketPath, bucket_path, bucket_refused, is_address
 from r2d2_jax.errors import naming
 from r2d2_jax.extras import CRC32C, require
 
@@ -19,7 +19,7 @@ def upload(source: Path, target: BucketPath) -> None:
     Each object appears whole; of a folder the largest come first, so that one whose short files are there is whole.
 
     Raises:
-        OSError, or an error of gcsfs: the bucket refuses it.
+        OSError: the bucket refuses it.
     """
     filesystem = fsspec.filesystem("gcs")
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
@@ -83,17 +83,19 @@ def download(path: BucketPath, copy: Path) -> None:
         filesystem.get_file(str(object_path), str(file))
 
 
-def checksum_there(path: BucketPath) -> str:
-    """The CRC-32C of an object, as its bucket has it: Base64 of four bytes.
+def measured_there(folder: BucketPath) -> dict[str, tuple[int, str]]:
+    """Size and CRC-32C, in Base64, of every object below a folder, as its bucket has them; names are relative to it.
 
     Raises:
-        OSError: there is no such object.
+        OSError: the bucket refuses it.
     """
-    return str(fsspec.filesystem("gcs").info(str(path))["crc32c"])
+    found = fsspec.filesystem("gcs").find(str(folder), detail=True)
+    above = len(str(folder)) - len(SCHEME) + 1
+    return {name[above:]: (entry["size"], entry["crc32c"]) for name, entry in found.items()}
 
 
 def crc32c(path: Path) -> str:
-    """The CRC-32C of a file on disk, in the form of `checksum_there`.
+    """The CRC-32C of a file on disk, in the form of `measured_there`.
 
     Raises:
         UserError: the package that computes it is not installed.

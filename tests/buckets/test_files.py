@@ -9,7 +9,7 @@ from bucket_server import FORBIDS, REFUSES, BucketServer
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.buckets import patience
 from r2d2_jax.buckets.path import BucketError, BucketPath
-from r2d2_jax.buckets.transfer import checksum_there, crc32c, move, on_disk
+from r2d2_jax.buckets.transfer import crc32c, measured_there, move, on_disk
 from r2d2_jax.errors import UserError
 
 
@@ -83,5 +83,5 @@ def test_other_names(bucket: BucketPath) -> None:
 def test_checksums_there_and_here_are_the_same(bucket: BucketPath, tmp_path: Path) -> None:
     content = os.urandom(100_000)
     (tmp_path / "a").write_bytes(content)
-    (bucket / "a").write_bytes(content)
-    assert checksum_there(bucket / "a") == crc32c(tmp_path / "a")
+    (bucket / "deep" / "a").write_bytes(content)
+    assert measured_there(bucket) == {"deep/a": (100_000, crc32c(tmp_path / "a"))}
