@@ -159,10 +159,11 @@ class Run:
         """Steps until the end of the run or a stop signal; closes the batches."""
         position = self._position
         try:
-            with closing(batches):
-                finished = self._steps(batches)
-            if finished:
-                self._finish()
+            with before_each_batch(self._stop_evaluation_if_agreed):
+                with closing(batches):
+                    finished = self._steps(batches)
+                if finished:
+                    self._finish()
         except EvaluationStopped:
             finished = False
         if not finished:
@@ -309,8 +310,7 @@ class Run:
         position, start = self._position, time.perf_counter()
         if self._config.data.validation_split or self._config.data.foil_split:
             logger.info("evaluating after step %d", position.step)
-        with before_each_batch(self._stop_evaluation_if_agreed):
-            report = self._parts.evaluator.evaluate(self._state.params, final=final)
+        report = self._parts.evaluator.evaluate(self._state.params, final=final)
         if not position.evaluated:
             self._log.write(position.step, report.metrics())
             position.evaluated = True

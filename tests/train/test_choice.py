@@ -14,6 +14,7 @@ from small_runs import Left, before_batch, kept, run
 
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.errors import UserError
+from r2d2_jax.evaluation.progress import Progress
 from r2d2_jax.runs import load_state
 from r2d2_jax.train import loop, setup
 from r2d2_jax.train.choice import best_of, epoch_ends, scores_of
@@ -53,7 +54,7 @@ class Evaluator:
     def __init__(self) -> None:
         self.seen: dict[float, float] = {}
         self.tests: list[float] = []
-        self.leave = False
+        self.leave = self.stop = False
 
     def evaluate(self, params: Any, *, final: bool) -> Found:
         weights = number_of(params)
@@ -63,6 +64,9 @@ class Evaluator:
     def test(self, params: Any, validation: Found) -> Found:
         if self.leave:
             raise Left
+        if self.stop:
+            signal.raise_signal(signal.SIGTERM)
+            list(Progress("images", 1).over([np.zeros(1)]))
         assert validation.weights == number_of(params)
         self.tests.append(validation.weights)
         return Found("test", validation.score - 5, validation.weights)
@@ -120,7 +124,7 @@ def test_the_best_epoch_is_tested_once_and_is_what_others_read(
 def test_a_kill_at_any_time_changes_nothing_and_a_finished_run_trains_no_more(
     prepared: Path, tmp_path: Path, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed within the second epoch, stopped at its very end, where it is due, and killed in the test."""
+    """Killed within the second epoch, stopped at its very end, where it is due, and killed and stopped in the test."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     chosen(prepared, whole)
 
@@ -139,7 +143,10 @@ def test_a_kill_at_any_time_changes_nothing_and_a_finished_run_trains_no_more(
     evaluator.leave = True
     with pytest.raises(Left):
         chosen(prepared, broken)
-    evaluator.leave = False
+    evaluator.leave, evaluator.stop = False, True
+    assert not chosen(prepared, broken).finished
+    assert not (broken / "evaluation.json").exists()
+    evaluator.stop = False
     for _ in range(2):  # the second time it is finished
         outcome = chosen(prepared, broken)
         assert outcome.choice is not None
