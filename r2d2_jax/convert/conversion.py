@@ -65,15 +65,14 @@ def open_model(
         UserError: there is no such model, it is damaged, its weights are not finite, or the vocabulary is not the one
             beside the model or does not fit the word embeddings.
     """
-    if _is_run(path):
-        model = _of_run(path, weights, step)
-        check_finite(dict(flat(model.params)), str(path))
+    if is_run(path):
+        model, _ = open_run(path, weights=weights, step=step)
     else:
         with on_disk(str(path)) as copy:
             model = _of_files(Path(copy), image_heads, text_heads)
-    if weights != STUDENT and not _is_run(path):
+    if weights != STUDENT and not is_run(path):
         raise UserError(f"weights is {weights!r}, which only a run has; {path} holds one set: leave weights out")
-    if step is not None and not _is_run(path):
+    if step is not None and not is_run(path):
         raise UserError(f"step is {step}, which only a run has; {path} holds one set of weights: leave it out")
     if (image_heads is not None or text_heads is not None) and not is_published(path):
         raise UserError(f"heads are given, which only a published file does not say; {path} does: leave them out")
@@ -105,7 +104,8 @@ def _of_files(path: Path, image_heads: int | None, text_heads: int | None) -> Mo
     )
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a path is the --workdir of a run that has begun to save."""
     return (path / "checkpoints").is_dir()
 
 
@@ -203,7 +203,12 @@ def _check_the_same(kept: Vocabulary | None, given: Vocabulary) -> None:
         )
 
 
-def _of_run(workdir: Path, weights: str, step: int | None) -> Model:
+def open_run(workdir: Path, *, weights: str = STUDENT, step: int | None = None) -> tuple[Model, dict[str, Any]]:
+    """A model as `open_model` opens it, and the configuration of its run as `Config.to_dict` gave it.
+
+    Raises:
+        UserError: as `open_model`.
+    """
     if weights not in (STUDENT, TEACHER):
         raise UserError(f"weights is {weights!r}; expected {STUDENT!r} or {TEACHER!r}")
     state, config, note = load_state(workdir, step)
@@ -219,7 +224,10 @@ def _of_run(workdir: Path, weights: str, step: int | None) -> Model:
     *before, own = of_checkpoint(workdir, config, int(state["step"]))
     lineage = (*before, own | {"weights": TEACHER} if weights == TEACHER else own)
     arrays, vocabulary = jax.tree.map(np.asarray, params), vocabulary_in(workdir)
-    return Model(sizes, arrays, {}, vocabulary, maps, notes, lineage)
+    model = Model(sizes, arrays, {}, vocabulary, maps, notes, lineage)
+    check_finite(dict(flat(model.params)), str(workdir))
+    check_vocabulary(model)
+    return model, config
 
 
 def _as_dicts(tree: Any) -> Any:

@@ -88,6 +88,10 @@ class EvaluationSplit:
         chosen = self._indices if images is None else [self._indices[place] for place in images]
         return image_batches(self._source, chosen, self._image_size, batch_size, own)
 
+    def picture(self, image: int) -> bytes:
+        """The file of the image at a position, as it lies in its record."""
+        return self._source[self._indices[image]].image
+
     def _inspect(self, index: int) -> Record | UnusableRecord:
         """The record, with a checksum in place of its picture."""
         try:

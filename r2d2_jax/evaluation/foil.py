@@ -51,14 +51,28 @@ def evaluate_foils(scorer: Scorer, params: Params, encoded: EncodedSplit, *, rer
         encoded: a foil split: pairs 2i and 2i + 1 are image i with its true caption and with its foil.
         rerank: also score with the cross encoders; cosine + match probability as in retrieval, and match alone.
     """
+    scores = foil_scores(scorer, params, encoded, match=rerank)
+    if scores.match is None:
+        return FoilReport(_accuracy(scores.cosine), None, None)
+    return FoilReport(_accuracy(scores.cosine), _accuracy(scores.cosine + scores.match), _accuracy(scores.match))
+
+
+@dataclass(frozen=True)
+class FoilScores:
+    """Scores float32 [i 2] of each image with its true caption and with its foil; match is None if not asked for."""
+
+    cosine: np.ndarray
+    match: np.ndarray | None
+
+
+def foil_scores(scorer: Scorer, params: Params, encoded: EncodedSplit, *, match: bool) -> FoilScores:
+    """The cosines of a foil split, encoded as for `evaluate_foils`, and its match probabilities if asked for."""
     pairs = encoded.pairs
     cosine = np.sum(encoded.image_embed[pairs[:, 0]] * encoded.text_embed[pairs[:, 1]], axis=1)
-    if not rerank:
-        return FoilReport(_accuracy(cosine), None, None)
-    probability = scorer.match(params, encoded, pairs)
-    return FoilReport(_accuracy(cosine), _accuracy(cosine + probability), _accuracy(probability))
+    probability = scorer.match(params, encoded, pairs).reshape(-1, 2) if match else None
+    return FoilScores(cosine.reshape(-1, 2), probability)
 
 
 def _accuracy(scores: np.ndarray) -> float:
-    true, foil = scores.reshape(-1, 2).T
+    true, foil = scores.T
     return 100 * float(np.mean(true > foil))

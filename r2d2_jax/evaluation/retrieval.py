@@ -1,6 +1,7 @@
 """Two-stage retrieval: recall of the dual encoder alone, and after the cross encoders have re-ranked its best."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from r2d2_jax.evaluation.finished import finished_blocks, params_checksum, rows_
 from r2d2_jax.evaluation.gallery import Gallery
 from r2d2_jax.evaluation.ground_truth import DIRECTIONS, I2T, T2I, GroundTruth, texts_repeated_under_other_images
 from r2d2_jax.evaluation.memory import Plan, plan_memory, retrieval_needs
-from r2d2_jax.evaluation.nearest import Nearest, nearest
+from r2d2_jax.evaluation.nearest import nearest
 from r2d2_jax.evaluation.ranks import CUTOFFS, recalls_of, reranked_ranks, with_means
 from r2d2_jax.evaluation.scorer import Scorer
 
@@ -108,13 +109,29 @@ def evaluate_retrieval(
     repeated = texts_repeated_under_other_images(truth, split.captions)
     if settings.same_text_is_right:
         truth = truth.with_equal_texts_shared(split.captions)
+    with encoded_gallery(scorer, params, split, truth, settings) as gallery:
+        ranks = ranks_of(gallery, truth, settings, scorer.encoder.mesh)
+    return report_of(ranks, truth, settings, repeated, gallery.forwards)
+
+
+@contextlib.contextmanager
+def encoded_gallery(
+    scorer: Scorer, params: Params, split: EvaluationSplit, truth: GroundTruth, settings: RetrievalSettings
+) -> Iterator[Gallery]:
+    """The images and texts of a split, encoded, within which pairs of them can be matched.
+
+    Args:
+        scorer, params, split, settings: as for `evaluate_retrieval`.
+        truth: the right answers.
+
+    Raises:
+        UserError: as `evaluate_retrieval`.
+    """
     scorer.announce()
     plan = _plan(scorer, params, split, truth, settings)
     identity = lambda: _identity(scorer, params, split, plan, settings)  # noqa: E731
     with finished_blocks(settings.work, identity) as finished:
-        gallery = Gallery(scorer.encoder, params, split, plan, finished, matched=settings.rerank > 0)
-        ranks = ranks_of(gallery, truth, settings, scorer.encoder.mesh)
-    return report_of(ranks, truth, settings, repeated, gallery.forwards)
+        yield Gallery(scorer.encoder, params, split, plan, finished, matched=settings.rerank > 0)
 
 
 def ranks_of(
@@ -134,7 +151,7 @@ def ranks_of(
     if not settings.rerank:
         return ranks
     # Asked for together: a pair that both directions want is scored once.
-    pairs = [_pairs(direction, near) for direction, near in found.items()]
+    pairs = [candidate_pairs(direction, near.queries, near.candidates) for direction, near in found.items()]
     probability = np.split(gallery.match(np.concatenate(pairs)), np.cumsum([len(each) for each in pairs])[:-1])
     for stage in ("cross", "reranked"):
         ranks[stage] = {}
@@ -180,10 +197,9 @@ def chance_recalls(truth: GroundTruth, directions: Sequence[str] = DIRECTIONS) -
     return with_means({name: 100 * float(np.mean(chance)) for name, chance in chances.items()})
 
 
-def _pairs(direction: str, near: Nearest) -> np.ndarray:
-    """int32 [q * r, 2], (image, text) of every query's candidates."""
-    queries = np.repeat(near.queries.astype(np.int32), near.candidates.shape[1])
-    columns = [queries, near.candidates.ravel()]
+def candidate_pairs(direction: str, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """int32 [q * r, 2], (image, text) of the candidates int [q r] of queries int [q]."""
+    columns = [np.repeat(queries.astype(np.int32), candidates.shape[1]), candidates.ravel()]
     return np.stack(columns if direction == I2T else columns[::-1], axis=1)
 
 
