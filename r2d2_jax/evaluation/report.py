@@ -57,7 +57,7 @@ class EvaluationReport:
         return "\n".join(lines)
 
 
-_RECALL_LABELS = (
+RECALL_LABELS = (
     *((f"{way}_r{cutoff}", f"  {text} R@{cutoff}") for way, text in (("i2t", "image to text"), ("t2i", "text to image"))
       for cutoff in (1, 5, 10)),
     ("r10", "  R@10, both ways"),
@@ -69,7 +69,7 @@ def _recall_lines(retrieval: RetrievalReport) -> list[str]:
     reranked, count = retrieval.reranked or {}, "six" if "r10" in retrieval.dual else "three"
     return [
         _line(label.format(count=count), retrieval.dual[name], reranked.get(name), retrieval.chance[name])
-        for name, label in _RECALL_LABELS
+        for name, label in RECALL_LABELS
         if name in retrieval.dual
     ]
 

@@ -1,0 +1,1 @@
+"""The report of a run or an evaluation: one HTML file that says what was trained, how good it is, and shows answers."""
