@@ -116,7 +116,12 @@ def _ablate(plan: Plan, asked: Plan, folder: Path) -> int:
     from r2d2_jax.ablation.schedule import train_all
 
     def command(of: AblationRun) -> list[str]:
-        flags_of_run = [f"--config={of.config}", f"--config.train.seed={of.seed}", f"--workdir={of.folder}"]
+        flags_of_run = [
+            f"--config={of.config}",
+            f"--config.train.seed={of.seed}",
+            "--noreport",
+            f"--workdir={of.folder}",
+        ]
         skip = ["--skip_damaged"] if SKIP_DAMAGED.value else []
         return [sys.executable, "-c", _CHILD, *flags_of_run, *skip]
 

@@ -20,6 +20,7 @@ from r2d2_jax.launch.configuration import config_flag, read_configuration
 from r2d2_jax.launch.host_memory import keep_freed_memory
 from r2d2_jax.launch.plot import PICTURES, draw, drawn_at_the_end
 from r2d2_jax.launch.program import STOPPED, parse_known, run
+from r2d2_jax.launch.report import report_at_the_end, report_command
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.processes import join, leave, wait_for_verdict
@@ -50,6 +51,9 @@ PROCESSES = flags.DEFINE_integer(
 )
 PROCESS = flags.DEFINE_integer(
     "process_id", None, "The number of this process, with --coordinator_address.", flag_values=FLAGS
+)
+REPORT = flags.DEFINE_bool(
+    "report", True, "Write report.html into --workdir at the end; launch/report.py does so later.", flag_values=FLAGS
 )
 CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices", None, "Imitate this many devices on the CPU.", lower_bound=1, flag_values=FLAGS
@@ -86,7 +90,17 @@ def _work(arguments: Sequence[str]) -> int:
         elif outcome.report.metrics():
             print(outcome.report.table())
         drawn_at_the_end(lambda: draw([workdir], workdir / PICTURES), workdir / PICTURES, "the run")
+        if REPORT.value:
+            _report(workdir)
     return 0 if outcome.finished else STOPPED  # which whoever started it must tell apart
+
+
+def _report(workdir: Path) -> None:
+    """Writes the report, or says how: its forwards must not wait for processes that have ended."""
+    if jax.process_count() > 1:
+        print(f"Report: several processes write none; this does: {report_command(workdir)}")
+    else:
+        report_at_the_end(workdir)
 
 
 def _join() -> None:

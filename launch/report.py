@@ -10,6 +10,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         description="Writes what a run has learned as one HTML page, to be looked at.", allow_abbrev=False
     )
     parser.add_argument("run", help="The --workdir of a run, or a file that launch/evaluate.py --json=FILE wrote.")
-    parser.add_argument("--output", help="The HTML file; by default report.html in the run, FILE.html beside FILE.json.")
+    parser.add_argument(
+        "--output", help="The HTML file; by default report.html in the run, FILE.html beside FILE.json."
+    )
     parser.add_argument(
         "--queries",
         type=int,
@@ -54,6 +57,7 @@ def _work(arguments: Sequence[str]) -> None:
     output = _output(asked.output, subject)
     from r2d2_jax.report.writing import write_report  # JAX takes seconds
 
+    logger.info("opening %s", asked.run)
     write_report(subject, output, asked.queries)
     print(f"Report: {output}")
 
@@ -84,6 +88,11 @@ def _output(given: str | None, subject: Path) -> Path:
             f"to with --output=FILE{HTML}"
         ) from error
     return output
+
+
+def report_command(workdir: Path) -> str:
+    """The command that writes the report of a run, for a shell."""
+    return f"r2d2-report {shlex.quote(str(workdir))}"
 
 
 def report_at_the_end(workdir: Path) -> None:

@@ -45,6 +45,7 @@ def test_every_module_is_in_the_tree() -> None:
         "planning",
         "plots",
         "preparation",
+        "report",
         "tasks",
         "train",
     ):
@@ -71,6 +72,7 @@ def test_flags_in_commands_exist() -> None:
         "ablate",
         "visualize",
         "plan",
+        "report",
     )
     for program in programs:
         source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")

@@ -79,9 +79,7 @@ def evenly(count: int, most: int) -> np.ndarray:
 
 
 def _rows(near: Nearest, rows: np.ndarray) -> Nearest:
-    return Nearest(
-        near.queries[rows], near.ranks[rows], near.candidates[rows], near.cosine[rows], near.answers[rows]
-    )
+    return Nearest(near.queries[rows], near.ranks[rows], near.candidates[rows], near.cosine[rows], near.answers[rows])
 
 
 def _match(gallery: Scored, found: Mapping[str, Nearest], rerank: int) -> dict[str, np.ndarray]:

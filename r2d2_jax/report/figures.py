@@ -66,17 +66,20 @@ def _training(config: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[tup
     for corpus in own.get("data", []):
         records = f", {corpus['records']:,} records" if "records" in corpus else ""
         yield "data", f"{corpus['folder']}, split {corpus['split']}{records}"
-    steps = f"{own['steps']:,} steps" if "steps" in own else "steps not recorded"
-    if "planned_steps" in own:
-        steps += f" of {own['planned_steps']:,}"
-    seen = f", {own['pairs']:,} pairs" if "pairs" in own else ""
-    epochs = f", {own['epochs']:.3g} epochs" if "epochs" in own else ""
-    yield "length", f"{steps} of {train['batch_size']:,} pairs{seen}{epochs}"
+    yield "length", _length(own, train["batch_size"])
     rate = f"AdamW, rate up to {optimizer['learning_rate']:g}, weight decay {optimizer['weight_decay']:g}"
     yield "optimizer", f"{rate}, {optimizer['warmup_steps']:,} steps of warm-up"
     yield "seed", str(train["seed"])
     if "started" in own:
         yield "started", f"{own['started']}, r2d2_jax {own.get('version', 'of unknown version')}"
+
+
+def _length(own: Mapping[str, Any], batch_size: int) -> str:
+    done = [f"{own['steps']:,}"] if "steps" in own else []
+    planned = [f"{own['planned_steps']:,}"] if "planned_steps" in own else []
+    seen = [f"{own['pairs']:,} pairs"] if "pairs" in own else []
+    epochs = [f"{own['epochs']:.3g} epochs"] if "epochs" in own else []
+    return ", ".join([f"{' of '.join(done + planned)} steps, each of {batch_size:,} pairs", *seen, *epochs])
 
 
 def _initial(own: Mapping[str, Any]) -> str:
@@ -119,9 +122,9 @@ def measured_section(subject: Subject) -> str:
 
 
 STAGES_EXPLAINED = (
-    "R@k is the share of the queries that have a right answer among their first k candidates. The dual encoder ranks all "
-    "candidates by the cosine of two vectors, which is cheap; the cross encoders then read the best of them word by word "
-    "and patch by patch, and re-rank them. Chance is what a random order would give."
+    "R@k is the share of the queries that have a right answer among their first k candidates. The dual encoder ranks "
+    "all candidates by the cosine of two vectors, which is cheap; the cross encoders then read the best of them word "
+    "by word and patch by patch, and re-rank them. Chance is what a random order would give."
 )
 
 

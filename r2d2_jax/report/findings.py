@@ -92,9 +92,7 @@ def _split(
     if not name:
         return None
     try:
-        split = EvaluationSplit(
-            RecordSource(asked.directory, name), tokenizer, model.config.image.image_size, limit
-        )
+        split = EvaluationSplit(RecordSource(asked.directory, name), tokenizer, model.config.image.image_size, limit)
         if name == asked.foil_split:
             check_foil_split(split)
     except UserError as error:

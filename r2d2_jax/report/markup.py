@@ -1,4 +1,4 @@
-"""HTML in small pieces. What comes from data, paths or messages passes through `escaped` before it is part of a page."""
+"""HTML in small pieces. What comes from data, paths or messages passes through `escaped` on its way into a page."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,9 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], kind: str = 
         for first, *cells in rows
     ]
     heading = f"<thead><tr>{top}</tr></thead>\n" if any(str(cell) for cell in head) else ""
-    return f'<div class="wide"><table{_class(kind)}>\n{heading}<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>"
+    return (
+        f'<div class="wide"><table{_class(kind)}>\n{heading}<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>"
+    )
 
 
 def image(uri: str, alternative: str, kind: str = "") -> str:

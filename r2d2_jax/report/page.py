@@ -16,21 +16,22 @@ from r2d2_jax.report.subject import Subject
 # Pictures of a run or an evaluation -> what they show, in this order; others follow.
 CURVES = {
     "losses": "The terms of the loss, and their sum",
-    "gradients": "What each term weighs: the norm of its gradient",
-    "accuracies": "Accuracies on the batches of training",
     "recalls": "Recall on the validation split during training",
     "evaluation": "The mean of all recalls, and what else was evaluated",
+    "accuracies": "Accuracies on the batches of training",
+    "gradients": "What each term weighs: the norm of its gradient",
     "optimisation": "Rate, gradient norm, temperature, teacher and queue",
     "speed": "Pairs per second, and the time spent waiting for data",
     "matching": "How the match probability separates",
     "confusion": "Which class is taken for which",
 }
+FOLDED = ("gradients", "accuracies", "optimisation", "speed")  # for those who want to know more
 # The browser itself then loads nothing from anywhere, whatever the page should contain.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 INTRODUCTION = (
-    "R2D2 finds pictures by Chinese texts and texts by pictures, in two stages: a dual encoder ranks everything there is, "
-    "and cross encoders re-rank the best candidates. This page says what was trained, how good it is, and shows answers, "
-    "right ones and wrong ones."
+    "R2D2 finds pictures by Chinese texts and texts by pictures, in two stages: a dual encoder ranks everything there "
+    "is, and cross encoders re-rank the best candidates. This page says what was trained, how good it is, and shows "
+    "answers, right ones and wrong ones."
 )
 
 
@@ -89,18 +90,21 @@ def _contents(sections: Sequence[str]) -> str:
 
 def _curves(curves: Mapping[str, bytes]) -> str:
     ordered = sorted(curves, key=lambda name: (list(CURVES).index(name) if name in CURVES else len(CURVES), name))
-    drawn = [
-        f'<figure><figcaption>{escaped(CURVES.get(name, name))}</figcaption><div class="wide">'
-        f"{image(data_uri(curves[name], 'png'), CURVES.get(name, name), 'curves')}</div></figure>"
-        for name in ordered
-    ]
-    return section("curves", "Curves", *drawn)
+    folded = [_figure(name, curves[name]) for name in ordered if name in FOLDED]
+    more = f"<details><summary>more curves</summary>\n{chr(10).join(folded)}\n</details>" if folded else ""
+    return section("curves", "Curves", *(_figure(name, curves[name]) for name in ordered if name not in FOLDED), more)
+
+
+def _figure(name: str, png: bytes) -> str:
+    what = CURVES.get(name, name)
+    picture = image(data_uri(png, "png"), what, "curves")
+    return f'<figure><figcaption>{escaped(what)}</figcaption><div class="wide">{picture}</div></figure>'
 
 
 def _next(found: Sequence[Command]) -> str:
     text = (
-        "Commands of the environment in which this package is installed; where that is .venv in a clone, activate it first: "
-        "source .venv/bin/activate. Export needs the extra [convert]."
+        "Commands of the environment in which this package is installed; where that is .venv in a clone, activate it "
+        "first: source .venv/bin/activate. They name the paths of this run, and work in any folder."
     )
     listed = [f"{paragraph(each.why)}{preformatted(each.line)}" for each in found]
     return section("next", "How to go on", paragraph(text), *listed)

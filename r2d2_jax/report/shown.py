@@ -45,9 +45,7 @@ def retrieval_sections(findings: Findings) -> list[str]:
     if split is None:
         return []
     uris = uris_of(split)
-    return [
-        _retrieval(findings.answers[direction], split, uris) for direction in WAYS if direction in findings.answers
-    ]
+    return [_retrieval(findings.answers[direction], split, uris) for direction in WAYS if direction in findings.answers]
 
 
 def _retrieval(found: Answers, split: EvaluationSplit, uris: Uris) -> str:
@@ -60,10 +58,12 @@ def _retrieval(found: Answers, split: EvaluationSplit, uris: Uris) -> str:
         "dual encoder gave, the others by their final rank, and from each list some were taken at even distances. "
         "Right answers have a green frame and a tick."
     )
-    parts = [paragraph(chosen)]
-    for title, rows, count in (("right", right, total_right), ("wrong", wrong, asked - total_right)):
+    orders = "The dual encoder puts candidates in order by cosine"
+    orders += ", re-ranking by match probability + cosine." if found.reranked else "."
+    parts = [paragraph(orders), paragraph(chosen)]
+    for title, rows, count in (("Right", right, total_right), ("Wrong", wrong, asked - total_right)):
         if len(rows):
-            parts.append(f"<h3>{escaped(f'{title}: {len(rows)} of {count:,}')}</h3>")
+            parts.append(f"<h3>{escaped(f'{title}, {len(rows)} of {count:,}')}</h3>")
             parts += [_example(found, int(row), split, uris) for row in rows]
     return section(f"retrieval-{found.direction}", WAYS[found.direction], *parts)
 
@@ -87,7 +87,7 @@ def _stage(name: str, stage: Stage, row: int, direction: str, split: EvaluationS
     for best, right, cosine, match in zip(
         stage.best[row], stage.right[row], stage.cosine[row], stage.match[row], strict=True
     ):
-        scores = f"cosine {cosine:.3f}" + ("" if np.isnan(match) else f"<br>match {match:.3f}")
+        scores = f"cosine {cosine:.3f}" + ("" if np.isnan(match) else f" <br>match {match:.3f}")
         tick = '<span class="tick" title="right">✓</span> ' if right else ""
         if direction == T2I:
             what = image(uris(int(best)), f"the picture {split.image_ids[best]}")
@@ -114,11 +114,11 @@ def foils_section(findings: Findings) -> str:
         "distances."
     )
     uris, parts = uris_of(split), [paragraph(text)]
-    for title, rows in (("right", right), ("wrong", wrong)):
+    for title, rows in (("Right", right), ("Wrong", wrong)):
         ordered = rows[np.argsort(margin[rows], kind="stable")]
         chosen = ordered[evenly(len(ordered), PAIRS)]
         if len(chosen):
-            parts.append(f"<h3>{escaped(f'{title}: {len(chosen)} of {len(rows):,}')}</h3>")
+            parts.append(f"<h3>{escaped(f'{title}, {len(chosen)} of {len(rows):,}')}</h3>")
             cards = [_pair(int(row), findings, uris) for row in chosen]
             parts.append('<div class="pairs">\n' + "\n".join(cards) + "\n</div>")
     return section("foils", "Swapped pairs", *parts)
@@ -135,7 +135,8 @@ def _pair(row: int, findings: Findings, uris: Uris) -> str:
         if scores.match is not None:
             said += f", match {scores.match[row, place]:.3f}"
         lines.append(f'<p class="{kind}">{name}: {chinese(texts[place])}<span class="scores">{said}</span></p>')
-    return f'<article class="pair">{image(uris(row), f"the picture {split.image_ids[row]}")}<div>{"".join(lines)}</div></article>'
+    picture = image(uris(row), f"the picture {split.image_ids[row]}")
+    return f'<article class="pair">{picture}<div>{"".join(lines)}</div></article>'
 
 
 def maps_section(findings: Findings) -> str:
@@ -144,8 +145,9 @@ def maps_section(findings: Findings) -> str:
         return ""
     text = (
         "Where the text-image cross encoder looks in a picture for each thing that its caption names. The words are "
-        "masked, so that the model has to look for them, and the map shows what they read more than the rest of the "
-        "caption does. The pictures lie at even distances in the split, and each has the first of its captions that names a thing."
+        "masked, so that the model has to look for them, and the map shows what they read more than the "
+        "rest of the caption does. The pictures lie at even distances in the split, and each has the first of its "
+        "captions that names a thing."
     )
     drawn = [_drawn(found.caption, found.things, found.png) for found in findings.maps]
     return section("maps", "Where the model looks", paragraph(text), *drawn)

@@ -30,7 +30,6 @@ def write_report(path: Path, output: Path, queries: int = QUERIES) -> None:
     Raises:
         UserError: there is no such run or evaluation, or the file cannot be written.
     """
-    logger.info("opening %s", path)
     subject = open_subject(path)
     findings = Findings()
     if subject.model is not None and subject.asked is not None:

@@ -176,12 +176,14 @@ def assert_says_what_it_does(done: subprocess.CompletedProcess[str]) -> None:
         "compiled in ",
         "step 2/2 ",
         "drawing the pictures of the run",
+        "writing the report of the run",
     )
     lines = done.stderr.splitlines()
     assert len(lines) == len(said), done.stderr
     assert all(line.startswith(begin) for line, begin in zip(lines, said, strict=True)), done.stderr
     assert re.fullmatch(
-        r"Step 2, 0 unusable records. Checkpoints and logs: .*run\nPictures: .*run/plots\n", done.stdout
+        r"Step 2, 0 unusable records. Checkpoints and logs: .*run\nPictures: .*run/plots\nReport: .*run/report.html\n",
+        done.stdout,
     ), done.stdout
 
 

@@ -32,6 +32,7 @@ PROGRAMS = {
     "match": ("model", "image", "text"),
     "plan": ("config", "topology", "devices", "batch_size", "fit", "remat", "json"),
     "plot": ("output",),
+    "report": ("output", "queries"),
     "status": ("help",),
     "visualize": ("checkpoint", "image", "text", "entity", "gradient_weighted"),
 }
