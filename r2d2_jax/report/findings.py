@@ -72,8 +72,9 @@ def find(model: Model, asked: Asked, most: int) -> Findings:
     """
     if model.vocabulary is None:
         return Findings(missing=("The model came without a vocabulary, so no answers are shown.",))
+    length = model.config.text.text_length
+    tokenizer = tokenizer_of(model.vocabulary, length, map_punctuation=model.maps_punctuation)
     model = model.computing_in(asked.dtype)
-    tokenizer = tokenizer_of(model.vocabulary, model.config.text.text_length, map_punctuation=model.maps_punctuation)
     missing: list[str] = []
     split = _split(asked, asked.split, asked.max_images, tokenizer, model, missing)
     foil_split = _split(asked, asked.foil_split, 0, tokenizer, model, missing)
@@ -126,14 +127,14 @@ def _heat_maps(model: Model, split: EvaluationSplit, batch_size: int) -> tuple[H
     asked: list[tuple[int, str, Entity]] = []
     captioned = np.unique(split.pairs[:, 0])
     for image in captioned[evenly(len(captioned), MAPPED)]:
-        texts = (split.captions[text] for text in split.pairs[split.pairs[:, 0] == image, 1])
-        named = ((text, _things(ranker.tokenizer, text)) for text in texts)
-        text, things = next(((text, things) for text, things in named if things), ("", []))
-        asked += [(int(image), text, thing) for thing in things]
+        for row in split.pairs[split.pairs[:, 0] == image, 1]:
+            if things := _things(ranker.tokenizer, split.captions[row]):
+                asked += [(int(image), split.captions[row], thing) for thing in things]
+                break
     if not asked:
         return ()
-    images, texts, things = zip(*asked, strict=True)
-    maps = attention_maps(ranker, [split.picture(image) for image in images], texts, things)
+    images, texts, entities_of = (list(each) for each in zip(*asked, strict=True))
+    maps = attention_maps(ranker, [split.picture(image) for image in images], texts, entities_of)
     drawn = []
     for image in dict.fromkeys(images):
         own = [row for row, other in enumerate(images) if other == image]

@@ -38,10 +38,9 @@ def picture_uri(file: bytes) -> str:
         UnusableRecord: it cannot be decoded.
     """
     picture = picture_of(file)
-    forms = {"png": {"optimize": True}, "jpeg": {"quality": QUALITY}}
     written = {}
-    for kind, options in forms.items():
-        picture.save(buffer := io.BytesIO(), kind, **options)
+    for kind in ("png", "jpeg"):
+        picture.save(buffer := io.BytesIO(), kind, quality=QUALITY, optimize=True)  # each reads what it knows
         written[kind] = buffer.getvalue()
     kind = min(written, key=lambda each: len(written[each]))
     return data_uri(written[kind], kind)

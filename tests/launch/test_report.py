@@ -1,0 +1,165 @@
+"""launch/report.py: the page of a run and of an evaluation, and one message for whatever is wrong."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from programs import called, write_config
+from small_model import config_values, write_vocabulary
+from small_reports import EVIL, Page, write_report_dataset
+
+from r2d2_jax.launch import evaluate, main, report
+from r2d2_jax.launch.report import report_at_the_end
+from r2d2_jax.report import writing
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and the file of an evaluation of it."""
+    path = tmp_path_factory.mktemp("report")
+    data = write_vocabulary(write_report_dataset(path / "data"))
+    changes = {"data": {"directory": str(data), "foil_split": "swapped"}, "train": {"epochs": 1.0, "log_every": 1}}
+    config = write_config(path, config_values(changes))
+    done = called(main.main, f"--config={config}", f"--workdir={path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"Report: {path / 'run' / 'report.html'}\n"), done.stderr
+    flags = ("--split=validation", "--rerank=4", f"--json={path / 'measured.json'}")
+    done = called(evaluate.main, f"--checkpoint={path / 'run'}", f"--data={data}", *flags)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_a_training_ends_with_a_page_of_its_figures_and_answers(folder: Path) -> None:
+    found = Page((folder / "run" / "report.html").read_text(encoding="utf-8"))
+    figures = json.loads((folder / "run" / "evaluation.json").read_text())
+    shown = {name: value for name, value in figures.items() if name.startswith(("validation/", "foil/"))}
+    assert shown
+    for value in shown.values():
+        assert f"{value:.1f}" in found.texts
+    titles = (
+        "What was trained",
+        "How good it is",
+        "What the second stage changes",
+        "Curves",
+        "From a caption to pictures",
+    )
+    for title in (*titles, "From a picture to captions", "Swapped pairs", "Where the model looks", "How to go on"):
+        assert title in found.text
+    assert EVIL in found.text
+    assert found.images > 20
+    before, queries = figures["validation/dual/t2i_r1"], 20
+    row = found.texts[found.texts.index("from a caption to pictures") :][1:3]
+    assert row == [str(queries), str(round(before * queries / 100))]
+
+
+def test_the_same_command_writes_the_same_page_elsewhere(folder: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime for path in (folder / "run").rglob("*")}
+    output = tmp_path / "new" / "page.html"
+    done = called(report.main, str(folder / "run"), f"--output={output}")
+    assert (done.returncode, done.stdout) == (0, f"Report: {output}\n")
+    assert output.read_bytes() == (folder / "run" / "report.html").read_bytes()
+    assert {path: path.stat().st_mtime for path in (folder / "run").rglob("*")} == before
+
+
+def test_an_evaluation_has_a_page_beside_its_file(folder: Path) -> None:
+    done = called(report.main, str(folder / "measured.json"), "--queries=5")
+    assert (done.returncode, done.stdout) == (0, f"Report: {folder / 'measured.html'}\n")
+    found = Page((folder / "measured.html").read_text(encoding="utf-8"))
+    assert "I2T R@1" in found.text
+    assert "in brackets: 95 %" in found.text
+    assert "5 of 20" in found.text
+    assert "Swapped pairs" not in found.text
+
+
+def test_an_evaluation_whose_model_is_gone_has_what_the_file_holds(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / "measured.json").read_text())
+    document["checkpoint"]["path"] = str(tmp_path / "gone")
+    (tmp_path / "alone.json").write_text(json.dumps(document))
+    done = called(report.main, str(tmp_path / "alone.json"))
+    assert done.returncode == 0
+    found = Page((tmp_path / "alone.html").read_text(encoding="utf-8"))
+    assert "The model that was measured cannot be read, so no answers are shown." in found.text
+    assert "I2T R@1" in found.text
+    assert "From a caption" not in found.text
+
+
+def test_what_it_refuses(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "file").write_text("")
+    run = str(folder / "run")
+    for arguments, message in (
+        ([str(tmp_path / "none")], "error: there is no "),
+        (
+            [str(tmp_path)],
+            " is no run: it holds no folder checkpoints; expected the --workdir of a run, or a file that",
+        ),
+        ([str(tmp_path / "empty")], "error: no checkpoint under "),
+        ([str(tmp_path / "other.json")], "other.json has no checkpoint, counts, data, figures, "),
+        ([str(folder / "small.py")], "small.py cannot be read as JSON: "),
+        (
+            [run, f"--output={tmp_path / 'file' / 'a.html'}"],
+            "a.html: Not a directory; name a file in a folder that can",
+        ),
+        ([run, "--output=a.pdf"], "error: --output is 'a.pdf'; expected a name that ends in .html"),
+        ([run, "--output="], "error: --output is ''; expected a name that ends in .html"),
+        ([run, "--queries=0"], "error: --queries is 0; expected 1 or more"),
+    ):
+        done = called(report.main, *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("opening ")]
+        assert len(errors) == 1, done.stderr
+        assert message in errors[0]
+
+
+def test_a_run_whose_data_and_log_are_gone_says_so(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    shutil.rmtree(run / "plots")
+    (run / "metrics.jsonl").unlink()
+    (run / "evaluation.json").unlink()
+    moved = folder / "data" / "moved"
+    kept = next(path for path in (folder / "data").iterdir() if path.is_dir())
+    kept.rename(moved)
+    try:
+        done = called(report.main, str(run))
+    finally:
+        moved.rename(kept)
+    assert done.returncode == 0, done.stderr
+    found = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert "There are no curves." in found.text
+    assert "Nothing of the split validation is shown." in found.text
+    assert "How good it is" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("the disk is full"), "there is no report of the run: OSError: the disk is full"),
+        (RuntimeError("out of memory"), "there is no report of the run: RuntimeError: out of memory"),
+        (KeyboardInterrupt(), "stopped while the report was written; the run itself is complete"),
+    ],
+)
+def test_a_run_whose_report_fails_has_ended_well(
+    error: BaseException,
+    message: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(writing, "write_report", fail)
+    report_at_the_end(tmp_path)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message]
+
+
+def test_several_processes_leave_the_report_to_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.jax, "process_count", lambda: 2)
+    main._report(tmp_path / "a run")
+    assert capsys.readouterr().out.endswith(f"r2d2-report '{tmp_path}/a run'\n")
