@@ -51,7 +51,7 @@ img.of5 { width: 860px; } img.of6 { width: 1020px; }
 .i2t .scores br { display: none; }
 .scores { display: block; color: var(--soft); font-size: .75rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .tick { color: var(--right); font-weight: 700; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: .8rem; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: .8rem; }
 .pair { display: flex; gap: .9rem; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; min-width: 0; }
 .pair img { width: 110px; flex: none; align-self: flex-start; }
 .pair p { margin: 0 0 .4rem; }

@@ -8,6 +8,7 @@ from pathlib import Path
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import UserError, first_line
+from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.report.findings import Findings, find
 from r2d2_jax.report.page import page
 from r2d2_jax.report.subject import Subject, open_subject
@@ -47,7 +48,7 @@ def write_report(path: Path, output: Path, queries: int = QUERIES) -> None:
 def _curves(subject: Subject) -> tuple[dict[str, bytes], list[str]]:
     """The pictures that the run or the evaluation has drawn, and what is missing of them."""
     if subject.document is not None:
-        return _pictures_in(Path(subject.name).with_suffix(f".{PICTURES}")), []
+        return _pictures_in(path_or_bucket(subject.name).with_suffix(f".{PICTURES}")), []
     assert subject.run is not None
     if drawn := _newest_pictures(subject.run):
         return drawn, []

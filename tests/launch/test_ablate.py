@@ -204,6 +204,7 @@ def test_a_small_ablation_goes_on_to_its_table(tmp_path: Path, monkeypatch: pyte
     difference = document["variants"]["hot"]["differences"]["recall"]["dual"]
     assert difference["values"] == {"1": evaluation["validation/dual/mean"] - 50.0}
     assert (run.folder / "plots" / "losses.png").is_file()
+    assert not (run.folder / "report.html").exists()  # the ablation has a table of all
     again = called(main, *given)
     assert "at work" not in again.stderr
     assert again.stdout == done.stdout
