@@ -105,7 +105,7 @@ def test_what_it_refuses(folder: Path, tmp_path: Path) -> None:
         ([str(folder / "small.py")], "small.py cannot be read as JSON: "),
         (
             [run, f"--output={tmp_path / 'file' / 'a.html'}"],
-            "a.html: Not a directory; name a file in a folder that can",
+            "a.html: File exists; name a file in a folder that can",
         ),
         ([run, "--output=a.pdf"], "error: --output is 'a.pdf'; expected a name that ends in .html"),
         ([run, "--output="], "error: --output is ''; expected a name that ends in .html"),
@@ -124,13 +124,11 @@ def test_a_run_whose_data_and_log_are_gone_says_so(folder: Path, tmp_path: Path)
     shutil.rmtree(run / "plots")
     (run / "metrics.jsonl").unlink()
     (run / "evaluation.json").unlink()
-    moved = folder / "data" / "moved"
-    kept = next(path for path in (folder / "data").iterdir() if path.is_dir())
-    kept.rename(moved)
+    (folder / "data").rename(folder / "moved")
     try:
         done = called(report.main, str(run))
     finally:
-        moved.rename(kept)
+        (folder / "moved").rename(folder / "data")
     assert done.returncode == 0, done.stderr
     found = Page((run / "report.html").read_text(encoding="utf-8"))
     assert "There are no curves." in found.text
