@@ -141,6 +141,18 @@ class Encoder:
         forwards = self._compiled.embed_image, self._compiled.encode_image
         return self._encode(forwards, params, ((images,) for images in batches), count, keep)
 
+    def image_embeddings(self, params: Params, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields embeddings float32 [b e] of each batch, as of `encode_images`, once the next one is dispatched."""
+        sizes: deque[int] = deque()
+
+        def dispatched() -> Iterator[jax.Array]:
+            for images in batches:
+                sizes.append(len(images))
+                yield self._compiled.embed_image(params, self._placed(images))[1]
+
+        for embed in fetched(dispatched()):
+            yield embed[: sizes.popleft()]
+
     def encode_texts(
         self,
         params: Params,

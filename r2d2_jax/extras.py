@@ -6,6 +6,7 @@ from r2d2_jax.errors import UserError
 
 TORCH, BEAM, GCS = ("torch", "transformers"), ("apache_beam",), ("gcsfs", "google.cloud.storage")
 CRC32C = ("google_crc32c",)
+USEARCH = ("usearch",)
 ONNX = (*TORCH, "onnx", "onnxscript", "onnxruntime")
 
 
@@ -13,7 +14,7 @@ def require(modules: tuple[str, ...], what: str, extra: str) -> None:
     """Checks that modules can be imported.
 
     Args:
-        modules: TORCH, ONNX, BEAM, GCS or CRC32C.
+        modules: TORCH, ONNX, BEAM, GCS, CRC32C or USEARCH.
         what: what needs them, for the message.
         extra: the extra of this package that installs them.
 

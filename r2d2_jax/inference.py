@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,9 @@ class Ranker:
     Results are NumPy arrays, float32.
 
     Attributes:
-        config: the sizes.
+        model: the model as it was opened.
+        config: its sizes.
+        batch_size: the most rows of one forward.
     """
 
     def __init__(
@@ -96,8 +98,8 @@ class Ranker:
         if not several or not all(isinstance(device, jax.Device) for device in devices):
             raise UserError(f"devices are {devices}; expected some of jax.devices(), or None for all of this process")
         mesh = make_mesh(MeshConfig(), devices)
-        self._model = model
-        self._encoder = Encoder(model.module, mesh, -(-batch_size // mesh.size) * mesh.size, buckets=True)
+        self.model, self.batch_size = model, -(-batch_size // mesh.size) * mesh.size
+        self._encoder = Encoder(model.module, mesh, self.batch_size, buckets=True)
         self._params = self._encoder.placed(model.params)
         self._map_punctuation = model.maps_punctuation if map_punctuation is None else map_punctuation
         self._tokenizer: Tokenizer | None = None
@@ -131,6 +133,15 @@ class Ranker:
         if isinstance(listed.items, np.ndarray):
             raise UserError(f"images are {described(listed.items)}, already normalised; expected uint8 [h w 3]")
         return listed.rows(slice(None))
+
+    def embed_pixels(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields embeddings float32 [b e] of unit norm batch by batch, so that a gallery of any size streams through.
+
+        Args:
+            batches: uint8 [b h w 3] pixels of the model's size, `batch_size` rows each, the last fewer. While the
+                devices encode one batch the next is asked for.
+        """
+        return self._encoder.image_embeddings(self._params, batches)
 
     def encode_text(
         self, texts: Texts | np.ndarray, attention_mask: np.ndarray | None = None, *, tokens: bool = False
@@ -220,7 +231,7 @@ class Ranker:
         Raises:
             UserError: as in `match` and `token_ids`, or the model has no head for masked-language modelling.
         """
-        if not self._model.module.masked_lm:
+        if not self.model.module.masked_lm:
             raise UserError("the model has no masked-language-model head: it was trained or saved without one")
         pairs = self._pairs(images, *self.token_ids(input_ids, attention_mask)) or ()
         ranges = self._encoder.ranges(len(ids))
@@ -276,7 +287,7 @@ class Ranker:
     @property
     def matches(self) -> bool:
         """Whether the model has cross encoders."""
-        return self._model.module.matching
+        return self.model.module.matching
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -286,12 +297,12 @@ class Ranker:
             UserError: the model came without a vocabulary.
         """
         if self._tokenizer is None:
-            if self._model.vocabulary is None:
+            if self.model.vocabulary is None:
                 raise UserError(
                     "the model came without a vocabulary: give vocabulary its vocab.txt, or encode input_ids"
                 )
             length = self.config.text.text_length
-            self._tokenizer = tokenizer_of(self._model.vocabulary, length, map_punctuation=self._map_punctuation)
+            self._tokenizer = tokenizer_of(self.model.vocabulary, length, map_punctuation=self._map_punctuation)
         return self._tokenizer
 
     def _pairs(self, images: Images, input_ids: np.ndarray, mask: np.ndarray) -> Iterator[PairBatch] | None:

@@ -28,6 +28,7 @@ FORBIDDEN = {
     "evaluation": ("train", "tasks", "preparation", "report"),
     "convert": ("train", "tasks", "preparation", "report"),
     "preparation": ("train", "tasks", "models", "losses", "evaluation", "convert"),
+    "search": ("train", "tasks", "preparation", "ablation", "planning", "plots"),
     "plots": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert", "ablation"),
     "report": ("train", "tasks", "preparation", "ablation", "planning"),
     "config": ("models", "losses", "tasks", "train", "data", "preparation", "evaluation", "convert"),

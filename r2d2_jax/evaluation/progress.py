@@ -4,17 +4,16 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import TypeVar
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 LOG_SECONDS = 30.0  # before the first line and between two: evaluations within a training are shorter than that
-Rows = TypeVar("Rows", bound=np.ndarray)
+Rows = TypeVar("Rows", bound=Sized)
 _before_each_batch: list[Callable[[], None]] = []
 
 
