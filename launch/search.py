@@ -32,6 +32,7 @@ from r2d2_jax.search.view import IndexView
 logger = logging.getLogger(__name__)
 
 CANDIDATES = 32
+LONGEST_QUESTION = 80  # characters of it above a table
 HEADER = ("rank", "by cosine", "cosine", "match", "")
 
 
@@ -132,7 +133,7 @@ def _candidates(asked: argparse.Namespace, model: Ranker) -> int:
     if asked.query is None and asked.captions is None:
         return 0
     if not model.matches:
-        logger.info("the model has no cross encoders (PRD2): pictures are ranked by cosine alone")
+        logger.info("the model has no cross encoders (PRD2): ranked by cosine alone")
         return 0
     return CANDIDATES
 
@@ -192,20 +193,20 @@ def captions_of(path: Path) -> list[str]:
 
 
 def table(question: str, answer: Answer) -> str:
-    """The question, then a line for each answer, and what it took."""
+    """The question, at most its beginning, then a line for each answer, and what it took."""
     rows = [HEADER]
     for rank, hit in enumerate(answer.hits, 1):
         match = "-" if hit.match is None else f"{hit.match:.4f}"
         copies = f"  (and {len(hit.copies)} copies)" if hit.copies else ""
         rows.append((str(rank), str(hit.rank_by_cosine), f"{hit.cosine:+.4f}", match, shown(hit.what) + copies))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    lines = [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    ]
+    numbers = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in rows)
+    lines = [f"{start}  {row[-1]}".rstrip() for start, row in zip(numbers, rows, strict=True)]
     seconds = f"pre-ranking {answer.seconds['pre_ranking']:.3f} s"
     if answer.candidates:
         seconds += f", re-ranking of {answer.candidates} {answer.seconds['re_ranking']:.3f} s"
-    return "\n".join([shown(question), *answer.notes, *lines, seconds])
+    asked = shown(question if len(question) <= LONGEST_QUESTION else f"{question[:LONGEST_QUESTION]}...")
+    return "\n".join([asked, *answer.notes, *lines, seconds])
 
 
 def described(question: str, answer: Answer, kind: str) -> dict[str, Any]:

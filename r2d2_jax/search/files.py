@@ -87,7 +87,7 @@ def found_files(folder: Path) -> Iterator[FoundFile]:
                 logger.warning("cannot list %s: %s; it is left out", shown(current), error.strerror)
                 continue
             visible = [entry for entry in entries if not entry.name.startswith(b".")]
-            folders = [entry for entry in visible if entry.is_dir()]
+            folders = [entry for entry in visible if _is_folder(entry)]
             linked += [entry.path for entry in folders if entry.is_symlink()]
             waiting += [entry.path for entry in reversed(folders) if not entry.is_symlink()]
             yield from (_found(entry, root) for entry in visible if _looks_like_a_picture(entry))
@@ -135,8 +135,15 @@ def _is_new(folder: bytes, visited: set[tuple[int, int]]) -> bool:
     return True
 
 
+def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _looks_like_a_picture(entry: "os.DirEntry[bytes]") -> bool:
-    return os.path.splitext(os.fsdecode(entry.name))[1].lower() in suffixes() and not entry.is_dir()
+    return os.path.splitext(os.fsdecode(entry.name))[1].lower() in suffixes() and not _is_folder(entry)
 
 
 def _found(entry: "os.DirEntry[bytes]", root: bytes) -> FoundFile:

@@ -118,7 +118,7 @@ def bring_up_to_date(
         if not pictures:
             raise UserError(_nothing_readable(catalog, photos, broken))
         _leave_out_removed(catalog, folder)
-        recall = _approximate(catalog, folder, approximate_above)
+        recall = approximate_rows(catalog, folder, above=approximate_above)
         with catalog.transaction():
             catalog.set_fact("complete", True)
     return Update(pictures, encoded, broken, changes, time.monotonic() - start, recall)
@@ -155,6 +155,39 @@ def rounded_file(folder: Path, generation: int, width: int) -> RowFile:
 def rounding_of(fact: dict[str, Any]) -> Rounding:
     """The rounding that the catalogue's fact "rounded" records."""
     return Rounding(np.array(fact["mean"], np.float32), fact["scale"])
+
+
+def approximate_rows(catalog: Catalog, folder: Path, *, above: int) -> float | None:
+    """Brings the approximate index up to date where there are more pictures than `above`.
+
+    Returns:
+        Its recall at 10 on a sample; None where the exact scan is used.
+
+    Raises:
+        UserError: usearch is not installed, or the disk refuses the rows.
+    """
+    live = catalog.live_rows()
+    generation, width, count = catalog.fact("generation"), catalog.fact("model")["sizes"]["embed_size"], catalog.rows()
+    if len(live) <= above:
+        with catalog.transaction():
+            catalog.set_fact("rounded", None)
+        return None
+    fact, file = catalog.fact("rounded"), rounded_file(folder, generation, width)
+    embeddings = embeddings_file(folder, generation, width).rows(count)
+    usable = fact is not None and fact["generation"] == generation
+    if usable and fact["rows"] == count:
+        return float(fact["recall"])
+    logger.info("rounding %s embeddings for the approximate index, and measuring its recall", f"{count:,}")
+    rounding, done = (rounding_of(fact), fact["rows"]) if usable else (Rounding.of(embeddings), 0)
+    for start, block in blocks(embeddings[done:]):
+        file.write(done + start, rounding.rounded(block))
+    mask = np.zeros(count, bool)
+    mask[live] = True
+    recall = measured_recall(file.rows(count), embeddings, mask)
+    made = {"generation": generation, "rows": count, "recall": recall}
+    with catalog.transaction():
+        catalog.set_fact("rounded", {**made, "mean": rounding.mean.tolist(), "scale": rounding.scale})
+    return recall
 
 
 def _check_photos(photos: Path) -> None:
@@ -286,29 +319,3 @@ def _leave_out_removed(catalog: Catalog, folder: Path) -> None:
     embeddings_file(folder, generation + 1, width).write_chosen(before, live)
     catalog.renumber(live, generation + 1)
     _remove_old_files(catalog, folder)
-
-
-def _approximate(catalog: Catalog, folder: Path, above: int) -> float | None:
-    """Brings the rounded rows up to date where there are many pictures; returns their recall."""
-    live = catalog.live_rows()
-    generation, width, count = catalog.fact("generation"), catalog.fact("model")["sizes"]["embed_size"], catalog.rows()
-    if len(live) <= above:
-        with catalog.transaction():
-            catalog.set_fact("rounded", None)
-        return None
-    fact, file = catalog.fact("rounded"), rounded_file(folder, generation, width)
-    embeddings = embeddings_file(folder, generation, width).rows(count)
-    usable = fact is not None and fact["generation"] == generation
-    if usable and fact["rows"] == count:
-        return float(fact["recall"])
-    logger.info("rounding %s embeddings for the approximate index, and measuring its recall", f"{count:,}")
-    rounding, done = (rounding_of(fact), fact["rows"]) if usable else (Rounding.of(embeddings), 0)
-    for start, block in blocks(embeddings[done:]):
-        file.write(done + start, rounding.rounded(block))
-    mask = np.zeros(count, bool)
-    mask[live] = True
-    recall = measured_recall(file.rows(count), embeddings, mask)
-    made = {"generation": generation, "rows": count, "recall": recall}
-    with catalog.transaction():
-        catalog.set_fact("rounded", {**made, "mean": rounding.mean.tolist(), "scale": rounding.scale})
-    return recall

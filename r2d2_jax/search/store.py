@@ -53,12 +53,12 @@ class RowFile:
         """The first `count` rows [count width], mapped into memory and read-only.
 
         Raises:
-            FileNotFoundError: there is no file.
+            FileNotFoundError: there is no file, and there should be rows.
             ValueError: it has fewer rows.
         """
+        if not count:
+            return np.zeros((0, self.width), self._dtype)
         with self.path.open("rb") as file:
-            if not count:
-                return np.zeros((0, self.width), self._dtype)
             mapped = mmap.mmap(file.fileno(), count * self.row_bytes, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, self._dtype).reshape(count, self.width)
 

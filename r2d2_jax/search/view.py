@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,7 +84,7 @@ class IndexView:
                 f"the index in {folder} is of {made_of}, not of {place}; name that folder as --photos, or bring the "
                 "index up to date, without --no_update"
             )
-        self._state = self._read()
+        self._state = newest_state(self.folder)
         if not self._state.pictures:
             raise UserError(f"the index in {folder} has no picture yet; let the indexing go on, or start it again")
 
@@ -92,7 +93,7 @@ class IndexView:
         with Catalog(self.folder) as catalog:
             version = catalog.fact("version")
         if version != self._state.version:
-            self._state = self._read()
+            self._state = newest_state(self.folder)
         return self._state
 
     def nearest(self, query: np.ndarray, count: int) -> list[Neighbour]:
@@ -115,32 +116,40 @@ class IndexView:
                 if row in paths
             ]
 
-        return self._settled(found)
+        return _settled(found, self.folder)
 
-    def _read(self) -> State:
-        return self._settled(self._attempt)
 
-    def _attempt(self) -> State | None:
-        with Catalog(self.folder) as catalog, catalog.transaction("DEFERRED"):
-            version, generation = catalog.fact("version"), catalog.fact("generation")
-            count, rows = catalog.rows(), catalog.live_rows()
-            width, fact = catalog.fact("model")["sizes"]["embed_size"], catalog.fact("rounded")
-            complete = catalog.fact("complete")
-        live = np.zeros(count, bool)
-        live[rows] = True
-        # The approximate index is made at the end of an update; until then rows may be missing there.
-        usable = fact is not None and fact["generation"] == generation and fact["rows"] == count
-        try:
-            embeddings = embeddings_file(self.folder, generation, width).rows(count)
-            rounded = rounded_file(self.folder, generation, width).rows(count) if usable else None
-        except FileNotFoundError:  # a new generation has just begun; or nothing was encoded yet
-            return None if count else State(version, generation, False, np.zeros((0, width), np.float32), live, None)
-        except ValueError as error:
-            raise UserError(f"the index in {self.folder} is damaged: rows are missing; delete that folder") from error
-        return State(version, generation, complete, embeddings, live, rounded)
+def newest_state(folder: Path) -> State:
+    """The newest committed state of the index in a folder, whatever model made it.
 
-    def _settled(self, attempt: Callable[[], Answer | None]) -> Answer:
-        for _ in range(_ATTEMPTS):
-            if (answer := attempt()) is not None:
-                return answer
-        raise UserError(f"the index in {self.folder} is damaged: its embeddings are missing; delete that folder")
+    Raises:
+        UserError: there is no index, or it is damaged.
+    """
+    return _settled(partial(_attempt, folder), folder)
+
+
+def _attempt(folder: Path) -> State | None:
+    with Catalog(folder) as catalog, catalog.transaction("DEFERRED"):
+        version, generation = catalog.fact("version"), catalog.fact("generation")
+        count, rows = catalog.rows(), catalog.live_rows()
+        width, fact = catalog.fact("model")["sizes"]["embed_size"], catalog.fact("rounded")
+        complete = catalog.fact("complete")
+    live = np.zeros(count, bool)
+    live[rows] = True
+    # The approximate index is made at the end of an update; until then rows may be missing there.
+    usable = fact is not None and fact["generation"] == generation and fact["rows"] == count
+    try:
+        embeddings = embeddings_file(folder, generation, width).rows(count)
+        rounded = rounded_file(folder, generation, width).rows(count) if usable else None
+    except FileNotFoundError:  # a new generation has just begun
+        return None
+    except ValueError as error:
+        raise UserError(f"the index in {folder} is damaged: rows are missing; delete that folder") from error
+    return State(version, generation, complete, embeddings, live, rounded)
+
+
+def _settled(attempt: Callable[[], Answer | None], folder: Path) -> Answer:
+    for _ in range(_ATTEMPTS):
+        if (answer := attempt()) is not None:
+            return answer
+    raise UserError(f"the index in {folder} is damaged: its embeddings are missing; delete that folder")
