@@ -35,6 +35,22 @@ def pictures() -> list[np.ndarray]:
     return [rng.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(5)]
 
 
+def test_pictures_that_stream_through_have_the_same_embeddings(model: Ranker, pictures: list[np.ndarray]) -> None:
+    """Each batch is asked for before the results of the one before it are there, and no earlier."""
+    asked: list[int] = []
+
+    def batches():
+        for start in (0, 4):
+            asked.append(start)
+            yield np.stack(pictures[start : start + 4])
+
+    found = model.embed_pixels(batches())
+    first = next(found)
+    assert (len(first), asked) == (4, [0, 4])
+    streamed = np.concatenate([first, *found])
+    np.testing.assert_allclose(streamed, model.encode_image(pictures).embed, **CLOSE)
+
+
 def test_bfloat16_gives_nearly_the_same_in_float32(model: Ranker, pictures: list[np.ndarray], tmp_path: Path) -> None:
     write_model(random_model(tokens=VOCABULARY), tmp_path / "model", "ours")
     half = r2d2_jax.load(tmp_path / "model", batch_size=4, dtype="bfloat16")

@@ -46,6 +46,7 @@ def test_every_module_is_in_the_tree() -> None:
         "plots",
         "preparation",
         "report",
+        "search",
         "tasks",
         "train",
     ):
@@ -71,6 +72,7 @@ def test_flags_in_commands_exist() -> None:
         "plot",
         "ablate",
         "visualize",
+        "search",
         "plan",
         "report",
     )

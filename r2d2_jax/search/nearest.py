@@ -2,8 +2,8 @@
 
 Rounded rows take a quarter of the memory and are scanned several times as fast; the best of them are compared exactly.
 That finds nearly what the exact scan finds whatever the query is. A graph of neighbours (HNSW) would visit fewer rows,
-but it takes half an hour to build for a million, and it loses what lies far from all pictures, as texts do (our
-decision).
+but takes long to build, and is at its worst for queries that lie apart from all rows, as texts do from pictures (our
+decision; docs/search.md).
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,9 @@ from r2d2_jax.search.store import blocks
 RECALL_AT = 10
 _SAMPLE = 64  # pictures that are asked for their neighbours to measure recall
 _LARGEST_BYTE = 127
+# Rows of a product, 200 MB at 768 numbers. In smaller parts, the threads of one query's products wait for each other
+# three times as long as they compute.
+_SCANNED_AT_ONCE = 65_536
 # Of so many rows for each one that is wanted, and so many more, the rounded scan's best are compared exactly.
 _SPARE_TIMES, _SPARE = 4, 64
 
@@ -73,7 +76,7 @@ def exact_best(embeddings: np.ndarray, live: np.ndarray, queries: np.ndarray, co
     """
     count = min(count, int(np.count_nonzero(live)))
     rows, cosine = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
-    for start, block in blocks(embeddings):
+    for start, block in blocks(embeddings, _SCANNED_AT_ONCE):
         scores = (block @ queries.T).T
         scores[:, ~live[start : start + len(block)]] = -np.inf
         numbers = np.broadcast_to(np.arange(start, start + len(block)), scores.shape)

@@ -13,7 +13,7 @@ import numpy as np
 
 from r2d2_jax.atomic import writing, written_whole
 
-# Rows of a block, 24 MB at 768 numbers: large enough for a fast product, small beside everything else.
+# Rows of a block, 24 MB at 768 numbers: small beside everything else.
 BLOCK = 8192
 # A map of more bytes than this gives back its pages after each block, so that reading all of it takes no memory.
 _LARGEST_RESIDENT = 2**29
@@ -77,11 +77,17 @@ class RowFile:
                 file.write(source[chosen[start : start + BLOCK]].data)
 
 
-def blocks(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first row, block [b width]) of mapped rows; of large files no more than a block stays in memory."""
+def blocks(rows: np.ndarray, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (first row, block [b width]) of mapped rows; of large files no more than a block stays in memory.
+
+    Args:
+        rows: [n width].
+        size: `b`; None means `BLOCK`.
+    """
+    size = size or BLOCK
     mapped = _map_of(rows) if rows.nbytes > _LARGEST_RESIDENT else None
-    for start in range(0, len(rows), BLOCK):
-        yield start, rows[start : start + BLOCK]
+    for start in range(0, len(rows), size):
+        yield start, rows[start : start + size]
         if mapped is not None:
             mapped.madvise(mmap.MADV_DONTNEED)
 

@@ -1,10 +1,11 @@
 """search.py: index and answers as a table and as JSON, and one message for whatever is wrong."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from programs import called
+from programs import ROOT, called
 from random_models import VOCABULARY, random_model
 from small_photos import photographs, picture
 
@@ -176,3 +177,21 @@ def test_captions_that_are_none(models: Path, folder: Path, name: str, message: 
     done = asked(models, folder, f"--image={folder / 'photos' / '00.png'}", f"--captions={folder / name}", photos="")
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+def test_the_page_names_flags_that_exist_and_its_code_runs(
+    models: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    source = (ROOT / "launch" / "search.py").read_text(encoding="utf-8")
+    own = page.replace("benchmarks/search.py", "").replace("`--pictures=1000000`", "").replace("`--help`", "")
+    assert [flag for flag in set(re.findall(r"--[a-z_]+", own)) if f'"{flag}"' not in source] == []
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(models / "model")
+    (tmp_path / "photos").symlink_to(folder / "photos")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("7 pictures in the index")
+    assert len(printed) == 2 + 7

@@ -5,7 +5,7 @@ import pytest
 
 from r2d2_jax import extras
 from r2d2_jax.errors import UserError
-from r2d2_jax.search import store
+from r2d2_jax.search import nearest
 from r2d2_jax.search.nearest import Rounding, approximate_best, exact_best, measured_recall
 
 
@@ -21,7 +21,7 @@ def sorted_rows(rows: np.ndarray, live: np.ndarray, query: np.ndarray, count: in
 
 @pytest.mark.parametrize("block", [7, 64, 10_000])
 def test_exact_is_a_sort_of_all_cosines(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BLOCK", block)
+    monkeypatch.setattr(nearest, "_SCANNED_AT_ONCE", block)
     rows, queries = unit(200, 16, 0), unit(3, 16, 1)
     live = np.random.default_rng(2).random(200) < 0.7
     found = exact_best(rows, live, queries, 12)
@@ -31,7 +31,7 @@ def test_exact_is_a_sort_of_all_cosines(block: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_equal_cosines_are_in_the_order_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BLOCK", 3)
+    monkeypatch.setattr(nearest, "_SCANNED_AT_ONCE", 3)
     rows = np.repeat(np.eye(2, 8, dtype=np.float32), 4, axis=0)  # whose products are exact
     assert exact_best(rows, np.ones(8, bool), rows[:1], 8).rows.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
