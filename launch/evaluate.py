@@ -22,9 +22,10 @@ from r2d2_jax.buckets.path import is_address
 from r2d2_jax.config.model import DTYPES
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.json_file import check_json_path, write_json
-from r2d2_jax.launch.plot import PICTURES, drawn_at_the_end
+from r2d2_jax.launch.plot import drawn_at_the_end
 from r2d2_jax.launch.program import parse, run
 from r2d2_jax.paths import path_or_bucket, user_path
+from r2d2_jax.plots import PICTURES
 
 if TYPE_CHECKING:
     from r2d2_jax.evaluation.measure import Measurement

@@ -18,11 +18,12 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
 from r2d2_jax.launch.host_memory import keep_freed_memory
-from r2d2_jax.launch.plot import PICTURES, draw, drawn_at_the_end
+from r2d2_jax.launch.plot import draw, drawn_at_the_end
 from r2d2_jax.launch.program import STOPPED, parse_known, run
 from r2d2_jax.launch.report import report_at_the_end, report_command
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import path_or_bucket
+from r2d2_jax.plots import PICTURES
 from r2d2_jax.processes import join, leave, wait_for_verdict
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,9 @@ from pathlib import Path
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import path_or_bucket
+from r2d2_jax.plots import PICTURES
 
 logger = logging.getLogger(__name__)
-
-PICTURES = "plots"  # the folder of a run's pictures in its own
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:

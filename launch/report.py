@@ -20,6 +20,7 @@ from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import path_or_bucket
+from r2d2_jax.report import REPORT
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def _output(given: str | None, subject: Path) -> Path:
         UserError: it is no HTML file, or cannot be written.
     """
     if given is None:
-        output = subject / "report.html" if subject.is_dir() else subject.with_suffix(HTML)
+        output = subject / REPORT if subject.is_dir() else subject.with_suffix(HTML)
     else:
         output = path_or_bucket(given)
     if output.suffix.lower() != HTML:
@@ -98,9 +99,9 @@ def report_command(workdir: Path) -> str:
 def report_at_the_end(workdir: Path) -> None:
     """Writes the report of a run that has just ended, and says where.
 
-    Without it the run has ended well all the same, so whatever fails is a warning.
+    Without it the run has ended well all the same: what fails is a warning, and a mistake of ours a traceback beside.
     """
-    output = workdir / "report.html"
+    output = workdir / REPORT
     logger.info("writing the report of the run")
     try:
         from r2d2_jax.report.writing import write_report
@@ -108,8 +109,10 @@ def report_at_the_end(workdir: Path) -> None:
         write_report(workdir, output)
     except KeyboardInterrupt:
         logger.warning("stopped while the report was written; the run itself is complete")
-    except Exception as error:
-        logger.warning("there is no report of the run: %s: %s", type(error).__name__, first_line(error))
+    except (UserError, OSError) as error:
+        logger.warning("there is no report of the run: %s", first_line(error))
+    except Exception:
+        logger.warning("there is no report of the run, which itself is complete", exc_info=True)
     else:
         print(f"Report: {output}")
 

@@ -1,1 +1,3 @@
 """The report of a run or an evaluation: one HTML file that says what was trained, how good it is, and shows answers."""
+
+REPORT = "report.html"  # of a run, in its folder

@@ -9,14 +9,13 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.paths import path_or_bucket
+from r2d2_jax.plots import PICTURES
 from r2d2_jax.report.findings import Findings, find
 from r2d2_jax.report.page import page
 from r2d2_jax.report.subject import Subject, open_subject
 
 logger = logging.getLogger(__name__)
 
-REPORT = "report.html"  # a run's, in its folder
-PICTURES = "plots"  # the folder of pictures in that of a run; beside FILE.json it is FILE.plots
 QUERIES = 1000  # of each direction that are re-ranked at most: enough for the share of repaired answers
 
 

@@ -139,8 +139,8 @@ def test_a_run_whose_data_and_log_are_gone_says_so(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError("the disk is full"), "there is no report of the run: OSError: the disk is full"),
-        (RuntimeError("out of memory"), "there is no report of the run: RuntimeError: out of memory"),
+        (OSError("the disk is full"), "there is no report of the run: the disk is full"),
+        (RuntimeError("out of memory"), "there is no report of the run, which itself is complete"),
         (KeyboardInterrupt(), "stopped while the report was written; the run itself is complete"),
     ],
 )
