@@ -25,7 +25,7 @@ from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.plot import drawn_at_the_end
 from r2d2_jax.launch.program import parse, run
 from r2d2_jax.paths import path_or_bucket, user_path
-from r2d2_jax.plots import PICTURES
+from r2d2_jax.report import PICTURES
 
 if TYPE_CHECKING:
     from r2d2_jax.evaluation.measure import Measurement

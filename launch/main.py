@@ -23,8 +23,8 @@ from r2d2_jax.launch.program import STOPPED, parse_known, run
 from r2d2_jax.launch.report import report_at_the_end, report_command
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import path_or_bucket
-from r2d2_jax.plots import PICTURES
 from r2d2_jax.processes import join, leave, wait_for_verdict
+from r2d2_jax.report import PICTURES
 
 logger = logging.getLogger(__name__)
 

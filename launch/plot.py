@@ -15,7 +15,7 @@ from pathlib import Path
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import path_or_bucket
-from r2d2_jax.plots import PICTURES
+from r2d2_jax.report import PICTURES
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from r2d2_jax.atomic import written_whole
 from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.paths import path_or_bucket
-from r2d2_jax.plots import PICTURES
+from r2d2_jax.report import PICTURES
 from r2d2_jax.report.findings import Findings, find
 from r2d2_jax.report.page import page
 from r2d2_jax.report.subject import Subject, open_subject

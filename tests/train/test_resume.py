@@ -240,7 +240,8 @@ def test_processes_that_see_different_checkpoints(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "gather_json", lambda step: [step, 40])
-    with pytest.raises(UserError, match=r"is another one to each process: \[None, 40\]; --workdir must lie in a bucket or on a file"):
+    said = r"is another one to each process: \[None, 40\]; --workdir must lie in a bucket or on a file"
+    with pytest.raises(UserError, match=said):
         run(prepared, tmp_path, CHEAPEST, NO_EVALUATION)
 
 
