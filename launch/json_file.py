@@ -1,13 +1,9 @@
 """Reports as JSON files: checked before the work, written whole after it."""
 
-import errno
 import json
-import os
-import tempfile
 from typing import Any
 
-from r2d2_jax.atomic import written_whole
-from r2d2_jax.buckets.path import BucketPath
+from r2d2_jax.atomic import check_writable, written_whole
 from r2d2_jax.errors import UserError
 from r2d2_jax.paths import path_or_bucket
 
@@ -19,14 +15,8 @@ def check_json_path(path: str) -> None:
         UserError: it cannot be written.
     """
     file = path_or_bucket(path)
-    if isinstance(file, BucketPath):
-        return
     try:
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
+        check_writable(file)
     except OSError as error:
         raise UserError(
             f"--json={path} cannot be written: {error.strerror}; name a file in a folder that can be written to"

@@ -7,16 +7,13 @@ docs/report.md says what is on the page.
 """
 
 import argparse
-import errno
 import logging
-import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from r2d2_jax.buckets.path import BucketPath
+from r2d2_jax.atomic import check_writable
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import path_or_bucket
@@ -75,14 +72,10 @@ def _output(given: str | None, subject: Path) -> Path:
         output = path_or_bucket(given)
     if output.suffix.lower() != HTML:
         raise UserError(f"--output is {given!r}; expected a name that ends in {HTML}")
-    if isinstance(output, BucketPath) or not subject.exists():  # which is then the message
+    if not subject.exists():  # which is then the message
         return output
     try:
-        if output.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
+        check_writable(output)
     except OSError as error:
         raise UserError(
             f"the report cannot be written to {output}: {error.strerror}; name a file in a folder that can be written "

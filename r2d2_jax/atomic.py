@@ -62,6 +62,21 @@ def writing(path: Path, *, advice: str = "") -> Iterator[None]:
         ) from error
 
 
+def check_writable(path: Path) -> None:
+    """Checks before the work that a file can be written after it, and makes its folder if absent; not of a bucket.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if isinstance(path, BucketPath):
+        return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 @contextlib.contextmanager
 def written_whole(path: Path, *, advice: str = "") -> Iterator[Path]:
     """Gives a name beside `path` to write a file or folder to; renames it to `path` on success, removes it otherwise.

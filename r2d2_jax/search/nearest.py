@@ -6,7 +6,6 @@ but takes long to build, and is at its worst for queries that lie apart from all
 decision; docs/search.md).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,10 +58,6 @@ class Rounding:
     def rounded(self, rows: np.ndarray) -> np.ndarray:
         """int8 [n e] of rows [n e]; what lies beyond the largest deviation is cut off."""
         return _as_bytes((rows - self.mean) * self.scale)
-
-    def blocks(self, embeddings: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (first row, int8 [b e])."""
-        return ((start, self.rounded(block)) for start, block in blocks(embeddings))
 
 
 def exact_best(embeddings: np.ndarray, live: np.ndarray, queries: np.ndarray, count: int) -> Found:

@@ -95,7 +95,7 @@ def _files_of_code() -> Iterable[tuple[str, str]]:
     root = Path(r2d2_jax.__file__).parent
     # In a clone the last two are links, which rglob leaves out.
     folders = (root, root / "launch", root / "configs")
-    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
         yield path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 

@@ -1,16 +1,12 @@
 """Runs whose folder lies in a bucket leave there what a run on a disk leaves, however they are disturbed."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from bucket_server import HANGS, REFUSES, THROTTLES, BucketServer
 from small_model import assert_bitwise_equal, config_values, log_lines, saved_state
-from small_runs import RUN, before_batch, kept, run
+from small_runs import RUN, before_batch, kept, killed_before_batch, run
 
 from r2d2_jax.buckets import lock
 from r2d2_jax.buckets.lock import held_in_bucket
@@ -20,8 +16,6 @@ from r2d2_jax.damage import steps_of
 from r2d2_jax.errors import UserError
 from r2d2_jax.runs import load_state
 from r2d2_jax.train.checkpoint import settle_damage
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def assert_as_undisturbed(workdir: BucketPath, undisturbed: Path) -> None:
@@ -45,26 +39,8 @@ def test_a_run_in_a_bucket_leaves_what_one_on_a_disk_does(
 
 def test_a_killed_run_goes_on_exactly(prepared: Path, undisturbed: Path, bucket: BucketPath) -> None:
     """SIGKILL before step 10: the log, copied before the checkpoint of step 6, goes on from there."""
-    program = """
-import json, os, signal, sys
-from ml_collections import ConfigDict
-from r2d2_jax.config.reading import Config
-from r2d2_jax.paths import path_or_bucket
-from r2d2_jax.train import loop
-original, calls = loop.next_batch, iter(range(1, 1000))
-def next_batch(batches, progress):
-    if next(calls) == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(batches, progress)
-loop.next_batch = next_batch
-loop.train(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), path_or_bucket(sys.argv[2]))
-"""
     values = config_values(RUN, {"data": {"directory": str(prepared)}})
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(values), str(bucket / "run")],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_before_batch(10, values, bucket / "run")
     assert [line["step"] for line in log_lines(bucket / "run")] == [4, 6]
     assert (bucket / "run" / "lock").exists()
     assert run(prepared, bucket / "run", RUN).finished

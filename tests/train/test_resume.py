@@ -1,11 +1,7 @@
 """Whole runs that are stopped, killed or refused: a disturbed run ends as an undisturbed one does."""
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ from small_model import (
     small_config,
     write_small_dataset,
 )
-from small_runs import NO_EVALUATION, RUN, STEPS, Left, before_batch, kept, run
+from small_runs import NO_EVALUATION, RUN, STEPS, Left, before_batch, kept, killed_before_batch, run
 
 from r2d2_jax.convert.conversion import open_model
 from r2d2_jax.errors import UserError
@@ -31,7 +27,6 @@ from r2d2_jax.train import loop, setup, signals
 from r2d2_jax.train.checkpoint import Checkpoints
 from r2d2_jax.train.loop import RunOutcome
 
-ROOT = Path(__file__).resolve().parents[2]
 DROPPED_RETRIEVAL = RETRIEVAL | DROPPED
 
 
@@ -108,27 +103,9 @@ def test_a_killed_run_goes_on_exactly(
     task: str, changes: dict[str, Any], prepared: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """SIGKILL before step 10: what steps 7 to 9 did and logged is lost, and done again."""
-    program = """
-import json, os, signal, sys
-from pathlib import Path
-from ml_collections import ConfigDict
-from r2d2_jax.config.reading import Config
-from r2d2_jax.train import loop
-original, calls = loop.next_batch, iter(range(1, 1000))
-def next_batch(batches, progress):
-    if next(calls) == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(batches, progress)
-loop.next_batch = next_batch
-loop.train(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), Path(sys.argv[2]))
-"""
     undisturbed: tuple[Path, RunOutcome] = request.getfixturevalue(task)
     values = config_values(RUN, changes, {"data": {"directory": str(prepared)}})
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(values), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_before_batch(10, values, tmp_path)
     assert [line["step"] for line in log_lines(tmp_path)] == [4, 6, 8]
     assert run(prepared, tmp_path, RUN, changes).finished
     assert_as_undisturbed(tmp_path, undisturbed[0])
