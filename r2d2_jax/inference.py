@@ -371,5 +371,5 @@ def _path(given: str | os.PathLike, name: str) -> Path:
         raise UserError(f"{name} is ''; expected a file or folder")
     try:
         return path_or_bucket(given)
-    except (TypeError, RuntimeError) as error:  # no path at all; a home of nobody
+    except TypeError as error:
         raise UserError(f"{name} is {given!r}; expected a path ({first_line(error)})") from error

@@ -145,12 +145,9 @@ def test_tokens_that_do_not_fit_are_named(model: Ranker, bring: tuple[Any, ...],
     [
         ({"path": None}, "the model is None; expected a path"),
         ({"path": np.zeros(3)}, "the model is array.*; expected a path"),
-        ({"path": ""}, "the model is ''; expected a file or folder here"),
-        (
-            {"path": "https://a.b/model.pth"},
-            "the model is 'https://a.b/model.pth'; expected a file or folder",
-        ),
-        ({"path": "~nobody-has-this-name/model"}, "the model is '~nobody-has-this-name/model'; expected a path"),
+        ({"path": ""}, "the model is ''; expected a file or folder"),
+        ({"path": "https://a.b/model.pth"}, "https://a.b/model.pth is an address of https://, which cannot be opened"),
+        ({"path": "~nobody-has-this-name/model"}, "~nobody-has-this-name/model is no model; expected a published .pth"),
         ({"path": "x", "vocabulary": 5}, "the vocabulary is 5; expected a path"),
     ],
 )

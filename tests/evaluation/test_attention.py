@@ -51,7 +51,7 @@ def images() -> np.ndarray:
 @functools.lru_cache
 def stage_of(model: Ranker):
     """(images, ids, mask, change of every weight) -> (log-odds [b], sown weights), by the module itself."""
-    module, params = model._model.module, model._model.params
+    module, params = model.model.module, model.model.params
 
     def stage(images: jax.Array, ids: jax.Array, mask: jax.Array, change: jax.Array):
         image = module.apply({"params": params}, normalise_images(images), method="encode_image").tokens
@@ -182,7 +182,7 @@ def test_layers(model: Ranker, images: np.ndarray) -> None:
 def test_occlusion_is_the_fall_of_the_words_log_probability(spelling: Ranker, images: np.ndarray) -> None:
     """Patch by patch against the module itself; the words are masked, and what counts is what stood there."""
     found = attention_maps(spelling, images[:2], [TEXT] * 2, [ENTITY] * 2, Reading.OCCLUSION)
-    module, known = spelling._model.module, {"params": jax.tree.map(jnp.array, spelling._model.params)}
+    module, known = spelling.model.module, {"params": jax.tree.map(jnp.array, spelling.model.params)}
     ids, mask = spelling.tokenizer([TEXT])
     read = jnp.array(np.where(PLACES, spelling.tokenizer.mask_id, ids))
     text = module.apply(known, read, jnp.array(mask), method="encode_text").tokens

@@ -201,13 +201,13 @@ def test_a_signal_before_the_first_step_leaves_nothing(
 def test_another_configuration_or_dataset_is_refused(
     prepared: Path, undisturbed: tuple[Path, RunOutcome], tmp_path: Path
 ) -> None:
-    """Only looked at, so the undisturbed run can be used itself."""
-    workdir, before = undisturbed[0], log_lines(undisturbed[0])
+    workdir, before = tmp_path / "run", log_lines(undisturbed[0])
+    shutil.copytree(undisturbed[0], workdir)
     with pytest.raises(UserError) as refused:
         run(prepared, workdir, RUN, {"loss": {"queue_length": 24}})
     assert "loss.queue_length: 20 in the checkpoint, 24 now" in str(refused.value)
     assert "queue/image_embed: float32[20, 16] in the checkpoint, float32[24, 16] now" in str(refused.value)
-    fewer = write_small_dataset(tmp_path, train=30)
+    fewer = write_small_dataset(tmp_path / "fewer", train=30)
     with pytest.raises(UserError, match="made with 32 training records, .* has 30; the data position would be lost"):
         run(fewer, workdir, RUN)
     assert log_lines(workdir) == before
