@@ -14,6 +14,7 @@ import jax
 from absl import flags
 
 from r2d2_jax.buckets.path import BucketPath, check_access_of_runs
+from r2d2_jax.buckets.region import warn_of_region
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
@@ -119,6 +120,8 @@ def _workdir() -> Path:
     workdir = path_or_bucket(str(WORKDIR.value))
     if isinstance(workdir, BucketPath):
         check_access_of_runs(workdir)
+        if jax.process_index() == 0:
+            warn_of_region(workdir)
     return workdir
 
 

@@ -25,9 +25,7 @@ _ERRNOS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE),
 )
-_SYSTEM_WORDS = re.compile(
-    "|".join([r"os error \d", "os_error_code", r"HTTP response code", *map(re.escape, map(os.strerror, _ERRNOS))])
-)
+_SYSTEM_WORDS = re.compile("|".join([r"os error \d", "os_error_code", *map(re.escape, map(os.strerror, _ERRNOS))]))
 _FULL = re.compile("|".join(["disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)]))
 
 

@@ -18,7 +18,7 @@ from gcp_storage_emulator.storage import Storage
 
 BUCKET = "a-bucket"
 # What a faulty bucket answers to every request.
-REFUSES, THROTTLES, FORBIDS = 503, 429, 403
+REFUSES, THROTTLES, FORBIDS, EXPIRED = 503, 429, 403, 401
 HANGS = 0
 
 
@@ -61,8 +61,11 @@ class _Handler(RequestHandler):
 
     def _answer(self, method: str) -> None:
         self._bucket.requests += 1
-        if self._bucket.fault is not None:
-            self._fail(self._bucket.fault)
+        fault = self._bucket.fault
+        if fault is None and "ocdbt" in self.path:
+            fault = self._bucket.fault_of_arrays
+        if fault is not None:
+            self._fail(fault)
             return
         asked = parse_qs(urlparse(self.path).query).get("ifGenerationMatch")
         read = re.fullmatch(r".*/b/([^/]+)/o/([^?]+)(\?.*)?", self.path) if method == "GET" else None
@@ -124,12 +127,14 @@ class _Http(ThreadingHTTPServer):
 class BucketServer:
     """The server; `address` is what clients are told, `requests` counts what has come.
 
-    Its data stay where they are while it is down: `fault` is the status of every answer then, None where all is well.
+    Its data stay where they are while it is down: `fault` is the status of every answer then, None where all is well;
+    `fault_of_arrays` that of answers to TensorStore, which writes the arrays of checkpoints.
     """
 
     def __init__(self) -> None:
         self.storage, self.lock = _Storage(use_memory_fs=True), threading.Lock()
         self.fault: int | None = None
+        self.fault_of_arrays: int | None = None
         self.requests = 0
         buckets.create_bucket(BUCKET, self.storage)
         self._http = _Http(("127.0.0.1", 0), partial(_Handler, self))

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ class BucketError(OSError):
     """A bucket refuses a request for good, or for longer than anybody waits. The message says what to do."""
 
 
+# How gcsfs begins and TensorStore ends a message of what was refused; others have a code.
+_STATUS = re.compile(r"^(Forbidden): |http_response_code='(\d+)'")
 # What an account needs: to read and write, and to be told the kind of the bucket.
 ROLES = ("roles/storage.objectUser", "roles/storage.legacyBucketReader")
 
@@ -127,19 +130,24 @@ def is_bucket_error(error: BaseException) -> bool:
     import google.api_core.exceptions
     import google.auth.exceptions
 
-    # Of gcsfs come OSErrors alone (see `patience`), of Google's own client the others.
-    return isinstance(
-        error, (OSError, google.api_core.exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError)
-    )
+    # Of gcsfs come OSErrors alone (see `patience`), of Google's own client the next two, of TensorStore ValueErrors.
+    raised = (OSError, google.api_core.exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError)
+    return isinstance(error, raised) or "[http_response_code=" in str(error)
 
 
 def advice(error: BaseException) -> str:
-    """What to do about an error of a bucket."""
-    said = f"{type(error).__name__} {error}"
-    if any(word in said for word in ("Forbidden", "403", "PERMISSION_DENIED", "401", "Unauthorized")):
+    """What to do about an error of a bucket, whether gcsfs, Google's client or TensorStore raised it."""
+    from google.auth.exceptions import GoogleAuthError
+
+    told = _STATUS.search(str(error))
+    status = next(filter(None, told.groups())) if told else str(getattr(error, "code", ""))
+    if status == "401" or isinstance(error, GoogleAuthError):
+        return (
+            "the credentials are absent or have expired: run `gcloud auth application-default login`, or give the "
+            "machine a service account"
+        )
+    if status in ("403", "Forbidden"):
         return f"give its account {' and '.join(ROLES)} of the bucket"
-    if "Credentials" in said or "Refresh" in said:
-        return "run `gcloud auth application-default login`, or give the machine a service account"
     return "check the name of the bucket and the network"
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from r2d2_jax.config.reading import Config
 from r2d2_jax.data.records import dataset_folder
 from r2d2_jax.errors import FIRST_NAMES, UserError, bulleted
 from r2d2_jax.processes import gather_json
+from r2d2_jax.status import age
 from r2d2_jax.trees import flat
 from r2d2_jax.vocabulary import Vocabulary
 
@@ -36,6 +38,7 @@ PACKAGES = (
 PLACES = ("data.directory", "data.corpora", "data.test_directory", "data.vocabulary")
 ABSENT = "absent"
 _NAMED = 4  # processes that a line names
+CLOCKS_APART = 60.0  # seconds from which on clocks are said to differ (our decision)
 
 
 def check_same_program(config: Config) -> None:
@@ -71,6 +74,30 @@ def check_same_data(config: Config, vocabulary: Vocabulary) -> None:
         with os.scandir(dataset) as files:
             found |= {f"file {name}/{file.name}": f"{file.stat().st_size} bytes" for file in files}
     _check_same(found, "copy the whole dataset to all hosts, or name a folder that they share")
+
+
+def warn_of_clocks() -> None:
+    """Warns of processes whose clocks are far from that of process 0.
+
+    A run reads clocks for time spans alone. But its log and status name times, and a bucket accepts no credentials of a
+    host whose clock is minutes off.
+    """
+    if jax.process_count() == 1:
+        return
+    found = gather_json([socket.gethostname(), time.time()])  # right after another gathering, so at the same moment
+    first = found[0][1]
+    far = [
+        f"process {number} on {host} is {age(abs(clock - first))} {'ahead' if clock > first else 'behind'}"
+        for number, (host, clock) in enumerate(found)
+        if abs(clock - first) > CLOCKS_APART
+    ]
+    if far:
+        logger.warning(
+            "clocks differ from that of process 0 on %s: %s; set them, by NTP, or times in the log and in status.json "
+            "are wrong, and credentials for a bucket may be refused",
+            found[0][0],
+            _listed(far),
+        )
 
 
 def log_what_joined(mesh: Mesh) -> None:

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from r2d2_jax.atomic import is_disk_error
+from r2d2_jax.buckets.path import BucketError, BucketPath, advice, is_bucket_error
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import TrainConfig
 from r2d2_jax.damage import (
@@ -81,7 +82,10 @@ class Checkpoints:
     def last_good(self) -> str:
         """For messages: the step from which a run can resume."""
         # Of the disk: a save that fails has made Orbax forget those that it was to replace, and removed none.
-        steps = steps_of(self.directory)
+        try:
+            steps = steps_of(self.directory)
+        except BucketError:
+            return f"what was saved before is in {self.directory}"
         return (
             f"the last good checkpoint is step {steps[-1]} in {self.directory}"
             if steps
@@ -100,7 +104,7 @@ class Checkpoints:
             scores: the validation figures by which the best are kept, by stage, if there are any.
 
         Raises:
-            UserError: this checkpoint, or the one before it, cannot be written.
+            UserError: this checkpoint, or the one before it, cannot be written; in a bucket a `BucketError`.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -188,11 +192,13 @@ class Checkpoints:
                 "check the disk, or choose another --workdir"
             ) from damage
         except Exception as error:
-            if not is_disk_error(error):
+            in_bucket = isinstance(self.directory, BucketPath) and is_bucket_error(error)
+            if not in_bucket and not is_disk_error(error):
                 raise
-            raise UserError(
-                f"cannot write a checkpoint to {self.directory}: {_reason(error)}; {self.last_good()}; make room or "
-                "mend the folder, then run the same command again to resume"
+            refused = BucketError if in_bucket else UserError
+            raise refused(
+                f"cannot write a checkpoint to {self.directory}: {_reason(error)}; {self.last_good()}; "
+                f"{_remedy(error, in_bucket)}, then run the same command again to resume"
             ) from error
 
 
@@ -216,9 +222,15 @@ def settle_damage(workdir: Path, *, skip: bool) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the operating system said; TensorStore wraps it in several hundred characters."""
-    said = re.search(r"([^:]+) \[os_error_code", str(error))
+    """What the operating system or the bucket said; TensorStore wraps it in several hundred characters."""
+    said = re.search(r"([^:]+) \[os_error_code", str(error)) or re.match(r"(.*?) \[http_response_", str(error))
     return said.group(1).strip() if said else first_line(error)
+
+
+def _remedy(error: BaseException, in_bucket: bool) -> str:
+    if isinstance(error, BucketError):
+        return "mend that"  # its message says how
+    return advice(error) if in_bucket else "make room or mend the folder"
 
 
 def _leaf_differences(metadata: Any, abstract: TrainState) -> Iterator[str]:
