@@ -1,4 +1,4 @@
-"""The thread of a run that says from time to time how it is, and ends it where nothing moves any more."""
+"""Two threads of a run: one says from time to time how it is, one ends it where nothing moves any more."""
 
 import dataclasses
 import faulthandler
@@ -36,6 +36,7 @@ BATCH, STEP = "batch", "step"
 STALLED = 1  # exit status
 # A process that waits for another in a step lets that one speak first, which may be waiting for its batch.
 OTHERS_FIRST_SECONDS = 30.0
+LAST_WORDS_SECONDS = 10.0  # for the status of a run that hangs, whose folder may hang as well
 _TICK = 1.0  # seconds between two looks at the clock
 
 
@@ -70,16 +71,20 @@ class Heartbeat:
         self._waits_for, self._waited = "", 0.0
         self._writes, self._told = jax.process_index() == 0, False
         self._ended, self._writing = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        # Apart, because a folder in a bucket or on a network may keep the one that writes waiting.
+        work = {"heartbeat": self._beat, "watch": self._watch}
+        self._threads = [threading.Thread(target=each, name=name, daemon=True) for name, each in work.items()]
 
     def __enter__(self) -> "Heartbeat":
         self._write()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if error is not None:
             self._fail(first_line(error))
 
@@ -123,7 +128,11 @@ class Heartbeat:
         self._status = dataclasses.replace(self._status, **values)  # type: ignore[arg-type]
 
     def _beat(self) -> None:
-        last, written = time.monotonic(), time.monotonic()
+        while not self._ended.wait(BEAT_SECONDS):
+            self._write()
+
+    def _watch(self) -> None:
+        last = time.monotonic()
         while not self._ended.wait(_TICK):
             now = time.monotonic()
             self._waited += min(now - last, 2 * _TICK)  # a process that was stopped as a whole has waited for nothing
@@ -132,9 +141,6 @@ class Heartbeat:
             if limit is not None and self._waited > limit:
                 self._give_up(self._waits_for, limit)
                 return
-            if now - written >= BEAT_SECONDS:
-                written = now
-                self._write()
 
     def _give_up(self, waits_for: str, limit: float) -> None:
         """Ends this process, which cannot be asked to save: its main thread never comes back."""
@@ -149,7 +155,9 @@ class Heartbeat:
         )
         logger.error("error: %s. What each thread is doing:", said)
         faulthandler.dump_traceback(sys.__stderr__ or 2)
-        self._fail(said)
+        last_words = threading.Thread(target=self._fail, args=(said,), daemon=True)
+        last_words.start()
+        last_words.join(LAST_WORDS_SECONDS)
         leave_at_once(STALLED)
 
     def _fail(self, error: str) -> None:

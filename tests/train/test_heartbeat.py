@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,28 @@ def test_a_run_that_hangs_is_ended(
     assert status is not None
     assert status.state == FAILED
     assert why in status.error
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_that_hangs_delays_nothing(
+    left: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one in a bucket does that does not answer: neither the look at the clock nor the end waits for it."""
+    answers, asked = threading.Event(), threading.Event()
+
+    def hang(status: Any, workdir: Path) -> None:
+        asked.set()
+        answers.wait(60)
+
+    monkeypatch.setattr(heartbeat, "LAST_WORDS_SECONDS", 0.1)
+    with Heartbeat(tmp_path, 4, 8, stall_seconds=0.2) as heart:
+        monkeypatch.setattr(heartbeat, "write_status", hang)
+        assert asked.wait(60)
+        heart.batch()
+        until(lambda: bool(left))
+        answers.set()
+    assert left == [heartbeat.STALLED]
+    assert "its data loading hangs" in caplog.text
 
 
 @pytest.mark.usefixtures("quick")
