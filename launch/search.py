@@ -1,6 +1,7 @@
-"""Searches one's own photographs: a folder is indexed, then asked in two stages.
+"""Searches one's own photographs: a folder is indexed, then asked in two stages, here or on a page in a browser.
 
 `python launch/search.py --checkpoint=runs/mine --photos=FOLDER --query=一只狗在草地上`
+`python launch/search.py --checkpoint=runs/mine --photos=FOLDER --serve`
 """
 
 import argparse
@@ -14,12 +15,13 @@ import r2d2_jax
 from r2d2_jax.config.model import DTYPES
 from r2d2_jax.data.text.blank import is_blank
 from r2d2_jax.errors import UserError
+from r2d2_jax.extras import SERVER, require
 from r2d2_jax.inference import Ranker
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import run
 from r2d2_jax.paths import user_path
 from r2d2_jax.search.files import shown
-from r2d2_jax.search.index import APPROXIMATE_ABOVE, bring_up_to_date, default_folder
+from r2d2_jax.search.index import APPROXIMATE_ABOVE, Update, bring_up_to_date, default_folder
 from r2d2_jax.search.query import (
     Answer,
     captions_for_image,
@@ -31,7 +33,8 @@ from r2d2_jax.search.view import IndexView
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = 32
+CANDIDATES, TOP = 32, 10
+HOST, PORT = "127.0.0.1", 8360
 LONGEST_QUESTION = 80  # characters of it above a table
 HEADER = ("rank", "by cosine", "cosine", "match", "")
 
@@ -51,11 +54,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--query", nargs="+", help="A sentence, or several that are each answered.")
     parser.add_argument("--image", help="A picture to search by.")
     parser.add_argument("--captions", help="A file with a caption a line, to be ranked for --image.")
-    parser.add_argument("--top", type=int, default=10, help="Answers; by default 10.")
+    parser.add_argument("--top", type=int, help=f"Answers; by default {TOP}.")
     parser.add_argument(
         "--candidates", type=int, help="How many the cross encoders re-rank; 0 for none, by default 32."
     )
     parser.add_argument("--json", help="File to write the answers to as JSON.")
+    parser.add_argument("--serve", action="store_true", help="Ask on a page in a browser, until Ctrl-C.")
+    parser.add_argument("--host", help=f"The address of the page; by default {HOST}, which only this machine reaches.")
+    parser.add_argument("--port", type=int, help=f"The page's port, by default {PORT}; 0 for any free one.")
     parser.add_argument("--batch_size", type=int, default=64, help="Pictures of a forward, over all devices.")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="Of matrix products.")
     parser.add_argument(
@@ -77,14 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> None:
     asked = parsed(arguments)
     _check(asked)
+    if asked.serve:
+        _serve(asked)
+        return
     captions = None if asked.captions is None else captions_of(user_path(asked.captions))
-    model = r2d2_jax.load(
-        asked.checkpoint,
-        vocabulary=asked.vocabulary,
-        weights=asked.weights,
-        batch_size=asked.batch_size,
-        dtype=asked.dtype,
-    )
+    model = _loaded(asked)
     candidates = _candidates(asked, model)
     for query in asked.query or ():
         checked_query(model, query)  # before the hours that an index may take
@@ -99,8 +102,19 @@ def _work(arguments: Sequence[str]) -> None:
         write_json(document, asked.json)
 
 
+def _loaded(asked: argparse.Namespace) -> Ranker:
+    return r2d2_jax.load(
+        asked.checkpoint,
+        vocabulary=asked.vocabulary,
+        weights=asked.weights,
+        batch_size=asked.batch_size,
+        dtype=asked.dtype,
+    )
+
+
 def _check(asked: argparse.Namespace) -> None:
     """Refuses flags that contradict each other, before anything is loaded."""
+    _check_page(asked)
     if asked.captions is not None:
         if asked.image is None:
             raise UserError("--captions is ranked for a picture; name one with --image")
@@ -119,10 +133,25 @@ def _check(asked: argparse.Namespace) -> None:
         value = getattr(asked, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; expected {least} or more")
-    if asked.no_update and asked.query is None and asked.image is None:
-        raise UserError("--no_update leaves nothing to do without --query or --image; give one of them")
+    if asked.no_update and asked.query is None and asked.image is None and not asked.serve:
+        raise UserError("--no_update leaves nothing to do without --query, --image or --serve; give one of them")
     if asked.json is not None:
         check_json_path(asked.json)
+
+
+def _check_page(asked: argparse.Namespace) -> None:
+    """Refuses flags that mean nothing with the page, or nothing without."""
+    if not asked.serve:
+        if given := [name for name in ("host", "port") if getattr(asked, name) is not None]:
+            raise UserError(f"--{given[0]} is of the page in a browser; give --serve, too")
+        return
+    if given := [name for name in ("query", "image", "captions", "top", "json") if getattr(asked, name) is not None]:
+        raise UserError(
+            f"--{given[0]} and --serve are both given; with --serve, ask on the page: leave --{given[0]} out"
+        )
+    if asked.port is not None and not 0 <= asked.port < 2**16:
+        raise UserError(f"--port is {asked.port}; expected 0 to {2**16 - 1:,}")
+    require(SERVER, "--serve", "search")
 
 
 def _candidates(asked: argparse.Namespace, model: Ranker) -> int:
@@ -130,7 +159,7 @@ def _candidates(asked: argparse.Namespace, model: Ranker) -> int:
         model.check_matches()
     if asked.candidates is not None:
         return int(asked.candidates)
-    if asked.query is None and asked.captions is None:
+    if asked.query is None and asked.captions is None and not asked.serve:
         return 0
     if not model.matches:
         logger.info("the model has no cross encoders (PRD2): ranked by cosine alone")
@@ -142,12 +171,9 @@ def _found(
     asked: argparse.Namespace, model: Ranker, candidates: int, document: dict[str, Any]
 ) -> Iterator[tuple[str, Answer]]:
     """Brings the index up to date; yields each question with its answer."""
-    photos = user_path(asked.photos)
-    folder = user_path(asked.index) if asked.index else default_folder(photos)
+    photos, folder = _folders(asked)
     document |= {"photos": shown(str(photos)), "index": shown(str(folder))}
-    if not asked.no_update:
-        update = bring_up_to_date(model, photos, folder, approximate_above=asked.approximate_above)
-        print(update.described(folder))
+    if update := _updated(asked, model):
         document["update"] = {
             "pictures": update.pictures,
             "new": update.changes.new,
@@ -160,19 +186,60 @@ def _found(
         }
     if asked.query is None and asked.image is None:
         return
+    index, top = _opened(asked, model), asked.top or TOP
+    if asked.image is not None:
+        yield asked.image, pictures_for_image(model, index, asked.image, top=top)
+    for query in asked.query or ():
+        yield query, pictures_for_text(model, index, query, top=top, candidates=candidates)
+
+
+def _folders(asked: argparse.Namespace) -> tuple[Path, Path]:
+    """Of the photographs, and of their index."""
+    photos = user_path(asked.photos)
+    return photos, user_path(asked.index) if asked.index else default_folder(photos)
+
+
+def _updated(asked: argparse.Namespace, model: Ranker) -> Update | None:
+    if asked.no_update:
+        return None
+    photos, folder = _folders(asked)
+    update = bring_up_to_date(model, photos, folder, approximate_above=asked.approximate_above)
+    print(update.described(folder))
+    return update
+
+
+def _opened(asked: argparse.Namespace, model: Ranker) -> IndexView:
+    photos, folder = _folders(asked)
     index = IndexView(folder, photos, model.model)
     if not index.state().complete:
         print(f"the index is not complete: {index.state().pictures:,} different pictures so far")
-    if asked.image is not None:
-        yield asked.image, pictures_for_image(model, index, asked.image, top=asked.top)
-    for query in asked.query or ():
-        yield query, pictures_for_text(model, index, query, top=asked.top, candidates=candidates)
+    return index
+
+
+def _serve(asked: argparse.Namespace) -> None:
+    """Brings the index up to date, compiles, and answers on the page until it is stopped."""
+    from r2d2_jax.search import server
+    from r2d2_jax.search.desk import STEP, WARMING, Desk
+
+    host = asked.host if asked.host is not None else HOST
+    with server.listening(host, PORT if asked.port is None else asked.port) as listener:
+        model = _loaded(asked)
+        candidates = _candidates(asked, model)
+        checked_query(model, WARMING)  # a model without vocabulary is refused before the hours that an index may take
+        _updated(asked, model)
+        model = Ranker(model.model, batch_size=STEP)
+        desk = Desk(model, _opened(asked, model), candidates)
+        print("compiling what a question needs", flush=True)
+        print(f"compiled in {desk.warm_up():,.0f} s")
+        print(f"serving at {server.address(host, listener.getsockname()[1])}; Ctrl-C ends it", flush=True)
+        server.serve(desk, host, listener)
 
 
 def _captioned(
     asked: argparse.Namespace, model: Ranker, captions: list[str], candidates: int
 ) -> Iterator[tuple[str, Answer]]:
-    yield asked.image, captions_for_image(model, asked.image, captions, top=asked.top, candidates=candidates)
+    top = asked.top or TOP
+    yield asked.image, captions_for_image(model, asked.image, captions, top=top, candidates=candidates)
 
 
 def captions_of(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from r2d2_jax.errors import UserError
 
 TORCH, BEAM, GCS = ("torch", "transformers"), ("apache_beam",), ("gcsfs", "google.cloud.storage")
 CRC32C = ("google_crc32c",)
-USEARCH = ("usearch",)
+USEARCH, SERVER = ("usearch",), ("starlette", "uvicorn")
 ONNX = (*TORCH, "onnx", "onnxscript", "onnxruntime")
 
 
@@ -14,7 +14,7 @@ def require(modules: tuple[str, ...], what: str, extra: str) -> None:
     """Checks that modules can be imported.
 
     Args:
-        modules: TORCH, ONNX, BEAM, GCS, CRC32C or USEARCH.
+        modules: TORCH, ONNX, BEAM, GCS, CRC32C, USEARCH or SERVER.
         what: what needs them, for the message.
         extra: the extra of this package that installs them.
 

@@ -1,6 +1,8 @@
 """Small image files of every kind, and all that is done with a file."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -44,6 +46,12 @@ def turned_by(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+def png_header(width: int, height: int, *, checksum: int | None = None) -> bytes:
+    """A PNG file that ends after its header."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", checksum or zlib.crc32(chunk))
 
 
 USES: list[Callable[[bytes], object]] = [

@@ -212,6 +212,26 @@ class Catalog:
                 found.setdefault(row, []).append(path)
         return found
 
+    def digests(self, rows: Sequence[int]) -> dict[int, bytes]:
+        """The digest of the content of each row."""
+        found: dict[int, bytes] = {}
+        for start in range(0, len(rows), _AT_ONCE):
+            part = [int(row) for row in rows[start : start + _AT_ONCE]]
+            marks = ", ".join("?" * len(part))
+            with self._told():
+                found |= self._connection.execute(f"SELECT row, digest FROM contents WHERE row IN ({marks})", part)
+        return found
+
+    def files_of(self, digest: bytes) -> list[FoundFile]:
+        """The files of a content that is a picture, in order; none if the index knows no such picture."""
+        with self._told():
+            found = self._connection.execute(
+                "SELECT path, size, mtime FROM files JOIN contents USING (digest) "
+                "WHERE digest = ? AND row IS NOT NULL ORDER BY path",
+                (digest,),
+            )
+            return [FoundFile(*row) for row in found]
+
     def pictures(self) -> int:
         """Number of files that have an embedding."""
         return self._number("SELECT COUNT(*) FROM files JOIN contents USING (digest) WHERE row IS NOT NULL")

@@ -30,6 +30,7 @@ class Hit:
 
     what: the picture's file, or the caption. cosine: of the embeddings. match: match probability; None of what was not
     re-ranked. rank_by_cosine: its place in pre-ranking, from 1. copies: further files with the same content.
+    digest: of that content, in hexadecimal digits; None of a caption.
     """
 
     what: str
@@ -37,6 +38,7 @@ class Hit:
     rank_by_cosine: int
     match: float | None = None
     copies: tuple[str, ...] = ()
+    digest: str | None = None
 
     @property
     def score(self) -> float:
@@ -146,7 +148,7 @@ def captions_for_image(model: Ranker, image: Images, captions: Sequence[str], *,
 def _pictures(index: IndexView, query: np.ndarray, count: int) -> list[Hit]:
     found = index.nearest(query, count)
     return [
-        Hit(str(each.paths[0]), each.cosine, rank, copies=tuple(map(str, each.paths[1:])))
+        Hit(str(each.paths[0]), each.cosine, rank, copies=tuple(map(str, each.paths[1:])), digest=each.digest.hex())
         for rank, each in enumerate(found, 1)
     ]
 

@@ -12,7 +12,7 @@ import numpy as np
 from r2d2_jax.errors import UserError
 from r2d2_jax.models.store import Model
 from r2d2_jax.search.catalog import Catalog
-from r2d2_jax.search.files import shown
+from r2d2_jax.search.files import read_content, shown
 from r2d2_jax.search.index import check_model, embeddings_file, rounded_file
 from r2d2_jax.search.nearest import Found, approximate_best, exact_best
 
@@ -54,11 +54,12 @@ class State:
 class Neighbour:
     """A picture that a query found.
 
-    paths: of its files, in order, from the folder of photographs on. cosine: with the query.
+    paths: of its files, in order, from the folder of photographs on. cosine: with the query. digest: of its content.
     """
 
     paths: tuple[Path, ...]
     cosine: float
+    digest: bytes
 
 
 class IndexView:
@@ -109,14 +110,24 @@ class IndexView:
             with Catalog(self.folder) as catalog, catalog.transaction("DEFERRED"):
                 if catalog.fact("generation") != state.generation:  # the rows have other numbers now
                     return None
-                paths = catalog.paths(rows.tolist())
+                paths, digests = catalog.paths(rows.tolist()), catalog.digests(rows.tolist())
             return [
-                Neighbour(tuple(self.photos / os.fsdecode(path) for path in paths[row]), float(value))
+                Neighbour(tuple(self.photos / os.fsdecode(path) for path in paths[row]), float(value), digests[row])
                 for row, value in zip(rows.tolist(), cosine, strict=True)
                 if row in paths
             ]
 
         return _settled(found, self.folder)
+
+    def picture(self, digest: bytes) -> bytes | None:
+        """The encoded bytes of a picture of the index; None if it has none of this digest, or no file has it any more.
+
+        What is read is compared with the digest, so that nothing else is ever returned, whatever lies at that path now.
+        """
+        with Catalog(self.folder) as catalog:
+            files = catalog.files_of(digest)
+        contents = (read_content(self.photos, file) for file in files)
+        return next((content.encoded for content in contents if content.digest == digest), None)
 
 
 def newest_state(folder: Path) -> State:

@@ -1,27 +1,19 @@
 """Whole runs over damaged records and shards: what is counted, what is said, and when a run stops."""
 
 import re
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from raw_data import serialized, write_raw
 from small_data import encode
+from small_images import png_header
 from small_model import CHEAPEST, log_lines, small_config, write_small_dataset, write_vocabulary
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.train.loop import RunOutcome, train
 
 NO_EVALUATION: dict[str, Any] = {"data": {"validation_split": ""}}
-
-
-def png_header(width: int, height: int, *, checksum: int | None = None) -> bytes:
-    """A PNG file that ends after its header."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", checksum or zlib.crc32(chunk))
-
 
 JPEG, PNG = encode((200, 150)), encode(kind="PNG")
 # Way of damage -> (the record, what is said of it).
