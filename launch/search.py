@@ -146,9 +146,7 @@ def _check_page(asked: argparse.Namespace) -> None:
             raise UserError(f"--{given[0]} is of the page in a browser; give --serve, too")
         return
     if given := [name for name in ("query", "image", "captions", "top", "json") if getattr(asked, name) is not None]:
-        raise UserError(
-            f"--{given[0]} and --serve are both given; with --serve, ask on the page: leave --{given[0]} out"
-        )
+        raise UserError(f"--{given[0]} and --serve are both given; ask on the page, without --{given[0]}")
     if asked.port is not None and not 0 <= asked.port < 2**16:
         raise UserError(f"--port is {asked.port}; expected 0 to {2**16 - 1:,}")
     require(SERVER, "--serve", "search")
@@ -220,6 +218,7 @@ def _serve(asked: argparse.Namespace) -> None:
     """Brings the index up to date, compiles, and answers on the page until it is stopped."""
     from r2d2_jax.search import server
     from r2d2_jax.search.desk import STEP, WARMING, Desk
+    from r2d2_jax.search.guard import is_loopback
 
     host = asked.host if asked.host is not None else HOST
     with server.listening(host, PORT if asked.port is None else asked.port) as listener:
@@ -231,6 +230,8 @@ def _serve(asked: argparse.Namespace) -> None:
         desk = Desk(model, _opened(asked, model), candidates)
         print("compiling what a question needs", flush=True)
         print(f"compiled in {desk.warm_up():,.0f} s")
+        if not is_loopback(host):
+            logger.warning("whoever reaches this port can search and see these photographs: there is no password")
         print(f"serving at {server.address(host, listener.getsockname()[1])}; Ctrl-C ends it", flush=True)
         server.serve(desk, host, listener)
 

@@ -42,7 +42,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         self._app = app
-        self._anywhere = not _is_loopback(host)
+        self._anywhere = not is_loopback(host)
         own = (host, socket.gethostname(), socket.getfqdn()) if self._anywhere else ()
         self._known = {name.lower() for name in (*_LOOPBACK, *own)}
 
@@ -104,7 +104,8 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach a server that listens there."""
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 

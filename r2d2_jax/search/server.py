@@ -103,7 +103,8 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int) -> str:
-    """What to open in a browser."""
+    """What to open in a browser; of all addresses of this machine, that of its name."""
+    host = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 

@@ -149,7 +149,7 @@ def test_an_index_of_another_model(models: Path, folder: Path, tmp_path: Path) -
         (["--image=nowhere.jpg"], {}, "image nowhere.jpg: [Errno 2] No such file or directory"),
         (["--captions=a.txt"], {}, "--captions is ranked for a picture; name one with --image"),
         (["--captions=a.txt", "--image=a.jpg"], {}, "--captions is ranked for --image alone; leave out --photos"),
-        (["--no_update"], {}, "--no_update leaves nothing to do without --query or --image; give one of them"),
+        (["--no_update"], {}, "--no_update leaves nothing to do without --query, --image or --serve; give one"),
         (["--no_update", "--query=圆"], {}, "holds no index; index the photographs first, without --no_update"),
         (["--json=/dev/null/a.json"], {}, "--json=/dev/null/a.json cannot be written"),
         (["--batch_size=0"], {}, "batch_size is 0; expected 1 or more"),

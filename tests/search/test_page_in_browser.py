@@ -1,4 +1,4 @@
-"""The page in a browser, on a desk and on a telephone: what a person sees, and that nothing is asked of another host."""
+"""The page in a browser, on a desk and on a telephone: what a person sees; nothing is asked of another host."""
 
 import shutil
 from collections.abc import Iterator
