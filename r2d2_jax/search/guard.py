@@ -78,7 +78,7 @@ class Guard:
         if not self._knows(_name(f"//{host}")):
             return f"the host {host!r} is not this server; open the address that it printed"
         origin = headers.get("origin")
-        other = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        other = origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower())
         # Browsers that send no Origin with a POST of their own site say here where it is from; other programs neither.
         if method not in ("GET", "HEAD") and (other or headers.get("sec-fetch-site", "none") not in _OWN):
             return "the request comes from another web site; only this server's own page may ask"
