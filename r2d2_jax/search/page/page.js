@@ -5,6 +5,7 @@ const SMOOTH = 8; // pixels of the heat map for each patch, along either side
 const WORDS = await (await fetch("/words.json")).json();
 
 const find = (selector, within = document) => within.querySelector(selector);
+const made = (kind, properties) => Object.assign(document.createElement(kind), properties);
 const state = {
   language: "en",
   server: null, // what /api/state says
@@ -95,7 +96,7 @@ function drawNotes() {
   if (!state.server.matches) notes.push(words("prd2"));
   if (latest && !latest.hits.length) notes.push(words("nothing"));
   find("#notes").hidden = !notes.length;
-  find("#notes").replaceChildren(...notes.map((note) => Object.assign(document.createElement("li"), { textContent: note })));
+  find("#notes").replaceChildren(...notes.map((note) => made("li", { textContent: note })));
 }
 
 // ---------------------------------------------------------------------------------------------------------- questions
@@ -103,7 +104,9 @@ function drawNotes() {
 const candidates = () => state.server.places[find("#candidates").valueAsNumber];
 
 function describeSlider() {
-  if (state.server) find("#chosen").textContent = candidates() ? number(candidates()) : words("no_reranking");
+  if (!state.server) return;
+  const count = candidates();
+  find("#chosen").textContent = count ? words("chosen", { number: number(count) }) : words("no_reranking");
 }
 
 // Pre-ranking is shown as soon as it is there; re-ranking is a second request.
@@ -116,11 +119,12 @@ async function search(question) {
   drawSample();
   wait("cosine", words("asking"));
   try {
-    if (question.text !== undefined) state.answers.cosine = await ask("/api/text", { query: question.text, candidates: 0 }, signal);
-    else if (question.file) state.answers.cosine = await ask("/api/picture", question.file, signal);
-    else state.answers.cosine = await ask("/api/alike", { id: question.id }, signal);
+    const { text, file, id } = question;
+    if (text !== undefined) state.answers.cosine = await ask("/api/text", { query: text, candidates: 0 }, signal);
+    else if (file) state.answers.cosine = await ask("/api/picture", file, signal);
+    else state.answers.cosine = await ask("/api/alike", { id }, signal);
     drawRankings();
-    if (question.text !== undefined) await rerank(signal);
+    if (text !== undefined) await rerank(signal);
   } catch (error) {
     if (error.name !== "AbortError") drawRankings();
     tell(error);
@@ -214,13 +218,13 @@ function drawRanking(kind, answer, stage) {
 
 function drawHit(hit, rank, kind) {
   const item = document.createElement("li");
-  const button = Object.assign(document.createElement("button"), { type: "button", className: "hit" });
+  const button = made("button", { type: "button", className: "hit" });
   button.dataset.id = hit.id;
   button.title = hit.names.join("\n");
   button.setAttribute("aria-label", words("opened", { name: hit.names[0] }));
-  const image = Object.assign(document.createElement("img"), { alt: "", loading: "lazy", decoding: "async" });
+  const image = made("img", { alt: "", loading: "lazy", decoding: "async" });
   image.src = `/photo/small/${hit.id}`;
-  const figures = Object.assign(document.createElement("span"), { className: "figures" });
+  const figures = made("span", { className: "figures" });
   figures.append(figure("rank", rank), figure("cosine", hit.cosine.toFixed(3), words("cosine")));
   if (kind === "match" && hit.match !== null) {
     figures.append(figure("match", percent(hit.match), words("match")), moved(hit.rank_by_cosine - rank));
@@ -235,7 +239,7 @@ function drawHit(hit, rank, kind) {
 }
 
 function figure(kind, text, title = "") {
-  return Object.assign(document.createElement("span"), { className: kind, textContent: text, title });
+  return made("span", { className: kind, textContent: text, title });
 }
 
 function moved(places) {
@@ -280,7 +284,7 @@ function drawDialog() {
   if (place >= 0 && reranked[place].match !== null) {
     rows.push(["rank_match", number(place + 1)], ["match", percent(reranked[place].match)]);
   }
-  const cell = (kind, text) => Object.assign(document.createElement(kind), { textContent: text });
+  const cell = (kind, text) => made(kind, { textContent: text });
   find("#scores").replaceChildren(...rows.flatMap(([key, value]) => [cell("dt", words(key)), cell("dd", value)]));
   find("#heat").hidden = !entities().length;
   find("#entities").replaceChildren(...entities().map(entityChoice));
@@ -292,7 +296,7 @@ function drawDialog() {
 
 function entityChoice(text) {
   const label = text === state.question.text ? words("whole") : text;
-  const choice = Object.assign(document.createElement("button"), { type: "button", className: "choice", textContent: label });
+  const choice = made("button", { type: "button", className: "choice", textContent: label });
   choice.setAttribute("aria-pressed", text === state.heat.words);
   choice.addEventListener("click", () => {
     state.heat.words = text;
