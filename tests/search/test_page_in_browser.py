@@ -1,5 +1,6 @@
 """The page in a browser, on a desk and on a telephone: what a person sees; nothing is asked of another host."""
 
+import base64
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_a_picture_then_one_like_it_then_words_again(page: Page, photos: Path) -
     expect(page.locator("#rankings")).to_be_hidden()
 
 
+def test_a_picture_that_is_dropped_on_the_page(page: Page, photos: Path) -> None:
+    content = base64.b64encode((photos / "below" / "05.png").read_bytes()).decode()
+    dropped = page.evaluate_handle(
+        """(content) => {
+            const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+            return transfer;
+        }""",
+        content,
+    )
+    page.dispatch_event("main", "drop", {"dataTransfer": dropped})
+    expect(page.locator("#sample-name")).to_have_text("like mine.png")
+    expect(page.locator("#cosine .hit").first).to_have_attribute("title", "below/05.png")
+    assert page.url.endswith("/")  # the browser has not gone to the file
+
+
 def test_what_is_wrong_is_one_message(page: Page, tmp_path: Path) -> None:
     ask(page, "  ")
     expect(page.locator("#error")).to_have_text(
@@ -156,6 +174,7 @@ def test_one_ranking_without_cross_encoders(browser: Browser, photos: Path, tmp_
     with served(small_desk(photos, tmp_path / "index", cross_layers=0)) as url:
         for page in opened(browser, url, *WIDTHS["telephone"]):
             expect(page.locator("#notes")).to_contain_text("no cross encoders (PRD2)")
+            expect(page.locator("#start")).to_have_text("All pictures are ranked by how near they are to your words.")
             ask(page, "红圆")
             expect(page.locator("#cosine .hit")).to_have_count(12)
             expect(page.locator("#match")).to_be_hidden()

@@ -84,7 +84,10 @@ function describeServer() {
   find("#about").textContent = words("about", { photos, pictures: number(pictures) });
   find("#slider").hidden = find("#match").hidden = !matches;
   find("#rankings").classList.toggle("single", !matches);
-  if (!matches) find("#cosine-title").textContent = words("by_cosine_alone");
+  if (!matches) {
+    find("#cosine-title").textContent = words("by_cosine_alone");
+    find("#start").textContent = words("start_alone");
+  }
   drawNotes();
 }
 
