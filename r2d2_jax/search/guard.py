@@ -113,3 +113,4 @@ def _add_headers(message: MutableMapping[str, Any]) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in HEADERS.items():
         headers[name] = value
+    headers.setdefault("cache-control", "no-store")

@@ -166,7 +166,7 @@ class _Site:
         return await self._computed(request, functools.partial(self.desk.heat, pixels, **asked))
 
     async def _computed(self, request: Request, work: Callable[[], dict[str, Any]]) -> Response:
-        return JSONResponse(await self.turns.compute(request, work), headers={"cache-control": "no-store"})
+        return JSONResponse(await self.turns.compute(request, work))
 
     async def _pixels_of(self, identity: str) -> np.ndarray:
         digest = _digest(identity)

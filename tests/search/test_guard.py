@@ -50,7 +50,8 @@ def test_a_host_that_is_not_here(client: TestClient, host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8360", "localhost:1", "LOCALHOST", "[::1]:8360"])
 def test_names_of_this_machine(client: TestClient, host: str) -> None:
-    assert client.get("/", headers={"host": host}).text == "answered"
+    answer = client.get("/", headers={"host": host})
+    assert (answer.text, answer.headers["cache-control"]) == ("answered", "no-store")
     assert client.post("/", headers={"host": host, "origin": f"http://{host}"}).text == "answered"
 
 
