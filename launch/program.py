@@ -27,6 +27,7 @@ LIBRARY_LEVELS = {
     "gcsfs": logging.CRITICAL,  # what it gives up is tried again, or an error
     "orbax": logging.WARNING,
     "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,  # huggingface_hub has one or the other
     "jax": logging.WARNING,
     "matplotlib": logging.ERROR,  # warns of fonts with odd weights, which none of the pictures needs
     "torch.onnx._internal.exporter._registration": logging.ERROR,
