@@ -16,16 +16,21 @@ from r2d2_jax.status import STATUS, age, described, read_status
 HEADER = ("run", "state", "steps", "pairs/s", "end of training", "last sign")
 
 
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The runs to look at."""
+    parser = argparse.ArgumentParser(description="How runs are, seen from outside.", allow_abbrev=False)
+    parser.add_argument("run", nargs="+", help="The --workdir of one run or of several.")
+    return parser.parse_args(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one line for each run, and the last error of those that have one; returns the exit status."""
     return run(_work, argv)
 
 
 def _work(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description="How runs are, seen from outside.", allow_abbrev=False)
-    parser.add_argument("run", nargs="+", help="The --workdir of one run or of several.")
     now, rows, errors = time.time(), [HEADER], []
-    for name in parser.parse_args(arguments).run:
+    for name in parsed(arguments).run:
         status = read_status(path_or_bucket(name))
         if status is None:
             raise UserError(f"{name} has no {STATUS}; expected the --workdir of a run that has started")

@@ -1,4 +1,4 @@
-"""The README names files and configurations that exist, and its commands are the ones that the flags allow."""
+"""The README names files and configurations that exist, and its lines on checkpoints run as printed."""
 
 import importlib
 import re
@@ -58,31 +58,6 @@ def test_the_article_s_variants_are_named() -> None:
     table = README[README.index("| config | what |") : README.index("`--config` takes a name")]
     (row,) = (line for line in table.splitlines() if "`:without_et`" in line)
     assert re.findall(r":(\w+)", row) == list(VARIANTS)
-
-
-def test_flags_in_commands_exist() -> None:
-    shared = (ROOT / "launch" / "corpus_flags.py").read_text(encoding="utf-8")
-    programs = (
-        "main",
-        "prepare_data",
-        "check_data",
-        "evaluate",
-        "convert",
-        "match",
-        "plot",
-        "ablate",
-        "visualize",
-        "search",
-        "plan",
-        "report",
-    )
-    for program in programs:
-        source = (ROOT / "launch" / f"{program}.py").read_text(encoding="utf-8")
-        source += shared if "corpus_flags" in source else ""
-        commands = re.findall(rf"launch/{program}\.py ([^\n`&]*)", README)
-        flags = {flag.split(".")[0] for command in commands for flag in re.findall(r"--([\w.-]+)", command)}
-        assert flags
-        assert [flag for flag in flags if f'"{flag}"' not in source and f'"--{flag}"' not in source] == []
 
 
 def test_the_lines_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

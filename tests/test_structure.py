@@ -10,7 +10,9 @@ from parsing import parsed
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "r2d2_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-PROGRAMS = [path for folder in ("launch", "configs", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+PROGRAMS = [
+    path for folder in ("launch", "configs", "benchmarks", "docs/site") for path in sorted((ROOT / folder).glob("*.py"))
+]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # room or module -> what it must never import
 FORBIDDEN = {
