@@ -19,9 +19,11 @@ from r2d2_jax.damage import (
     refusal,
     steps_of,
 )
-from r2d2_jax.errors import UserError
+from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.paths import literal_path
 from r2d2_jax.trees import flat
+
+EVALUATION = "evaluation.json"  # figures of the last evaluation of a run, and the step that they describe
 
 # Keys that change neither what is learned nor what is measured: where and how fast it is computed, and what is logged
 # and kept of it.
@@ -103,6 +105,22 @@ def compared_by(config: dict[str, Any]) -> str:
 def chooses(config: dict[str, Any]) -> bool:
     """Whether a run ends with the choice of its best weights (see `train.choice`); runs before the keys never do."""
     return bool(config["data"].get("test_split") or config["train"].get("evaluate_every_epochs"))
+
+
+def last_evaluation(directory: Path) -> tuple[dict[str, float], int | None]:
+    """The figures of a run's last evaluation, and the step that they describe; empty before there is one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = directory / EVALUATION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: value for name, value in values.items() if "/" in name}, values["step"]
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}; copy it back, or remove it") from error
 
 
 def best_step(directory: Path, stage: str) -> int | None:

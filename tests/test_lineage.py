@@ -23,7 +23,7 @@ from r2d2_jax.convert.conversion import Form, open_model, write_model
 from r2d2_jax.errors import UserError
 from r2d2_jax.lineage import LINEAGE, NOT_RECORDED, Lineage, described, read_lineage, unrecorded
 from r2d2_jax.models.store import CONFIG, Model
-from r2d2_jax.runs import load_state
+from r2d2_jax.runs import EVALUATION, load_state
 
 PARENT = {"task": "retrieval", "initial": {"model": "r2d2.pth"}, "steps": 30, "pairs": 240}
 HALF: dict[str, Any] = {"train": {"seed": 5, "epochs": 0.5}}
@@ -71,6 +71,23 @@ def test_a_converted_folder_keeps_it(child: Path, form: Form, tmp_path: Path) ->
     model = open_model(child)
     write_model(model, tmp_path / "model", form)
     assert open_model(tmp_path / "model").lineage == model.lineage
+
+
+@pytest.mark.parametrize("step, kept", [(2, True), (1, False)])
+def test_figures_of_a_run_belong_to_the_step_that_was_measured(
+    child: Path, step: int, kept: bool, tmp_path: Path
+) -> None:
+    shutil.copytree(child, tmp_path / "run")
+    figures = {"validation/dual/i2t_r1": 50.0}
+    (tmp_path / "run" / EVALUATION).write_text(json.dumps({"step": step, **figures}), encoding="utf-8")
+    assert open_model(tmp_path / "run").evaluation == (figures if kept else {})
+
+
+def test_a_damaged_evaluation_is_one_message(child: Path, tmp_path: Path) -> None:
+    shutil.copytree(child, tmp_path / "run")
+    (tmp_path / "run" / EVALUATION).write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"evaluation\.json cannot be read: .*; copy it back, or remove it"):
+        open_model(tmp_path / "run")
 
 
 def test_a_run_that_resumes_keeps_its_lineage(child: Path, prepared: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.extras import ONNX, require
 from r2d2_jax.lineage import of_checkpoint, unrecorded
 from r2d2_jax.models.store import Model, is_model, load_model, save_model
-from r2d2_jax.runs import load_state
+from r2d2_jax.runs import last_evaluation, load_state
 from r2d2_jax.trees import flat
 from r2d2_jax.vocabulary import Vocabulary, differences, find_vocabulary, read_vocabulary, vocabulary_in
 
@@ -224,7 +224,9 @@ def open_run(workdir: Path, *, weights: str = STUDENT, step: int | None = None) 
     *before, own = of_checkpoint(workdir, config, int(state["step"]))
     lineage = (*before, own | {"weights": TEACHER} if weights == TEACHER else own)
     arrays, vocabulary = jax.tree.map(np.asarray, params), vocabulary_in(workdir)
-    model = Model(sizes, arrays, {}, vocabulary, maps, notes, lineage)
+    figures, measured = last_evaluation(workdir)
+    evaluation = figures if weights == STUDENT and measured == int(state["step"]) else {}
+    model = Model(sizes, arrays, {}, vocabulary, maps, notes, lineage, evaluation)
     check_finite(dict(flat(model.params)), str(workdir))
     check_vocabulary(model)
     return model, config

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.config.model import ModelConfig
 from r2d2_jax.config.reading import model_config
+from r2d2_jax.convert.model_card import model_card
 from r2d2_jax.convert.naming import assembled
 from r2d2_jax.convert.tensor_files import INDEX, read_tensors
 from r2d2_jax.convert.torch_r2d2 import published_parameters, published_places
@@ -23,7 +24,7 @@ from r2d2_jax.data.text.tokenizer import tokenizer_of
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.lineage import checked_lineage
 from r2d2_jax.models.r2d2 import CLIP_DEVIATION, CLIP_MEAN
-from r2d2_jax.models.store import Model
+from r2d2_jax.models.store import Model, checked_evaluation
 from r2d2_jax.paths import refuse_pointer
 from r2d2_jax.vocabulary import VOCABULARY, Vocabulary, vocabulary_in, write_plain_vocabulary
 
@@ -47,7 +48,7 @@ def save_transformers(model: Model, folder: Path) -> None:
     """
     with written_whole(folder) as unfinished:
         unfinished.mkdir()
-        described = config_json(model) | {"lineage": model.lineage} | AUTO_CLASSES
+        described = config_json(model) | {"lineage": model.lineage, "evaluation": model.evaluation} | AUTO_CLASSES
         write_description(model, unfinished, described, PYTORCH_USE)
         save_file(published_parameters(model), unfinished / WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(Path(__file__).with_name(CODE), unfinished / CODE)
@@ -72,8 +73,9 @@ def load_transformers(folder: Path) -> Model:
     weights, vocabulary = _weights(folder), vocabulary_in(folder)
     params, _ = assembled(read_tensors(weights), published_places(config), {}, config, str(weights))
     lineage = checked_lineage(described.get("lineage", []), str(folder / CONFIG))
+    evaluation = checked_evaluation(described.get("evaluation", {}), str(folder / CONFIG))
     maps = bool(described.get("maps_punctuation", False))
-    return Model(config, params, {}, vocabulary, maps, lineage=lineage)
+    return Model(config, params, {}, vocabulary, maps, lineage=lineage, evaluation=evaluation)
 
 
 def _weights(folder: Path) -> Path:
@@ -166,42 +168,6 @@ def image_code() -> str:
     code = Path(__file__).with_name(IMAGE_CODE).read_text(encoding="utf-8")
     _, _, upright_code = Path(upright.__file__).read_text(encoding="utf-8").split('"""', 2)  # after its docstring
     return code.replace(f"from {upright.__name__} import upright_rgb\n", upright_code.lstrip())
-
-
-def model_card(model: Model, use: str) -> str:
-    """The content of `README.md`."""
-    ranking = (
-        "`match(image_tokens, text_tokens, attention_mask)` gives the probability that an image and a text match. It "
-        "re-ranks what the cosine of the embeddings has found; the published score is the sum of both."
-        if model.config.cross.layers
-        else "There are no cross encoders (PRD2): the cosine of the embeddings is the score."
-    )
-    mapped = "mapped to ASCII by the tokenizer" if model.maps_punctuation else "unknown to the tokenizer, as published"
-    return f"""---
-language: zh
-pipeline_tag: zero-shot-image-classification
-tags: [r2d2, image-text-retrieval, image-text-matching]
----
-
-# R2D2, Chinese image-text matching
-
-{model.summary()}.
-
-The model of Xie et al., "CCMB: A Large-scale Chinese Cross-modal Benchmark" (arXiv 2205.03860), in the published names,
-written by r2d2_jax. All weights are float32.
-
-{use}
-
-{ranking}
-
-Images are turned as their EXIF tag says, made RGB (transparent pixels become white, 16 bits are scaled to 8), resized
-to a square without a crop, and normalised with CLIP's mean and deviation. Without `trust_remote_code=True` the image
-processor is CLIP's, which does the same for pictures that are upright, RGB and of 8 bits. Texts are cut at
-{model.config.text.text_length} tokens; Chinese quotation marks, ellipsis and dash are {mapped}. Names of special tokens
-in a text, such as [SEP], are text.
-
-The weights are under the licence of what they were made from; the code in this folder is under Apache-2.0.
-"""
 
 
 def _write_tokenizer(model: Model, vocabulary: Vocabulary, folder: Path) -> None:

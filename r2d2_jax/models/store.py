@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ class Model:
             pre-training does so unless `data.map_punctuation` is off; the published code never does.
         notes: what was unwrapped and left out when the model was read, a line each; not part of what is saved.
         lineage: what led to the weights, see `lineage.py`; empty if nothing is known.
+        evaluation: what the run that made the weights measured of them, in per cent by the names of its log, such as
+            "validation/dual/i2t_r1"; empty if it did not.
     """
 
     config: ModelConfig
@@ -47,6 +50,7 @@ class Model:
     maps_punctuation: bool = True
     notes: tuple[str, ...] = ()
     lineage: Lineage = ()
+    evaluation: dict[str, float] = field(default_factory=dict)
 
     @property
     def module(self) -> R2D2:
@@ -100,6 +104,7 @@ def save_model(model: Model, folder: Path) -> None:
             "model": model.config.described(),
             "maps_punctuation": model.maps_punctuation,
             "lineage": model.lineage,
+            "evaluation": model.evaluation,
         }
         (unfinished / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if model.unused:
@@ -130,10 +135,22 @@ def load_model(folder: Path) -> Model:
     vocabulary = vocabulary_in(folder)
     lineage = checked_lineage(described.get("lineage", []), str(folder / CONFIG))
     maps = described.get("maps_punctuation") is True
-    model = Model(config, params, unused, vocabulary, maps, lineage=lineage)
+    evaluation = checked_evaluation(described.get("evaluation", {}), str(folder / CONFIG))
+    model = Model(config, params, unused, vocabulary, maps, lineage=lineage, evaluation=evaluation)
     if differences := shape_differences(params, abstract_params(model.module)):
         raise UserError(f"{folder / PARAMS} does not fit {CONFIG}; convert it again:\n{bulleted(differences)}")
     return model
+
+
+def checked_evaluation(figures: Any, source: str) -> dict[str, float]:
+    """The figures of a model as JSON gives them.
+
+    Raises:
+        UserError: it is no object of numbers.
+    """
+    if not isinstance(figures, dict) or not all(isinstance(value, (int, float)) for value in figures.values()):
+        raise UserError(f"the evaluation in {source} is no object of numbers; copy the file back, or remove it there")
+    return figures
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

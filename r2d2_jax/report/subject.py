@@ -12,10 +12,10 @@ from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.evaluation.retrieval import RetrievalSettings
 from r2d2_jax.models.store import Model
 from r2d2_jax.paths import path_or_bucket
+from r2d2_jax.runs import last_evaluation
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = "evaluation.json"
 DOCUMENT_KEYS = {"task", "data", "checkpoint", "settings", "counts", "figures", "intervals", "published"}
 
 
@@ -83,7 +83,7 @@ def open_subject(path: Path) -> Subject:
 
 def _of_run(path: Path) -> Subject:
     model, config = open_run(path)
-    figures, step = _last_evaluation(path)
+    figures, step = last_evaluation(path)
     data, evaluation = config["data"], config["evaluation"]
     asked = None
     if config["task"] != "matching" and (data["validation_split"] or data["foil_split"]):
@@ -100,22 +100,6 @@ def _of_run(path: Path) -> Subject:
             dtype=config["model"]["dtype"],
         )
     return Subject(str(path), path, path, model, config, figures, step, None, asked)
-
-
-def _last_evaluation(run: Path) -> tuple[dict[str, float], int | None]:
-    """The figures of a run's last evaluation and the step that they describe; empty before there is one.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = run / EVALUATION
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return {name: value for name, value in values.items() if "/" in name}, values["step"]
-    except FileNotFoundError:
-        return {}, None
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}; copy it back, or remove it") from error
 
 
 def _of_document(path: Path) -> Subject:

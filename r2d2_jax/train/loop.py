@@ -18,7 +18,7 @@ from r2d2_jax.evaluation.evaluator import Report
 from r2d2_jax.evaluation.progress import before_each_batch
 from r2d2_jax.paths import literal_path
 from r2d2_jax.processes import by_first_process, check_shared, gather_json
-from r2d2_jax.runs import best_step, check_older, chooses, compared_by
+from r2d2_jax.runs import EVALUATION, best_step, check_older, chooses, compared_by
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.tasks.task import Metrics
 from r2d2_jax.train.agreement import check_same_data, check_same_program, log_what_joined, warn_of_clocks
@@ -260,7 +260,7 @@ class Run:
         if chooses(self._config.to_dict()):
             self._choice = self._choose(report)
         if self._leader:
-            write_evaluation(self._workdir / "evaluation.json", self._position.step, report, self._choice)
+            write_evaluation(self._workdir / EVALUATION, self._position.step, report, self._choice)
 
     def _choose(self, report: Report) -> Choice:
         """Goes back to the weights that are best on validation, and measures the test split with them."""

@@ -1,6 +1,7 @@
-"""The code of a model card runs as printed, asks nothing, and names no file that is not there."""
+"""A model card says what it should; its code runs as printed, asks nothing, and names no file that is not there."""
 
 import builtins
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from huggingface_hub import ModelCard
 from PIL import Image
 from random_models import VOCABULARY, random_model
 
-from r2d2_jax.convert.conversion import Form, write_model
+from r2d2_jax.convert.conversion import Form, open_model, write_model
 from r2d2_jax.convert.preprocessing import sample_pictures
+from r2d2_jax.errors import UserError
 from r2d2_jax.inference import Ranker
+from r2d2_jax.lineage import unrecorded
 from r2d2_jax.models.store import Model
 
 TEXT = "红[SEP]大圆…"
@@ -108,3 +112,54 @@ def test_prd2_says_that_it_has_no_match(tmp_path: Path, questions: list[str]) ->
     exec(code_of(tmp_path / "prd2"), names)
     assert names["cosine"].shape == (1, 1)
     assert questions == []
+
+
+def card_of(model: Model, folder: Path) -> ModelCard:
+    """The card of a transformers folder of the model, as the hub's own library reads it."""
+    write_model(model, folder, Form.TRANSFORMERS)
+    return ModelCard.load(folder / "README.md")
+
+
+def with_history(model: Model) -> Model:
+    trained = {"task": "pretraining", "data": [{"folder": "data/mine", "split": "train", "records": 1000}]}
+    measured = {"validation/reranked/t2i_r10": 87.25, "foil/dual": 97.0}
+    return dataclasses.replace(model, lineage=(unrecorded("r2d2.pth"), trained), evaluation=measured)
+
+
+def test_the_hub_s_library_reads_its_front_matter(tmp_path: Path) -> None:
+    card = card_of(random_model(layers=1, cross_layers=1, tokens=VOCABULARY), tmp_path / "r2d2")
+    assert (card.data.language, card.data.license) == ("zh", "other")
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    assert "r2d2" in (card.data.tags or [])
+
+
+def test_it_says_what_led_to_the_weights_and_what_they_are_worth(tmp_path: Path) -> None:
+    text = card_of(with_history(random_model(layers=1, cross_layers=1, tokens=VOCABULARY)), tmp_path / "r2d2").text
+    assert "- training not recorded: r2d2.pth\n- pretraining from random weights; on data/mine (1,000 records)" in text
+    assert "| validation | reranked t2i_r10 | 87.2 |\n| foil | dual | 97.0 |" in text
+    headings = re.findall(r"^## (.*)", text, re.MULTILINE)
+    expected = ["How to use it", "Intended use", "Training and data", "Evaluation", "Known failings", "Licence"]
+    assert headings == expected
+
+
+def test_without_figures_it_says_so(tmp_path: Path) -> None:
+    text = card_of(random_model(layers=1, cross_layers=0, tokens=VOCABULARY), tmp_path / "prd2").text
+    assert "left no figures" in text
+    assert "training not recorded" in text
+    assert "hard negatives" not in text  # PRD2 has no match that could fail
+
+
+@pytest.mark.parametrize("form", [Form.OURS, Form.TRANSFORMERS])
+def test_figures_outlast_conversions(form: Form, tmp_path: Path) -> None:
+    model = with_history(random_model(layers=1, cross_layers=1, tokens=VOCABULARY))
+    write_model(model, tmp_path / "folder", form)
+    assert open_model(tmp_path / "folder").evaluation == model.evaluation
+
+
+@pytest.mark.parametrize("form, file", [(Form.OURS, "model.json"), (Form.TRANSFORMERS, "config.json")])
+def test_figures_that_are_none_are_one_message(form: Form, file: str, tmp_path: Path) -> None:
+    write_model(random_model(layers=1, cross_layers=1, tokens=VOCABULARY), tmp_path / "folder", form)
+    described = json.loads((tmp_path / "folder" / file).read_text(encoding="utf-8")) | {"evaluation": {"r1": "high"}}
+    (tmp_path / "folder" / file).write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"the evaluation in .*{file} is no object of numbers"):
+        open_model(tmp_path / "folder")
