@@ -13,7 +13,7 @@ NAVIGATION = {
     "Data": ("docs/corpora", "docs/check_data"),
     "Method": ("docs/method", "docs/performance"),
     "Using a model": ("docs/evaluation", "docs/published", "docs/report", "docs/search"),
-    "On many machines": ("docs/scaling", "docs/clusters"),
+    "On many machines": ("docs/containers", "docs/scaling", "docs/clusters"),
     "Code": ("docs/api", "docs/design", "CONTRIBUTING", "CHANGELOG"),
 }
 
