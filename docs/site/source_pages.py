@@ -19,7 +19,7 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-FOLDER, LINKED = "source", "linked_sources"
+FOLDER, LINKED, NOTEBOOK = "source", "linked_sources", ".ipynb"
 BEFORE_DOWNLOADS = 400  # Sphinx collects the files to download at 500
 
 
@@ -27,6 +27,8 @@ def link_sources(app: Sphinx, doctree: nodes.document) -> None:
     """Replaces downloads, which the parser makes of links to files that are no pages, by links to source pages."""
     docname = app.env.docname
     for download in list(doctree.findall(addnodes.download_reference)):
+        if download["reftarget"].endswith(NOTEBOOK):  # is better opened than read
+            continue
         _, file = app.env.relfn2path(download["reftarget"], docname)
         path = Path(file).resolve().relative_to(Path(app.srcdir).resolve()).as_posix()
         if not Path(app.srcdir, path).is_file():
