@@ -43,6 +43,7 @@ napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
 add_module_names = False
 
+highlight_language = "none"  # of blocks that name no language: tables and trees
 html_theme = "furo"
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
