@@ -237,8 +237,8 @@ def judged(found: Metrics) -> int:
     print(f"most of the text tower's gradient: {most}, {100 * shares[most]:.0f} %")
     if shares.get(DISTILLED, 0.0) <= 0.5:
         return 0
-    print("feature-guided distillation holds more than half: raise loss.fgd_student_temperature, or go back to "
-          "loss.fgd_features='layer_norm'", file=sys.stderr)  # fmt: skip
+    print("feature-guided distillation holds more than half: raise loss.fgd_student_temperature, and take "
+          "loss.fgd_features='layer_norm' if it is another form", file=sys.stderr)  # fmt: skip
     return 1
 
 

@@ -39,7 +39,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--text", required=True, help="A sentence about it.")
     parser.add_argument("--entity", nargs="+", help="Words of the text; by default each thing that it names.")
     parser.add_argument("--output", help="The PNG file; by default IMAGE.attention.png in this folder.")
-    parser.add_argument("--layer", type=int, help="Of the cross encoder, from 1; by default the last.")
+    layer = "Of the cross encoder, from 1; by default the last, with --gradient_weighted the middle one."
+    parser.add_argument("--layer", type=int, help=layer)
     reading = parser.add_mutually_exclusive_group()
     reading.add_argument(
         "--plain", action="store_true", help="Attention of the words as it is: neither masked nor compared with others."
