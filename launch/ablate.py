@@ -96,6 +96,8 @@ def _work(arguments: Sequence[str]) -> int:
     folder = _workdir()
     if TABLE_ONLY.value:
         refuse_unknown(overrides)
+        if given := [flag.name for flag in (CONFIG, SEEDS, NAMED, OWN, AT_ONCE, SKIP_DAMAGED) if flag.present]:
+            raise UserError(f"--{given[0]} does not go with --table_only, whose table is of all that --workdir holds")
         plan = kept_plan(folder)
         if plan is None:
             raise UserError(f"--workdir={WORKDIR.value} holds no ablation yet")

@@ -91,6 +91,12 @@ def test_own_variants_and_more_seeds_are_added(at_once: list[list[str]], config:
     assert table == done.stdout
 
 
+def test_a_table_of_nothing(tmp_path: Path) -> None:
+    done = called(main, f"--workdir={tmp_path}", "--table_only")
+    assert done.returncode == 2
+    assert done.stderr == f"error: --workdir={tmp_path} holds no ablation yet\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -133,7 +139,7 @@ def test_own_variants_and_more_seeds_are_added(at_once: list[list[str]], config:
         ),
         (["--at_once=0"], "flag --at_once=0: 0 is not a positive integer"),
         (["--sedes=1"], "unknown flag --sedes=1; --help lists the flags"),
-        (["--table_only"], "holds no ablation yet"),
+        (["--table_only"], "--config does not go with --table_only, whose table is of all that --workdir holds"),
         (["--workdir=a:b"], "--workdir=a:b: expected a local or mounted folder whose path has no colon"),
     ],
 )
