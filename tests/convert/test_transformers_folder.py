@@ -151,7 +151,7 @@ def test_it_is_loaded_for_inference(model: Model, folder: Path) -> None:
 def test_the_card_says_how_the_folder_is_used(folder: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "trust_remote_code=True" in card
-    assert "Texts are cut at\n7 tokens" in card
+    assert "Texts are cut at 7 tokens" in card
     assert "mapped to ASCII" in card
 
 
