@@ -119,9 +119,9 @@ def _join() -> None:
 def _workdir() -> Path:
     workdir = path_or_bucket(str(WORKDIR.value))
     if isinstance(workdir, BucketPath):
-        check_access_of_runs(workdir)
+        bucket = check_access_of_runs(workdir)
         if jax.process_index() == 0:
-            warn_of_region(workdir)
+            warn_of_region(bucket)
     return workdir
 
 

@@ -5,17 +5,14 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import uvicorn
-from random_models import VOCABULARY, random_model
+from random_models import VOCABULARY, random_model, with_words_head
 from starlette.testclient import TestClient
 
 from r2d2_jax.inference import Ranker
-from r2d2_jax.models.r2d2 import R2D2, init_params
 from r2d2_jax.search.desk import STEP, Desk
 from r2d2_jax.search.index import bring_up_to_date
 from r2d2_jax.search.server import address, application, listening
@@ -27,10 +24,7 @@ HOST = "127.0.0.1"
 def small_desk(photos: Path, folder: Path, candidates: int = STEP, **changes: int) -> Desk:
     """A desk over the photographs of a folder, which are indexed; its model has the head of masked words."""
     plain = random_model(tokens=VOCABULARY, **changes)
-    if plain.config.cross.layers:
-        head = init_params(R2D2(plain.config), jax.random.key(0))["masked_lm_head"]
-        plain = replace(plain, params={**plain.params, "masked_lm_head": head})
-    model = Ranker(plain, batch_size=STEP)
+    model = Ranker(with_words_head(plain) if plain.config.cross.layers else plain, batch_size=STEP)
     bring_up_to_date(model, photos, folder)
     return Desk(model, IndexView(folder, photos, model.model), candidates if model.matches else 0)
 

@@ -39,7 +39,7 @@ def indexed(folder: Path) -> dict[str, np.ndarray]:
         width = catalog.fact("model")["sizes"]["embed_size"]
         rows = catalog.live_rows().tolist()
         embeddings = embeddings_file(folder, catalog.fact("generation"), width).rows(catalog.rows())
-        paths = catalog.paths(rows)
+        paths = {row: paths for row, (_, paths) in catalog.files_in(rows).items()}
     listed = [os.fsdecode(path) for row in rows for path in paths[row]]
     assert len(listed) == len(set(listed))
     return {os.fsdecode(path): np.array(embeddings[row]) for row in rows for path in paths[row]}

@@ -13,6 +13,7 @@ from r2d2_jax.ablation.plan import Plan
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.damage import steps_of
 from r2d2_jax.lineage import LINEAGE, read_lineage
+from r2d2_jax.runs import EVALUATION
 
 CONFIG = "config.py"
 _TAIL = 2**16  # bytes at the end of a log in which its last line is looked for
@@ -66,7 +67,7 @@ class AblationRun:
     def result(self) -> dict[str, float] | None:
         """The figures of its last evaluation, by the names of the log; None until the run has come to its end."""
         try:
-            values = json.loads((self.folder / "evaluation.json").read_text(encoding="utf-8"))
+            values = json.loads((self.folder / EVALUATION).read_text(encoding="utf-8"))
             last = values.get("last_step", values["step"])
         except (OSError, ValueError, KeyError):
             return None

@@ -88,14 +88,17 @@ def check_access(path: BucketPath) -> None:
         next(iter(client().list_blobs(path.bucket_and_name()[0], max_results=1)), None)
 
 
-def check_access_of_runs(path: BucketPath) -> None:
+def check_access_of_runs(path: BucketPath) -> Any:
     """Checks that the kind of the bucket is told, for which Orbax asks before it removes a checkpoint.
+
+    Returns:
+        The bucket, a `google.cloud.storage.Bucket` that knows where it lies.
 
     Raises:
         UserError: it is not.
     """
     with bucket_refused(path):
-        client().get_bucket(path.bucket_and_name()[0])
+        return client().get_bucket(path.bucket_and_name()[0])
 
 
 @functools.cache

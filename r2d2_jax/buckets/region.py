@@ -3,8 +3,7 @@
 import logging
 import os
 import urllib.request
-
-from r2d2_jax.buckets.path import BucketPath, client
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -14,17 +13,16 @@ _METADATA = "169.254.169.254"  # answers on every machine of Google's, and to ot
 _ANSWERS_WITHIN = 2.0  # seconds
 
 
-def warn_of_region(path: BucketPath) -> None:
+def warn_of_region(bucket: Any) -> None:
     """Warns if this machine is one of Google's and the bucket lies in another region than it.
 
     Args:
-        path: in a bucket that is known to be there.
+        bucket: as `check_access_of_runs` gives it.
     """
     zone = _zone()
     if zone is None:
         return
     region = zone.rpartition("-")[0]
-    bucket = client().get_bucket(path.bucket_and_name()[0])
     if bucket.location_type == "dual-region" and not bucket.data_locations:
         return  # a name such as NAM4 does not say where that is
     places = [place.lower() for place in bucket.data_locations or [bucket.location]]

@@ -197,29 +197,20 @@ class Catalog:
             run("DROP TABLE kept")
             self.set_fact("generation", generation)
 
-    def paths(self, rows: Sequence[int]) -> dict[int, list[bytes]]:
-        """The paths of the files of each row, in order; a row whose files are gone is absent."""
-        found: dict[int, list[bytes]] = {}
+    def files_in(self, rows: Sequence[int]) -> dict[int, tuple[bytes, list[bytes]]]:
+        """Digest, and paths of the files in order, of each row; a row whose files are gone is absent."""
+        found: dict[int, tuple[bytes, list[bytes]]] = {}
         for start in range(0, len(rows), _AT_ONCE):
             part = [int(row) for row in rows[start : start + _AT_ONCE]]
             marks = ", ".join("?" * len(part))
             with self._told():
                 listed = self._connection.execute(
-                    f"SELECT row, path FROM contents JOIN files USING (digest) WHERE row IN ({marks}) ORDER BY path",
+                    "SELECT row, digest, path FROM contents JOIN files USING (digest) "
+                    f"WHERE row IN ({marks}) ORDER BY path",
                     part,
                 ).fetchall()
-            for row, path in listed:
-                found.setdefault(row, []).append(path)
-        return found
-
-    def digests(self, rows: Sequence[int]) -> dict[int, bytes]:
-        """The digest of the content of each row."""
-        found: dict[int, bytes] = {}
-        for start in range(0, len(rows), _AT_ONCE):
-            part = [int(row) for row in rows[start : start + _AT_ONCE]]
-            marks = ", ".join("?" * len(part))
-            with self._told():
-                found |= self._connection.execute(f"SELECT row, digest FROM contents WHERE row IN ({marks})", part)
+            for row, digest, path in listed:
+                found.setdefault(row, (digest, []))[1].append(path)
         return found
 
     def files_of(self, digest: bytes) -> list[FoundFile]:

@@ -6,6 +6,7 @@ to a limit, and no further.
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import socket
@@ -265,11 +266,10 @@ def _whole(file: IO[bytes]) -> bytes:
 async def _json(request: Request, **fields: type) -> dict[str, Any]:
     """The fields of a JSON object, of these types; all of them, and no other."""
     _check_type(request, "application/json")
-    with tempfile.SpooledTemporaryFile(LARGEST_QUESTION) as file:
-        await _receive(request, file, LARGEST_QUESTION, "the question")
-        body = _whole(file)
+    body = io.BytesIO()
+    await _receive(request, body, LARGEST_QUESTION, "the question")
     try:
-        found = json.loads(body)
+        found = json.loads(body.getvalue())
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or {name: type(value) for name, value in found.items()} != fields:

@@ -110,14 +110,17 @@ class IndexView:
             with Catalog(self.folder) as catalog, catalog.transaction("DEFERRED"):
                 if catalog.fact("generation") != state.generation:  # the rows have other numbers now
                     return None
-                paths, digests = catalog.paths(rows.tolist()), catalog.digests(rows.tolist())
+                files = catalog.files_in(rows.tolist())
             return [
-                Neighbour(tuple(self.photos / os.fsdecode(path) for path in paths[row]), float(value), digests[row])
+                self._neighbour(*files[row], float(value))
                 for row, value in zip(rows.tolist(), cosine, strict=True)
-                if row in paths
+                if row in files
             ]
 
         return _settled(found, self.folder)
+
+    def _neighbour(self, digest: bytes, paths: list[bytes], cosine: float) -> Neighbour:
+        return Neighbour(tuple(self.photos / os.fsdecode(path) for path in paths), cosine, digest)
 
     def picture(self, digest: bytes) -> bytes | None:
         """The encoded bytes of a picture of the index; None if it has none of this digest, or no file has it any more.

@@ -76,35 +76,16 @@ def check_same_data(config: Config, vocabulary: Vocabulary) -> None:
     _check_same(found, "copy the whole dataset to all hosts, or name a folder that they share")
 
 
-def warn_of_clocks() -> None:
-    """Warns of processes whose clocks are far from that of process 0.
+def log_what_joined(mesh: Mesh) -> None:
+    """One line on the processes of a run, their hosts and devices, and one on clocks that differ; none of one process.
 
-    A run reads clocks for time spans alone. But its log and status name times, and a bucket accepts no credentials of a
-    host whose clock is minutes off.
+    It follows `check_same_data`, which all processes leave at the same moment.
     """
     if jax.process_count() == 1:
         return
-    found = gather_json([socket.gethostname(), time.time()])  # right after another gathering, so at the same moment
-    first = found[0][1]
-    far = [
-        f"process {number} on {host} is {age(abs(clock - first))} {'ahead' if clock > first else 'behind'}"
-        for number, (host, clock) in enumerate(found)
-        if abs(clock - first) > CLOCKS_APART
-    ]
-    if far:
-        logger.warning(
-            "clocks differ from that of process 0 on %s: %s; set them, by NTP, or times in the log and in status.json "
-            "are wrong, and credentials for a bucket may be refused",
-            found[0][0],
-            _listed(far),
-        )
-
-
-def log_what_joined(mesh: Mesh) -> None:
-    """One line on the processes of a run, their hosts and devices; none where there is one process."""
-    if jax.process_count() == 1:
-        return
-    hosts = dict.fromkeys(gather_json(socket.gethostname()))
+    found = gather_json([socket.gethostname(), time.time()])
+    _warn_of_clocks(found)
+    hosts = dict.fromkeys(host for host, _ in found)
     slices = {getattr(device, "slice_index", 0) for device in jax.devices()}
     logger.info(
         "%d processes on %d hosts (%s), %d devices %s in %d slice(s), mesh %s",
@@ -116,6 +97,27 @@ def log_what_joined(mesh: Mesh) -> None:
         len(slices),
         " x ".join(f"{name} {size}" for name, size in mesh.shape.items()),
     )
+
+
+def _warn_of_clocks(found: Sequence[tuple[str, float]]) -> None:
+    """Warns of processes whose clocks are far from that of process 0, by host and time of each.
+
+    A run reads clocks for time spans alone. But its log and status name times, and a bucket accepts no credentials of a
+    host whose clock is minutes off.
+    """
+    first_host, first = found[0]
+    far = [
+        f"process {number} on {host} is {age(abs(clock - first))} {'ahead' if clock > first else 'behind'}"
+        for number, (host, clock) in enumerate(found)
+        if abs(clock - first) > CLOCKS_APART
+    ]
+    if far:
+        logger.warning(
+            "clocks differ from that of process 0 on %s: %s; set them, by NTP, or times in the log and in status.json "
+            "are wrong, and credentials for a bucket may be refused",
+            first_host,
+            _listed(far),
+        )
 
 
 def _files_of_code() -> Iterable[tuple[str, str]]:

@@ -21,7 +21,7 @@ from r2d2_jax.processes import by_first_process, check_shared, gather_json
 from r2d2_jax.runs import EVALUATION, best_step, check_older, chooses, compared_by
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.tasks.task import Metrics
-from r2d2_jax.train.agreement import check_same_data, check_same_program, log_what_joined, warn_of_clocks
+from r2d2_jax.train.agreement import check_same_data, check_same_program, log_what_joined
 from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
 from r2d2_jax.train.choice import Choice, best_of, epoch_ends, scores_of, write_evaluation
 from r2d2_jax.train.compiled import compile_all_finite, compile_term_gradients, compile_train_step
@@ -85,7 +85,6 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
         stop = ends.enter_context(StopRequest())
         literal_path(workdir, "--workdir")  # refuses here, before anything is made, what Orbax cannot use
         check_same_program(config)
-        warn_of_clocks()
         parts = build_parts(config)
         check_same_data(config, parts.tokenizer.vocabulary)
         log_what_joined(parts.mesh)

@@ -9,7 +9,7 @@ import pytest
 from bucket_server import BucketServer
 
 from r2d2_jax.buckets import region
-from r2d2_jax.buckets.path import BucketPath
+from r2d2_jax.buckets.path import BucketPath, check_access_of_runs
 from r2d2_jax.buckets.region import warn_of_region
 
 
@@ -60,12 +60,10 @@ def test_where_the_bucket_lies(
     kind: str,
     both: list[str] | None,
     said: str,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bucket = SimpleNamespace(name="b", location=location, location_type=kind, data_locations=both)
-    monkeypatch.setattr(region, "client", lambda: SimpleNamespace(get_bucket=lambda name: bucket))
-    warn_of_region(BucketPath("gs://b/run"))
+    warn_of_region(bucket)
     expected = f"the bucket b lies in {said} and this machine in us-west4: what is read and written between them costs"
     assert [record.getMessage()[: len(expected)] for record in caplog.records] == ([expected] if said else [])
 
@@ -73,19 +71,19 @@ def test_where_the_bucket_lies(
 @pytest.mark.usefixtures("machine")
 def test_a_bucket_tells_where_it_lies(bucket: BucketPath, caplog: pytest.LogCaptureFixture) -> None:
     """The emulator's lies in US."""
-    warn_of_region(bucket)
+    warn_of_region(check_access_of_runs(bucket))
     assert not caplog.records
 
 
 def test_a_machine_that_is_not_googles(
     bucket: BucketPath, server: BucketServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = server.requests
+    found, before = check_access_of_runs(bucket), server.requests
     monkeypatch.delenv("NO_GCE_CHECK", raising=False)
     for host in (server.address.removeprefix("http://"), "127.0.0.1:1"):  # answers otherwise; does not answer
         monkeypatch.setenv("GCE_METADATA_HOST", host)
-        warn_of_region(bucket)
+        warn_of_region(found)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-    warn_of_region(bucket)
+    warn_of_region(found)
     assert not [record for record in caplog.records if record.name == region.__name__]
     assert server.requests == before + 1

@@ -1,13 +1,12 @@
 """What the cross encoder reads for a word: against sown weights, numerical derivatives, and maps by hand."""
 
 import functools
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import VOCABULARY, random_model
+from random_models import VOCABULARY, random_model, with_words_head
 
 from r2d2_jax.data.text.entities import Entity, entity_in
 from r2d2_jax.data.text.tokenizer import tokenizer_of
@@ -23,7 +22,7 @@ from r2d2_jax.evaluation.attention import (
 )
 from r2d2_jax.inference import Ranker
 from r2d2_jax.models.layers import ATTENTION, ATTENTION_CHANGE
-from r2d2_jax.models.r2d2 import R2D2, init_params, normalise_images
+from r2d2_jax.models.r2d2 import normalise_images
 
 TEXT = "大红圆小蓝"
 ENTITY = entity_in(TEXT, "红圆")
@@ -38,9 +37,7 @@ def model() -> Ranker:
 @pytest.fixture(scope="module")
 def spelling() -> Ranker:
     """With the head of masked words."""
-    plain = random_model(tokens=VOCABULARY)
-    head = init_params(R2D2(plain.config), jax.random.key(0))["masked_lm_head"]
-    return Ranker(replace(plain, params={**plain.params, "masked_lm_head": head}), batch_size=2)
+    return Ranker(with_words_head(random_model(tokens=VOCABULARY)), batch_size=2)
 
 
 @pytest.fixture(scope="module")

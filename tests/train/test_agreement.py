@@ -17,7 +17,7 @@ from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.sharding import make_mesh
 from r2d2_jax.train import agreement
-from r2d2_jax.train.agreement import check_same_data, check_same_program, log_what_joined, warn_of_clocks
+from r2d2_jax.train.agreement import check_same_data, check_same_program, log_what_joined
 from r2d2_jax.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 VOCABULARY = Vocabulary([*SPECIAL_TOKENS, "红"])
@@ -152,9 +152,11 @@ def test_one_line_says_what_joined(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 def test_clocks_that_differ_are_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     off = [0.0, 30.0, 7200.0, -90.0]
     monkeypatch.setattr(agreement.time, "time", lambda: 1e9 + off[own.number])
-    assert together(monkeypatch, warn_of_clocks, warn_of_clocks) == ["", ""]
+    joined = functools.partial(log_what_joined, make_mesh(MeshConfig(1, 1), jax.devices()[:1]))
+    caplog.set_level(logging.WARNING)
+    assert together(monkeypatch, joined, joined) == ["", ""]
     assert not caplog.records
-    assert together(monkeypatch, *[warn_of_clocks] * 4) == [""] * 4
+    assert together(monkeypatch, *[joined] * 4) == [""] * 4
     (said,) = {record.getMessage() for record in caplog.records}
     far = "process 2 on host2 is 2 h ahead, process 3 on host3 is 90 s behind"
     assert said.startswith(f"clocks differ from that of process 0 on host0: {far}; set them, by NTP, or times")
