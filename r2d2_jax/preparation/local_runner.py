@@ -1,13 +1,14 @@
 """Runs the tasks of a long work on a corpus, such as the shards of a preparation, in this process or in several."""
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -70,10 +71,32 @@ def run_tasks(work: Work, tasks: Sequence[Any], take: Report, count: int) -> Non
         for task in tasks:
             work(task, take)
     elif tasks:
-        _run_in_pool(work, tasks, take, min(count, len(tasks)))
+        with _interrupts_held() as held:
+            _run_in_pool(work, tasks, take, min(count, len(tasks)), held)
 
 
-def _run_in_pool(work: Work, tasks: Sequence[Any], take: Report, count: int) -> None:
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[list[int]]:
+    """A signal that would raise KeyboardInterrupt at any line is put into the list instead, and raises it at the end.
+
+    Inside of an executor it may leave a lock held, and the executor's end would wait for that lock forever.
+    """
+    held: list[int] = []
+    taken = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.default_int_handler]
+    if threading.current_thread() is not threading.main_thread():
+        taken = []  # signals reach the main thread alone
+    for number in taken:
+        signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield held
+    finally:
+        for number in taken:
+            signal.signal(number, signal.default_int_handler)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _run_in_pool(work: Work, tasks: Sequence[Any], take: Report, count: int, held: Sequence[int]) -> None:
     context = multiprocessing.get_context("spawn")
     reports = context.SimpleQueue()
     others = set(multiprocessing.active_children())
@@ -86,6 +109,8 @@ def _run_in_pool(work: Work, tasks: Sequence[Any], take: Report, count: int) -> 
                 take(reports.get())
             for future in done:
                 future.result()
+            if held:
+                raise KeyboardInterrupt
     except BrokenProcessPool:
         raise
     except BaseException:
