@@ -1,4 +1,4 @@
-"""The README names files and configurations that exist, and its lines on checkpoints run as printed."""
+"""README and pages name the files and configurations that exist, and the lines on checkpoints run as printed."""
 
 import importlib
 import re
@@ -32,7 +32,8 @@ def test_every_path_that_is_named_exists() -> None:
 
 
 def test_every_module_is_in_the_tree() -> None:
-    tree = README[README.index("r2d2_jax/  presets.py") : README.index("configs/     one file per run")]
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = design[design.index("r2d2_jax/  presets.py") : design.index("## A task")]
     _, *parts = re.split(r"^  (\w+)/ ", tree, flags=re.MULTILINE)
     described = dict(zip(parts[::2], parts[1::2], strict=True))
     for folder in (
@@ -54,6 +55,13 @@ def test_every_module_is_in_the_tree() -> None:
         assert modules <= set(re.findall(r"\w+", described[folder])), folder
 
 
+def test_every_benchmark_is_in_its_table_and_the_other_way_round() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    table = page[page.index("| program | measures |") : page.index("## Train steps on one")]
+    programs = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert set(re.findall(r"^\| `(\w+\.py)`", table, re.MULTILINE)) == {path.name for path in programs}
+
+
 def test_the_article_s_variants_are_named() -> None:
     table = README[README.index("| config | what |") : README.index("`--config` takes a name")]
     (row,) = (line for line in table.splitlines() if "`:without_et`" in line)
@@ -67,7 +75,7 @@ def test_the_lines_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.Monkey
     write_model(model, tmp_path / "r2d2_vitl.pth")
     (tmp_path / "vocab.txt").write_text("\n".join(model.vocabulary or ()) + "\n", encoding="utf-8")
     Image.new("RGB", (60, 40), "orange").save(tmp_path / "photo.jpg")
-    section = README[README.index("## Checkpoints in and out") : README.index("## Where the method is fixed")]
+    section = README[README.index("## Checkpoints in and out") : README.index("## Cost")]
     commands, code = re.findall(r"```(?:bash|python)\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     printed = [run_command(line) for line in commands.splitlines()]

@@ -1,4 +1,4 @@
-"""README.md as the start page: the navigation below it, also as index.html, and the Chinese page marked as Chinese."""
+"""README.md as the start page: the navigation below it, also as index.html, and Chinese pages marked as Chinese."""
 
 import shutil
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-START, CHINESE = "README", "README.zh"
+START = "README"
 # Caption and pages of each part of the navigation; a page that is in none fails the build.
 NAVIGATION = {
-    "Start": ("Quick start <self>", "中文 <README.zh>", "docs/finetuning"),
+    "Start": ("Quick start <self>", "中文 <README.zh>"),
     "Data": ("docs/corpora", "docs/check_data"),
+    "Training": ("docs/pretraining", "一次训练 <docs/pretraining.zh>", "docs/finetuning"),
     "Method": ("docs/method", "docs/performance"),
     "Using a model": ("docs/evaluation", "docs/published", "docs/report", "docs/search"),
     "On many machines": ("docs/containers", "docs/scaling", "docs/clusters"),
@@ -26,8 +27,8 @@ def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def mark_language(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Tells browsers and screen readers which page is Chinese."""
-    if pagename == CHINESE:
+    """Tells browsers and screen readers which pages are Chinese."""
+    if pagename.endswith(".zh"):
         context["language"] = "zh-CN"
 
 
