@@ -108,7 +108,7 @@ def _of_document(path: Path) -> Subject:
     checkpoint, data, settings = document["checkpoint"], document["data"], document["settings"]
     model, config, missing = None, None, []
     # Named as it was asked for, also where it cannot be read.
-    folder = BucketPath(checkpoint["path"]) if checkpoint["path"].startswith(SCHEME) else Path(checkpoint["path"])
+    folder: Path = BucketPath(checkpoint["path"]) if checkpoint["path"].startswith(SCHEME) else Path(checkpoint["path"])
     try:
         folder = path_or_bucket(checkpoint["path"])
         weights = checkpoint.get("weights", STUDENT)
