@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts, watches and resumes a run on a TPU pod of Google Cloud; `launch/tpu_pod.sh --help` says how.
+# Starts, watches and resumes a run on TPU slices of Google Cloud; `launch/tpu_pod.sh --help` says how.
 set -euo pipefail
 
 usage() {
@@ -18,13 +18,17 @@ launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- PROGRAM FLAGS OF T
 
   --name=NAME        of the queued resource and of the pod
   --zone=ZONE        for example us-west4-a
-  --type=TYPE        accelerator type, for example v5litepod-128
+  --type=TYPE        accelerator type of a slice, for example v5litepod-128
+  --slices=NUMBER    ask for so many slices, which a network joins, as NAME-0, NAME-1 and so on; default: 1, as NAME.
+                     Commands other than create and train find out by themselves
   --runtime=VERSION  software of the workers, for example v2-alpha-tpuv5-lite
   --project=PROJECT  default: that of gcloud's configuration
   --spot             cheaper, may be taken away at any time
   --reserved         from a reservation of the project
   --setup=FILE       a bash script that install runs on every worker, for example to mount what they share
   --delete           train gives the pod back when it ends, however it ends
+
+Workers are numbered over all slices, as JAX numbers the processes on them.
 
   launch/tpu_pod.sh train --name=r2d2 --zone=us-west4-a --type=v5litepod-128 --runtime=v2-alpha-tpuv5-lite --spot \
     --setup=mount.sh -- launch/main.py --config=vitl_250m --workdir=/mnt/shared/runs/vitl_250m --distributed
@@ -46,7 +50,7 @@ HEALTHY_SECONDS=${HEALTHY_SECONDS:-3600}
 SSH_OPTIONS=(-o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-name="" zone="" type="" runtime="" project="" tier="" setup="" now="" delete_after=""
+name="" zone="" type="" runtime="" project="" tier="" slices="" setup="" now="" delete_after=""
 program=()
 commit=""
 count=0   # of workers
@@ -79,6 +83,10 @@ parse() {
       --type=?*) type=${argument#*=} ;;
       --runtime=?*) runtime=${argument#*=} ;;
       --project=?*) project=${argument#*=} ;;
+      --slices=?*)
+        slices=${argument#*=}
+        [[ $slices =~ ^[1-9][0-9]*$ ]] || bad_input "--slices=$slices is no number of slices; expected 1 or more"
+        ;;
       --setup=?*) setup=${argument#*=} ;;
       --spot | --reserved)
         [ -z "$tier" ] || [ "$tier" = "$argument" ] || bad_input "--spot and --reserved exclude each other; give one"
@@ -140,7 +148,7 @@ install() {
   local files=("$work/code.tar" "$work/worker.sh")
   [ -z "$setup" ] || files+=("$work/setup.sh")
   say "installing commit ${commit:0:12} on $count workers"
-  on_each copy_to "${files[@]}" "$name:r2d2_jax/"
+  on_each copy_to "${files[@]}"
   [ ${#failed[@]} -eq 0 ] || complain "copying" "See that ssh works and that the disk is not full." || return
   each_worker install "$commit"
   [ ${#failed[@]} -eq 0 ] || complain "installing" "Mend it, and run the same command again." || return
@@ -158,22 +166,30 @@ run_program() {
 
 # watch: waits until the run has ended on all workers, and returns how.
 watch() {
-  local silent=0 halting=0
+  local silent=0 halting=0 mended="" outcome=0
   while true; do
     read_states
     if [ ${#failed[@]} -gt 0 ]; then
       check_pod || return
-      silent=$((silent + 1))
+      if mending > /dev/null; then
+        mended=yes
+      elif [ -n "$mended" ]; then
+        return "$PREEMPTED" # what was made anew has nothing installed
+      else
+        silent=$((silent + 1))
+      fi
       [ "$silent" -lt "$REACH_TRIES" ] || unreachable || return
     elif any running; then
       check_pod || return
       silent=0
+      ! mending > /dev/null || mended=yes
       # JAX ends all processes within a minute of the first that fails. What is still there after ten looks hangs.
       if any failed || any bad_input; then halting=$((halting + 1)); fi
       [ "$halting" -lt 10 ] || each_worker end
     else
-      verdict
-      return
+      verdict || outcome=$?
+      [ "$outcome" -ne 1 ] || [ -z "$mended" ] || outcome=$PREEMPTED # whatever machines that started again say
+      return "$outcome"
     fi
     sleep "$POLL_SECONDS"
   done
@@ -193,6 +209,12 @@ show_failures() {
 
 # ---- train ----------------------------------------------------------------------------------------------------------
 
+# check_slices: what is there must be what a new request would ask for.
+check_slices() {
+  [ ${#nodes[@]} -eq 0 ] || [ ${#nodes[@]} -eq "${slices:-1}" ] ||
+    bad_input "$name in $zone has ${#nodes[@]} slices and not ${slices:-1}; give --slices=${#nodes[@]}, or delete it"
+}
+
 was_there="" # whether the pod has been there in this attempt
 requested="" # whether there should be a request, because train has seen or made one, and has not deleted it
 
@@ -205,6 +227,7 @@ ensure_pod() {
       cat "$work/fate" >&2
       return "$DELETED"
     fi
+    check_slices
   fi
   if [ "$outcome" -eq "$PREEMPTED" ]; then
     delete_pod || return
@@ -234,7 +257,7 @@ attempt() {
 train() {
   local outcome failures=0 began had_pod=""
   while true; do
-    began=$SECONDS outcome=0 count=0 states=() was_there=""
+    began=$SECONDS outcome=0 count=0 states=() nodes=() node_states=() was_there=""
     attempt || outcome=$?
     [ -z "$was_there" ] || had_pod=yes
     if [ "$outcome" -eq 1 ] && [ -n "$was_there" ]; then check_pod || outcome=$?; fi
@@ -290,8 +313,12 @@ logs() {
 }
 
 status() {
-  local number
-  echo "$name in $zone: queue $(queue_state), pod $(node_state)"
+  local number shown=""
+  find_nodes || return
+  read_nodes
+  for number in "${!nodes[@]}"; do shown+=", ${nodes[number]} ${node_states[number]}"; done
+  [ ${#nodes[@]} -gt 1 ] || shown=", pod ${node_states[0]}"
+  echo "$name in $zone: queue $(queue_state)$shown"
   count_workers || return
   each_worker last
   for ((number = 0; number < count; number++)); do

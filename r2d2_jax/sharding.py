@@ -1,5 +1,7 @@
 """The device mesh, the one table that places every array of the train state, and what keeps activations in place."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r2d2_jax.arrays import Batch
@@ -37,7 +40,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """A mesh with the axes "data" and "fsdp" over all devices of all processes.
 
     Raises:
-        UserError: the configured axes do not multiply to the number of devices.
+        UserError: the configured axes do not multiply to the number of devices, or slices differ in size.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp]
@@ -49,7 +52,44 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "set them so that their product is that number, or one of them to -1"
         )
     types = (AxisType.Auto, AxisType.Auto)
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+        return Mesh(over_slices(sizes[0], sizes[1], devices), (DATA, FSDP), axis_types=types)
     return jax.make_mesh((sizes[0], sizes[1]), (DATA, FSDP), axis_types=types, devices=devices)
+
+
+def over_slices(data: int, fsdp: int, devices: Sequence[Any]) -> np.ndarray:
+    """Arranges the devices of several slices, which `jax.make_mesh` refuses.
+
+    A slice is one of TPUs, or to JAX the GPUs of one machine: links within it are fast, and a network joins it to the
+    others. So as many slices as possible lie along the data axis, where only gradients and embeddings travel; along the
+    fsdp axis every layer's parameters do.
+
+    Args:
+        data: size of that axis.
+        fsdp: size of that axis; both multiply to the number of devices.
+        devices: with a `slice_index` each.
+
+    Returns:
+        [data fsdp], the devices.
+
+    Raises:
+        UserError: slices differ in size.
+    """
+    sizes = Counter(device.slice_index for device in devices)
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{size} on {number}" for number, size in sorted(sizes.items()))
+        raise UserError(
+            f"the machines or TPU slices of this run have different numbers of devices: {listed}; "
+            "give it as many on each"
+        )
+    along_data = math.gcd(data, len(sizes))
+    along_fsdp = len(sizes) // along_data
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // along_data, fsdp // along_fsdp),
+        (along_data, along_fsdp),
+        devices,
+        allow_split_physical_axes=True,  # only where no other arrangement fits
+    )
 
 
 def check_batch_divides(batch_size: int, mesh: Mesh, name: str = "train.batch_size", *, micro_batches: int = 1) -> None:

@@ -1,6 +1,10 @@
-"""A bucket on 127.0.0.1: the emulator, with what it lacks, conditions on generations, and with faults on request."""
+"""A bucket on 127.0.0.1: the emulator, with what it lacks, conditions on generations, and with faults on request.
+
+As a program it prints what makes clients come to it, and stays until its input ends.
+"""
 
 import contextlib
+import json
 import re
 import sys
 import threading
@@ -171,3 +175,10 @@ class BucketServer:
         self.fault = None
         self._http.shutdown()
         self._http.server_close()
+
+
+if __name__ == "__main__":
+    alone = BucketServer()
+    print(json.dumps(alone.environment() | {"BUCKET": BUCKET}), flush=True)
+    sys.stdin.read()
+    alone.close()

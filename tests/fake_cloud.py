@@ -51,9 +51,9 @@ class Cloud:
         return subprocess.CompletedProcess(arguments, process.returncode, printed, errors)
 
 
-def install(cloud: Cloud) -> None:
-    """A pod on which the package is installed."""
-    assert cloud.call("create", *POD).returncode == 0
+def install(cloud: Cloud, *asked: str) -> None:
+    """A pod on which the package is installed; `asked` are other flags of its request."""
+    assert cloud.call("create", *(asked or POD)).returncode == 0
     assert cloud.call("install", *PLACE).returncode == 0
 
 

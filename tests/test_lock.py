@@ -1,5 +1,6 @@
 """One process at a time in a folder, whoever the other is and however it ended."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -8,11 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from r2d2_jax import lease, processes
 from r2d2_jax.errors import UserError
 from r2d2_jax.lock import held
 
@@ -96,43 +100,136 @@ with held(Path(sys.argv[1]), "another run", "--workdir"):
         assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
 
 
-@pytest.fixture
-def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that knows no locks."""
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file system that knows no locks; what it says of them."""
 
     def refuse(*arguments: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "LAPSES_AFTER", 0.4)
+    return os.strerror(request.param)
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_where_nothing_can_be_locked_the_file_is_the_lock(tmp_path: Path) -> None:
-    with held(tmp_path, "another run", "--workdir"), pytest.raises(UserError, match="another run is at work"):
-        held(tmp_path, "another run", "--workdir").__enter__()
-    with held(tmp_path, "another run", "--workdir"):
+def hold(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return held(folder, "another run", "--workdir")
+
+
+def test_where_nothing_can_be_locked_the_file_is_the_lock(
+    tmp_path: Path, no_locks: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with hold(tmp_path):
+        (warning,) = caplog.messages
+        assert warning.startswith(f"{tmp_path} lies on a file system without locks ({no_locks}): its lock is a file ")
+        assert "mount Lustre with flock, NFS as version 4" in warning
+        with pytest.raises(UserError) as refused:
+            hold(tmp_path).__enter__()
+        assert str(refused.value).startswith(f"another run is at work in {tmp_path}; let it end, or choose another ")
+        assert f". It is process {os.getpid()} on " in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+    with hold(tmp_path):
         pass
 
 
-@pytest.mark.usefixtures("no_locks")
+WRITTEN = f"\n{lease.WRITTEN_AGAIN} somebody\n000000000007\n"
+
+
 @pytest.mark.parametrize(
-    "left, taken",
+    "left",
     [
-        (f"process 999999999 on {socket.gethostname()} since 2026-01-01 00:00:00 +0000", True),
-        (f"process 1 on {socket.gethostname()} since 2026-01-01 00:00:00 +0000", False),
-        ("process 999999999 on elsewhere since 2026-01-01 00:00:00 +0000", False),
-        ("\x00\x00\x00\x00", True),
+        f"process 999999999 on {socket.gethostname()} since 2026-01-01 00:00:00 +0000",
+        f"process 1 on {socket.gethostname()} since 2026-01-01 00:00:00 +0000{WRITTEN}",
+        f"process 1 on elsewhere since 2026-01-01 00:00:00 +0000{WRITTEN}",
+        "\x00\x00\x00\x00",
+        "",
     ],
 )
-def test_what_a_machine_without_locks_left(tmp_path: Path, left: str, taken: bool) -> None:
-    """The process of this machine is known to be gone; of any other the message names the file to remove."""
+@pytest.mark.usefixtures("no_locks")
+def test_what_nobody_writes_any_more_is_taken_over(tmp_path: Path, left: str) -> None:
+    """Whatever machine it is of, and although another process may have the number of the one that wrote it."""
     (tmp_path / "lock").write_text(left)
-    if taken:
-        with held(tmp_path, "another run", "--workdir"):
-            pass
-    else:
-        with pytest.raises(UserError, match=f"has ended, remove {tmp_path}/lock"):
-            held(tmp_path, "another run", "--workdir").__enter__()
+    with hold(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
+def test_a_lock_that_another_system_keeps_is_not_taken(tmp_path: Path, host: str) -> None:
+    """That of a machine which has the folder mounted with locks: it is written once, and nobody here knows its end."""
+    (tmp_path / "lock").write_text(f"process 1 on {host} since 2026-01-01 00:00:00 +0000")
+    with pytest.raises(UserError, match=f"It is process 1 on {host} .*; if that has ended, remove {tmp_path}/lock"):
+        hold(tmp_path).__enter__()
+
+
+def test_a_machine_with_locks_heeds_one_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "LAPSES_AFTER", 0.4)
+    taken = lease.FileLease(tmp_path / "lock")
+    taken.take("nobody else is here")
+    with lease.beating(taken), pytest.raises(UserError, match="^another run is at work in "):
+        hold(tmp_path).__enter__()
+    taken.take("nobody else is here")  # and then dies
+    with hold(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_who_has_lost_its_lock_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = threading.Event()
+    monkeypatch.setattr(processes, "leave_at_once", lambda status: left.set())
+    with hold(tmp_path):
+        (tmp_path / "lock").write_text(f"process 8 on elsewhere since now{WRITTEN}")
+        assert left.wait(20)
+    assert f"another process has taken the lock {tmp_path}/lock, so this one ends without saving" in caplog.text
+    assert "process 8" in (tmp_path / "lock").read_text()  # which this one must not remove
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_lock_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        (tmp_path / "lock").unlink()
+        end = time.monotonic() + 20
+        while not (tmp_path / "lock").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (tmp_path / "lock").exists()
+
+
+def test_of_two_that_take_over_one_alone_succeeds(tmp_path: Path) -> None:
+    """The second finds another file than the one that it has seen, and leaves it where it is."""
+    (tmp_path / "lock").write_text("stale")
+    first, second = (lease.FileLease(tmp_path / "lock") for _ in range(2))
+    assert first._write("stale")
+    assert not second._write("stale")
+    assert not second._write(None)
+    assert first.renew()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    first, second = (lease.FileLease(tmp_path / "lock") for _ in range(2))
+    assert first._write(None)
+    assert not second._write(None)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lock_call_that_fails_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    message = f"^cannot lock {tmp_path}/lock: Input/output error; check the file system, or choose another --workdir$"
+    with pytest.raises(UserError, match=message):
+        hold(tmp_path).__enter__()
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,11 +17,20 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from sharding_worker import draws
 from small_model import TOKENS, small_config, small_plan, small_rows, small_words
 
+from r2d2_jax import sharding
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.losses.masked_lm import mask_words
-from r2d2_jax.sharding import batch_sharding, check_batch_divides, global_batch, make_mesh, path_name, state_shardings
+from r2d2_jax.sharding import (
+    batch_sharding,
+    check_batch_divides,
+    global_batch,
+    make_mesh,
+    over_slices,
+    path_name,
+    state_shardings,
+)
 from r2d2_jax.tasks import build_task
 from r2d2_jax.train.optimizer import make_optimizer
 from r2d2_jax.train.state import init_state
@@ -186,6 +196,49 @@ def test_mesh_that_does_not_fit_the_devices(data: int, fsdp: int) -> None:
     message = f"mesh.data={data} and mesh.fsdp={fsdp} do not divide the 8 devices there are; set them so that their pro"
     with pytest.raises(UserError, match=message):
         make_mesh(MeshConfig(data, fsdp), devices)
+
+
+def sliced(*sizes: int) -> list[Any]:
+    """Stand-ins for GPUs, which JAX counts as a slice for each machine."""
+    slices = [number for number, size in enumerate(sizes) for _ in range(size)]
+    kind = {"platform": "gpu", "device_kind": "a card"}
+    return [SimpleNamespace(id=number, slice_index=each, **kind) for number, each in enumerate(slices)]
+
+
+@pytest.mark.parametrize(
+    "data, fsdp, sizes, rows",
+    [
+        (2, 4, (4, 4), ["0000", "1111"]),
+        (8, 1, (4, 4), ["0"] * 4 + ["1"] * 4),
+        (4, 2, (4, 4), ["00", "00", "11", "11"]),
+        (1, 8, (4, 4), ["00001111"]),
+        (2, 4, (2, 2, 2, 2), ["0011", "2233"]),
+        (3, 4, (2,) * 6, ["0011", "2233", "4455"]),
+    ],
+)
+def test_slices_share_the_data_axis_as_far_as_it_goes(
+    data: int, fsdp: int, sizes: tuple[int, ...], rows: list[str]
+) -> None:
+    devices = sliced(*sizes)
+    found = over_slices(data, fsdp, devices)
+    assert ["".join(str(device.slice_index) for device in row) for row in found] == rows
+    assert sorted(device.id for device in found.flat) == list(range(len(devices)))
+
+
+def test_the_mesh_of_a_run_on_several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`jax.make_mesh` refuses these, since JAX 0.10 GPUs of several machines, too."""
+    made: list[Any] = []
+    monkeypatch.setattr(sharding, "Mesh", lambda *arguments, **types: made.append((*arguments, types)))
+    make_mesh(MeshConfig(-1, 4), sliced(4, 4))
+    ((devices, names, types),) = made
+    assert devices.shape == (2, 4)
+    assert (names, types) == (("data", "fsdp"), {"axis_types": (AxisType.Auto, AxisType.Auto)})
+
+
+def test_slices_of_different_size() -> None:
+    message = "have different numbers of devices: 8 on 0, 4 on 1; give it as many on each"
+    with pytest.raises(UserError, match=message):
+        make_mesh(MeshConfig(-1, 1), sliced(8, 4))
 
 
 @pytest.mark.parametrize("batch, nearest", [(12, 16), (1, 8), (9, 8), (1023, 1024)])

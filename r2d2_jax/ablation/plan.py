@@ -112,7 +112,9 @@ def kept_plan(folder: Path) -> Plan | None:
 def _foreign(folder: Path) -> str:
     """The name of something in a folder that no ablation leaves there before it has a plan; "" if there is nothing."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return next((name for name in names if name != LOCK and not name.startswith(f"{PLAN}.unfinished-")), "")
+    return next(
+        (name for name in names if name != LOCK and not name.startswith((f"{PLAN}.unfinished-", f"{LOCK}."))), ""
+    )
 
 
 def extended(kept: Plan | None, asked: Plan, folder: Path) -> Plan:

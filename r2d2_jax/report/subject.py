@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r2d2_jax.buckets.path import SCHEME, BucketPath
 from r2d2_jax.convert.conversion import STUDENT, is_run, open_model, open_run
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.evaluation.retrieval import RetrievalSettings
@@ -106,7 +107,8 @@ def _of_document(path: Path) -> Subject:
     document = _document(path)
     checkpoint, data, settings = document["checkpoint"], document["data"], document["settings"]
     model, config, missing = None, None, []
-    folder = Path(checkpoint["path"])
+    # Named as it was asked for, also where it cannot be read.
+    folder: Path = BucketPath(checkpoint["path"]) if checkpoint["path"].startswith(SCHEME) else Path(checkpoint["path"])
     try:
         folder = path_or_bucket(checkpoint["path"])
         weights = checkpoint.get("weights", STUDENT)

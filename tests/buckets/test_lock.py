@@ -1,14 +1,16 @@
 """One process at a time in a folder of a bucket, by a lock that lapses when nobody writes it any more."""
 
+import contextlib
 import os
 import socket
 import time
+from typing import Any
 
 import pytest
 from bucket_server import BUCKET, FORBIDS, REFUSES, BucketServer
 
-from r2d2_jax.buckets import lock
-from r2d2_jax.buckets.lock import held_in_bucket
+from r2d2_jax import lease, processes
+from r2d2_jax.buckets.lock import BucketLease, held_in_bucket
 from r2d2_jax.buckets.path import BucketPath
 from r2d2_jax.errors import UserError
 
@@ -17,11 +19,11 @@ ELSEWHERE = "process 7 on another-machine since yesterday\nits mark\n"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(lock, "LAPSES_AFTER", 1.0)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "LAPSES_AFTER", 1.0)
 
 
-def hold(bucket: BucketPath) -> lock.contextlib.AbstractContextManager[None]:
+def hold(bucket: BucketPath) -> contextlib.AbstractContextManager[None]:
     return held_in_bucket(bucket, "another run", "--workdir")
 
 
@@ -56,9 +58,9 @@ def test_that_of_a_process_of_this_machine_that_is_gone_at_once(bucket: BucketPa
 
 
 def test_what_is_removed_while_somebody_waits_is_free(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LAPSES_AFTER", 600.0)
+    monkeypatch.setattr(lease, "LAPSES_AFTER", 600.0)
     (bucket / "lock").write_text(ELSEWHERE)
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: (bucket / "lock").unlink())
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: (bucket / "lock").unlink())
     with hold(bucket):
         pass
 
@@ -66,34 +68,34 @@ def test_what_is_removed_while_somebody_waits_is_free(bucket: BucketPath, monkey
 def test_of_two_that_take_over_one_alone_succeeds(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process takes the lock between the last look of this one and its write."""
     (bucket / "lock").write_text(ELSEWHERE)
-    original = lock._Lease._wait_for_the_holder
+    original = BucketLease.wait_for_the_holder
     waits = []
 
-    def wait(lease: lock._Lease, generation: int, text: str, refusal: str) -> None:
+    def wait(taken: BucketLease, generation: Any, text: str, refusal: str) -> None:
         waits.append(text)
         if len(waits) == 1:
             (bucket / "lock").write_text("process 8 on a third machine since now\nits mark\n")
         else:
-            original(lease, generation, text, refusal)
+            original(taken, generation, text, refusal)
 
-    monkeypatch.setattr(lock._Lease, "_wait_for_the_holder", wait)
+    monkeypatch.setattr(BucketLease, "wait_for_the_holder", wait)
     with hold(bucket):
         assert waits == [ELSEWHERE, "process 8 on a third machine since now\nits mark\n"]
 
 
 def test_a_write_whose_answer_was_lost_is_known_as_its_own(bucket: BucketPath, server: BucketServer) -> None:
     with hold(bucket):
-        lease = lock._Lease(bucket / "lock")
-        lease._text = (bucket / "lock").read_text()  # as if this one had written it, and not heard of it
-        assert lease._write(0)
-        assert lease._write(lease._generation)
+        taken = BucketLease(bucket / "lock")
+        taken._text = (bucket / "lock").read_text()  # as if this one had written it, and not heard of it
+        assert taken._write(None)
+        assert taken._write(taken._version)
 
 
 def test_a_process_that_has_lost_its_lock_ends_at_once(
     bucket: BucketPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr(lock, "leave_at_once", left.append)
+    monkeypatch.setattr(processes, "leave_at_once", left.append)
     with hold(bucket):
         (bucket / "lock").write_text(ELSEWHERE)
         deadline = time.monotonic() + 20

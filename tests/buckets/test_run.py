@@ -8,7 +8,7 @@ from bucket_server import HANGS, REFUSES, THROTTLES, BucketServer
 from small_model import assert_bitwise_equal, config_values, log_lines, saved_state
 from small_runs import RUN, before_batch, kept, killed_before_batch, run
 
-from r2d2_jax.buckets import lock
+from r2d2_jax import lease
 from r2d2_jax.buckets.lock import held_in_bucket
 from r2d2_jax.buckets.path import COMMITTED, BucketPath
 from r2d2_jax.buckets.transfer import download
@@ -71,7 +71,7 @@ def test_an_outage_costs_a_message_and_no_run(
 
 
 def test_a_second_run_is_refused(prepared: Path, bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
     said = f"^another run is at work in {bucket}/run; .*. It is process {os.getpid()}"
     with held_in_bucket(bucket / "run", "another run", "--workdir"), pytest.raises(UserError, match=said):
         run(prepared, bucket / "run", RUN)
