@@ -6,24 +6,12 @@
 Images are uint8 of the model's size, texts full. Medians of --repeats batches after one that compiles.
 """
 
-import dataclasses
-import statistics
-import time
-from collections.abc import Callable
-
 import jax
 import numpy as np
 from absl import app, flags
+from asking import SIZES, median, published_sizes, random_ranker
 
-from r2d2_jax import presets
 from r2d2_jax.config.model import ModelConfig
-from r2d2_jax.config.reading import model_config
-from r2d2_jax.convert.naming import our_shapes
-from r2d2_jax.inference import Ranker
-from r2d2_jax.models.store import Model
-from r2d2_jax.trees import nested
-
-SIZES = {"vitb": presets.vit_base, "vitl": presets.vit_large}
 
 MODELS = flags.DEFINE_multi_enum("models", list(SIZES), list(SIZES), "Sizes of the published models.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images, texts or pairs of a forward.", lower_bound=1)
@@ -34,17 +22,14 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "Batches that are timed.", lower_bo
 def main(_: list[str]) -> None:
     """Prints a line for each model."""
     for name in MODELS.value:
-        sizes = model_config(presets.article_model(SIZES[name](), presets.cross_six_layers()).to_dict())
-        found = rates(dataclasses.replace(sizes, dtype=DTYPE.value), BATCH_SIZE.value, REPEATS.value)
+        found = rates(published_sizes(name, DTYPE.value), BATCH_SIZE.value, REPEATS.value)
         listed = ", ".join(f"{rate:.2f} {what}" for what, rate in found.items())
         print(f"{name}, {DTYPE.value}, {jax.devices()[0].device_kind}: {listed} a second", flush=True)
 
 
 def rates(sizes: ModelConfig, batch_size: int, repeats: int) -> dict[str, float]:
     """Images and texts encoded and pairs matched in a second, by a model of random weights."""
-    rng = np.random.default_rng(0)
-    leaves = {path: 0.02 * rng.standard_normal(shape, np.float32) for path, shape in our_shapes(sizes).items()}
-    model = Ranker(Model(sizes, nested(leaves)), batch_size=batch_size)
+    model, rng = random_ranker(sizes, batch_size), np.random.default_rng(0)
     side, length = sizes.image.image_size, sizes.text.text_length
     images = rng.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
     ids = rng.integers(0, sizes.text.vocabulary_size, (batch_size, length))
@@ -56,17 +41,6 @@ def rates(sizes: ModelConfig, batch_size: int, repeats: int) -> dict[str, float]
         "pairs": median(lambda: model.match_tokens(image.host_tokens, text.host_tokens, mask), repeats),
     }
     return {what: batch_size / time_of_one for what, time_of_one in seconds.items()}
-
-
-def median(work: Callable[[], object], repeats: int) -> float:
-    """Seconds that the work takes once it is compiled; its results are in host memory when it returns."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -91,10 +91,22 @@ def _work(arguments: Sequence[str]) -> int:
             print(outcome.choice.table())
         elif outcome.report.metrics():
             print(outcome.report.table())
+        return _show(workdir, stopped=outcome.asked_to_stop)
+    return 0 if outcome.finished else STOPPED  # which whoever started it must tell apart
+
+
+def _show(workdir: Path, *, stopped: bool) -> int:
+    """Draws the pictures and writes the report of a finished run, unless it is to stop; returns the exit status."""
+    if stopped:
+        logger.warning("stopped before pictures and report; the run itself is complete, the same command makes them")
+        return STOPPED
+    try:
         drawn_at_the_end(lambda: draw([workdir], workdir / PICTURES), workdir / PICTURES, "the run")
         if REPORT.value:
             _report(workdir)
-    return 0 if outcome.finished else STOPPED  # which whoever started it must tell apart
+    except KeyboardInterrupt:  # the message is already there
+        return STOPPED
+    return 0
 
 
 def _report(workdir: Path) -> None:

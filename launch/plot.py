@@ -60,6 +60,9 @@ def drawn_at_the_end(pictures: Callable[[], object], folder: Path, subject: str)
         pictures: draws them.
         folder: where they will be.
         subject: what they show, such as "the run".
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, so that the program does not go on with what comes next.
     """
     logger.info("drawing the pictures of %s", subject)
     try:
@@ -67,7 +70,10 @@ def drawn_at_the_end(pictures: Callable[[], object], folder: Path, subject: str)
     except (UserError, OSError) as error:  # Matplotlib, too, writes files when it is imported
         logger.warning("there are no pictures of %s: %s", subject, error)
     except KeyboardInterrupt:
-        logger.warning("stopped while the pictures were drawn; %s itself is complete", subject)
+        logger.warning(
+            "stopped while the pictures were drawn; %s itself is complete, the same command draws them", subject
+        )
+        raise
     else:
         print(f"Pictures: {folder}")
 

@@ -93,6 +93,9 @@ def report_at_the_end(workdir: Path) -> None:
     """Writes the report of a run that has just ended, and says where.
 
     Without it the run has ended well all the same: what fails is a warning, and a mistake of ours a traceback beside.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, of which the exit status must tell.
     """
     output = workdir / REPORT
     logger.info("writing the report of the run")
@@ -101,7 +104,8 @@ def report_at_the_end(workdir: Path) -> None:
 
         write_report(workdir, output)
     except KeyboardInterrupt:
-        logger.warning("stopped while the report was written; the run itself is complete")
+        logger.warning("stopped while the report was written; the run itself is complete, the same command writes it")
+        raise
     except (UserError, OSError) as error:
         logger.warning("there is no report of the run: %s", first_line(error))
     except Exception:

@@ -115,7 +115,9 @@ class ImageList:
 
     def _name(self, place: int) -> str:
         what = described(self.items[place])
-        return f"image {what}" if self.single else f"images[{place}], {what}"
+        if not self.single:
+            return f"images[{place}], {what}"
+        return f"image of {what}" if isinstance(self.items[place], (bytes, bytearray, memoryview)) else f"image {what}"
 
 
 def described(thing: object) -> str:

@@ -222,7 +222,7 @@ NO_IMAGE: list[tuple[Callable[[], Any], str]] = [
     (lambda: [PIXELS, None], rf"images\[1\], None: {EXPECTED}"),
     (lambda: [["a.png"]], rf"images\[0\], of type list: {EXPECTED}"),
     (lambda: Image.open(io.BytesIO(CUT)), "image a PIL image, RGB 24 x 24: .*image file is truncated"),
-    (lambda: CUT, "image 900 bytes: .*image file is truncated"),
+    (lambda: CUT, "image of 900 bytes: .*image file is truncated"),
     (lambda: [PIXELS, b"hello"], r"images\[1\], 5 bytes: not an image"),
     (io.BytesIO, "image of type BytesIO: not an image: 0 bytes"),
     (lambda: io.StringIO("text"), 'image of type StringIO: the file was opened for text; open it with "rb"'),

@@ -1,11 +1,15 @@
-"""The documentation site: what its build refuses, and what it makes of docstrings and of links to source files."""
+"""The documentation site: what its build refuses, what its search finds, docstrings, and links to source files."""
 
+import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 from sphinx.cmd.build import main as build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,14 +24,15 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The modules of docs/site are found as conf.py finds them."""
     monkeypatch.syspath_prepend(SITE)
     yield
-    for name in ("source_pages", "markdown_docstrings", "start_page"):
+    for name in ("source_pages", "markdown_docstrings", "start_page", "chinese_search"):
         sys.modules.pop(name, None)
 
 
 def built(folder: Path, page: str) -> tuple[int, Path]:
     """Status and folder of a strict build of one page beside package/code.py, without the theme."""
     for name, text in {
-        "conf.py": 'extensions = ["myst_parser", "source_pages"]\nroot_doc = "page"\nmyst_heading_anchors = 4\n',
+        "conf.py": 'extensions = ["myst_parser", "source_pages", "chinese_search"]\nroot_doc = "page"\n'
+        'myst_heading_anchors = 4\nhtml_search_language = "en-zh"\n',
         "page.md": f"# A page\n\n## A part\n\n{page}\n",
         "package/code.py": SOURCE,
     }.items():
@@ -60,6 +65,55 @@ def test_a_broken_link_fails_the_build(link: str, why: str, tmp_path: Path, caps
     status, _ = built(tmp_path, link)
     assert status != 0
     assert why in capsys.readouterr().err
+
+
+CHINESE = "两个编码器以很低的代价为数百万候选排序，再用 GCPR 重排。\n\nThe retrievals of both encoders."
+
+
+def test_a_chinese_word_in_the_middle_of_a_sentence_is_in_the_search_index(tmp_path: Path) -> None:
+    status, site = built(tmp_path, CHINESE)
+    assert status == 0
+    index = (site / "searchindex.js").read_text(encoding="utf-8")
+    terms = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))["terms"]
+    assert {"编码", "候选", "重排", "排", "gcpr", "retriev", "encod"} <= terms.keys()
+    assert not {"排序再", "两个编码器以很低的代价为数百万候选排序"} & terms.keys()
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        ("候选", 1),
+        ("百万候选排序", 1),
+        ("候选 encoder", 1),
+        ("GCPR重排", 1),
+        ("码", 1),
+        ("retrieval", 1),
+        ("候补", 0),
+        ("排候", 0),
+    ],
+)
+def test_a_browser_splits_questions_as_the_index_is_split(question: str, found: int, searched: Page) -> None:
+    searched.goto(f"{searched.url.partition('?')[0]}?q={quote(question)}")
+    expect(searched.locator(".search-summary")).not_to_be_empty()
+    expect(searched.locator("ul.search li")).to_have_count(found)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The search page of a site with a Chinese sentence, in a browser."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs Chromium, which is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SITE)
+        status, site = built(tmp_path_factory.mktemp("searched"), CHINESE)
+    assert status == 0
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((site / "search.html").as_uri())
+        yield page
+        browser.close()
 
 
 def test_prose_of_a_docstring_means_nothing_to_sphinx() -> None:

@@ -21,6 +21,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "chinese_search",
     "markdown_docstrings",
     "source_pages",
     "start_page",
@@ -46,4 +47,5 @@ add_module_names = False
 highlight_language = "none"  # of blocks that name no language: tables and trees
 html_theme = "furo"
 html_copy_source = False
+html_search_language = "en-zh"  # of chinese_search
 html_theme_options = {"navigation_with_keys": True}

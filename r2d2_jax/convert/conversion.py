@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -66,7 +66,7 @@ def open_model(
             beside the model or does not fit the word embeddings.
     """
     if is_run(path):
-        model, _ = open_run(path, weights=weights, step=step)
+        model = open_run(path, weights=weights, step=step).model
     else:
         with on_disk(str(path)) as copy:
             model = _of_files(Path(copy), image_heads, text_heads)
@@ -203,8 +203,22 @@ def _check_the_same(kept: Vocabulary | None, given: Vocabulary) -> None:
         )
 
 
-def open_run(workdir: Path, *, weights: str = STUDENT, step: int | None = None) -> tuple[Model, dict[str, Any]]:
-    """A model as `open_model` opens it, and the configuration of its run as `Config.to_dict` gave it.
+class OpenedRun(NamedTuple):
+    """A run as `open_run` finds it.
+
+    model: as `open_model` opens it. config: the configuration, as `Config.to_dict` gave it.
+    figures: of the last evaluation, by the names of the log; empty before there is one.
+    measured_at: the step that the figures describe.
+    """
+
+    model: Model
+    config: dict[str, Any]
+    figures: dict[str, float]
+    measured_at: int | None
+
+
+def open_run(workdir: Path, *, weights: str = STUDENT, step: int | None = None) -> OpenedRun:
+    """A model of a run, with the configuration and the last evaluation of the run.
 
     Raises:
         UserError: as `open_model`.
@@ -224,12 +238,12 @@ def open_run(workdir: Path, *, weights: str = STUDENT, step: int | None = None) 
     *before, own = of_checkpoint(workdir, config, int(state["step"]))
     lineage = (*before, own | {"weights": TEACHER} if weights == TEACHER else own)
     arrays, vocabulary = jax.tree.map(np.asarray, params), vocabulary_in(workdir)
-    figures, measured = last_evaluation(workdir)
-    evaluation = figures if weights == STUDENT and measured == int(state["step"]) else {}
+    figures, measured_at = last_evaluation(workdir)
+    evaluation = figures if weights == STUDENT and measured_at == int(state["step"]) else {}
     model = Model(sizes, arrays, {}, vocabulary, maps, notes, lineage, evaluation)
     check_finite(dict(flat(model.params)), str(workdir))
     check_vocabulary(model)
-    return model, config
+    return OpenedRun(model, config, figures, measured_at)
 
 
 def _as_dicts(tree: Any) -> Any:

@@ -13,7 +13,6 @@ from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.evaluation.retrieval import RetrievalSettings
 from r2d2_jax.models.store import Model
 from r2d2_jax.paths import path_or_bucket
-from r2d2_jax.runs import last_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +82,7 @@ def open_subject(path: Path) -> Subject:
 
 
 def _of_run(path: Path) -> Subject:
-    model, config = open_run(path)
-    figures, step = last_evaluation(path)
+    model, config, figures, measured_at = open_run(path)
     data, evaluation = config["data"], config["evaluation"]
     asked = None
     if config["task"] != "matching" and (data["validation_split"] or data["foil_split"]):
@@ -100,7 +98,7 @@ def _of_run(path: Path) -> Subject:
             batch_size=evaluation["batch_size"],
             dtype=config["model"]["dtype"],
         )
-    return Subject(str(path), path, path, model, config, figures, step, None, asked)
+    return Subject(str(path), path, path, model, config, figures, measured_at, None, asked)
 
 
 def _of_document(path: Path) -> Subject:
@@ -112,7 +110,10 @@ def _of_document(path: Path) -> Subject:
     try:
         folder = path_or_bucket(checkpoint["path"])
         weights = checkpoint.get("weights", STUDENT)
-        model, config = open_run(folder, weights=weights) if is_run(folder) else (open_model(folder), None)
+        if is_run(folder):
+            model, config, *_ = open_run(folder, weights=weights)
+        else:
+            model = open_model(folder)
         model = dataclasses.replace(model, maps_punctuation=checkpoint.get("maps_punctuation", model.maps_punctuation))
     except UserError as error:
         missing.append(f"The model that was measured cannot be read, so no answers are shown. {first_line(error)}")

@@ -27,7 +27,6 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OWN = ("same-origin", "none")  # values of Sec-Fetch-Site
 
 
@@ -36,15 +35,16 @@ class Guard:
 
     Args:
         app: the application.
-        host: the address at which the server listens. On a loopback address, only names of such are known. Elsewhere so
-            are this machine's own names, `host` itself, and any address in digits, which no rebinding can fake.
+        host: the address at which the server listens. Localhost and loopback addresses are always known. Elsewhere than
+            on one of these, so are this machine's own names, `host` itself, and any address in digits, which no
+            rebinding can fake.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         self._app = app
         self._anywhere = not is_loopback(host)
         own = (host, socket.gethostname(), socket.getfqdn()) if self._anywhere else ()
-        self._known = {name.lower() for name in (*_LOOPBACK, *own)}
+        self._own = {name.lower() for name in own}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. What an endpoint raises is logged with its traceback and answered with status 500."""
@@ -85,7 +85,7 @@ class Guard:
         return ""
 
     def _knows(self, name: str) -> bool:
-        return name in self._known or (self._anywhere and _is_address(name))
+        return is_loopback(name) or name in self._own or (self._anywhere and _is_address(name))
 
 
 def _name(url: str) -> str:
@@ -105,7 +105,7 @@ def _is_address(name: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine reach a server that listens there."""
+    """Whether a name or address means this machine alone, so that only its own programs reach a server there."""
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from r2d2_jax.evaluation.ranks import top_candidates
 from r2d2_jax.extras import USEARCH, require
-from r2d2_jax.search.store import blocks
+from r2d2_jax.search.store import blocks, chosen_rows
 
 RECALL_AT = 10
 _SAMPLE = 64  # pictures that are asked for their neighbours to measure recall
@@ -111,7 +111,7 @@ def _approximate(codes: np.ndarray, embeddings: np.ndarray, live: np.ndarray, qu
         if len(rows) >= count and (len(rows) >= 2 * count or wanted == len(codes)):
             break
         wanted *= 2
-    cosine = (embeddings[rows] @ query)[None]
+    cosine = (chosen_rows(embeddings, rows) @ query)[None]
     rows, cosine = _merged(rows[None], cosine, count)
     return Found(rows[0], cosine[0])
 
@@ -120,7 +120,7 @@ def measured_recall(codes: np.ndarray, embeddings: np.ndarray, live: np.ndarray)
     """Share of the nearest ten of a sample of pictures, each left out of its own, that the rounded scan finds, too."""
     rng, rows = np.random.default_rng(0), np.flatnonzero(live)
     sample = np.sort(rng.choice(rows, min(_SAMPLE, len(rows)), replace=False))
-    queries, count = np.array(embeddings[sample]), RECALL_AT + 1
+    queries, count = chosen_rows(embeddings, sample), RECALL_AT + 1
     exact = exact_best(embeddings, live, queries, count).rows
     found = approximate_best(codes, embeddings, live, queries, count).rows
     shares = []

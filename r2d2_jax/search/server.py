@@ -4,6 +4,7 @@ A picture is asked for by the digest of its content, which the index knows or do
 to a limit, and no further.
 """
 
+import asyncio
 import contextlib
 import functools
 import io
@@ -11,7 +12,7 @@ import json
 import logging
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
 from typing import IO, Any
 
@@ -25,7 +26,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from r2d2_jax.data.bad_records import UnusableRecord
-from r2d2_jax.data.image.transforms import evaluation_image
 from r2d2_jax.errors import UserError, first_line
 from r2d2_jax.search.desk import Desk, Gone, Turns
 from r2d2_jax.search.guard import Guard
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_PICTURE = 30 * 2**20  # bytes of one to search by
 LARGEST_QUESTION = 2**18  # bytes of JSON: more than any sentence
+LONGEST_UPLOAD = 120  # seconds for a body to arrive: the largest picture at 2 Mbit a second
 _IN_MEMORY = 2**20  # bytes of a picture; what is more waits on the disk
 _MOST_REQUESTS = 256  # at once; further ones are told to come again
 _PATIENCE = 2  # seconds for answers on their way once the server is to end
@@ -138,8 +139,10 @@ class _Site:
         size, digest = request.path_params["size"], _digest(request.path_params["identity"])
         if size not in SIDES:
             raise HTTPException(404, f"there are no pictures of size {size!r}; expected one of {', '.join(SIDES)}")
-        with _readable():
+        try:
             jpeg = await self.turns.decode(functools.partial(self.desk.thumbnails.jpeg, digest, size))
+        except UnusableRecord as error:
+            raise UserError(f"the picture cannot be read: {first_line(error)}") from error
         if jpeg is None:
             raise HTTPException(404, _NO_PICTURE)
         # The address is that of the content, which never changes.
@@ -186,9 +189,7 @@ class _Site:
         Raises:
             UserError: it is no picture, or one of too many pixels.
         """
-        side = self.desk.model.config.image.image_size
-        with _readable():
-            return await self.turns.decode(lambda: evaluation_image(encoded(), side))
+        return (await self.turns.decode(lambda: self.desk.model.pixels(encoded())))[0]
 
 
 _NO_PICTURE = "the index has no such picture, or its file has changed or is gone; search again"
@@ -222,14 +223,6 @@ async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except UnusableRecord as error:
-        raise UserError(f"the picture cannot be read: {first_line(error)}") from error
-
-
 def _digest(identity: str) -> bytes:
     if len(identity) != 32 or not set(identity) <= set("0123456789abcdef"):
         raise HTTPException(404, _NO_PICTURE)
@@ -243,19 +236,27 @@ def _check_type(request: Request, wanted: str) -> None:
 
 
 async def _receive(request: Request, file: IO[bytes], largest: int, what: str) -> None:
-    """Writes the request's body into a file, and stops reading where it is too large."""
-    refusal = HTTPException(
-        413, f"{what} has more than {largest:,} bytes; choose a smaller one", headers={"connection": "close"}
-    )
+    """Writes the request's body into a file, and stops reading where it is too large or takes too long."""
+    too_large = _refusal(413, f"{what} has more than {largest:,} bytes; choose a smaller one")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > largest:
-        raise refusal
+        raise too_large
     received = 0
-    async for part in request.stream():
-        received += len(part)
-        if received > largest:
-            raise refusal
-        file.write(part)
+    try:
+        async with asyncio.timeout(LONGEST_UPLOAD):
+            async for part in request.stream():
+                received += len(part)
+                if received > largest:
+                    raise too_large
+                file.write(part)
+    except TimeoutError as error:
+        message = f"{what} did not arrive within {LONGEST_UPLOAD} seconds; send it again, over a faster connection"
+        raise _refusal(408, message) from error
+
+
+def _refusal(status: int, message: str) -> HTTPException:
+    """The answer to a request whose body is not read to its end, so that nothing can follow on its connection."""
+    return HTTPException(status, message, headers={"connection": "close"})
 
 
 def _whole(file: IO[bytes]) -> bytes:

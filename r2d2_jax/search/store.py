@@ -17,6 +17,9 @@ from r2d2_jax.atomic import writing, written_whole
 BLOCK = 8192
 # A map of more bytes than this gives back its pages after each block, so that reading all of it takes no memory.
 _LARGEST_RESIDENT = 2**29
+# Rows that lie apart, and are read between two such moments. Linux may keep a file in pages of 2 MB, all of which comes
+# into a process's memory with one row.
+_SCATTERED = 64
 
 
 class RowFile:
@@ -74,7 +77,7 @@ class RowFile:
         """
         with written_whole(self.path) as unfinished, unfinished.open("wb") as file:
             for start in range(0, len(chosen), BLOCK):
-                file.write(source[chosen[start : start + BLOCK]].data)
+                file.write(chosen_rows(source, chosen[start : start + BLOCK]).data)
 
 
 def blocks(rows: np.ndarray, size: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
@@ -85,11 +88,29 @@ def blocks(rows: np.ndarray, size: int | None = None) -> Iterator[tuple[int, np.
         size: `b`; None means `BLOCK`.
     """
     size = size or BLOCK
-    mapped = _map_of(rows) if rows.nbytes > _LARGEST_RESIDENT else None
     for start in range(0, len(rows), size):
         yield start, rows[start : start + size]
-        if mapped is not None:
-            mapped.madvise(mmap.MADV_DONTNEED)
+        _give_back(rows)
+
+
+def chosen_rows(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """A copy of some rows [r width] of mapped ones [n width]; of large files nothing else stays in memory.
+
+    Args:
+        rows: [n width].
+        numbers: int [r], in any order.
+    """
+    chosen = np.empty((len(numbers), rows.shape[1]), rows.dtype)
+    for start in range(0, len(numbers), _SCATTERED):
+        chosen[start : start + _SCATTERED] = rows[numbers[start : start + _SCATTERED]]
+        _give_back(rows)
+    return chosen
+
+
+def _give_back(rows: np.ndarray) -> None:
+    """Takes the pages of a large map out of this process's memory; the system may keep the file in its own."""
+    if rows.nbytes > _LARGEST_RESIDENT and (mapped := _map_of(rows)) is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_of(rows: np.ndarray) -> mmap.mmap | None:

@@ -54,6 +54,7 @@ class RunOutcome:
 
     step: completed steps. finished: whether that is the end of the run. report: the last evaluation.
     unusable: how many records were, to all processes together. choice: of a run that chooses its best weights.
+    asked_to_stop: whether a signal asked this process to stop, be it while the last checkpoint was saved.
     """
 
     step: int
@@ -61,6 +62,7 @@ class RunOutcome:
     report: Report | None
     unusable: int
     choice: Choice | None = None
+    asked_to_stop: bool = False
 
 
 class EvaluationStopped(Exception):
@@ -169,7 +171,8 @@ class Run:
         if not finished:
             self._leave()
         self._heartbeat.end(finished=finished)
-        return RunOutcome(position.step, finished, self._report, position.unusable.unusable, self._choice)
+        asked = self._stop.received is not None
+        return RunOutcome(position.step, finished, self._report, position.unusable.unusable, self._choice, asked)
 
     def _steps(self, batches: Iterator[dict[str, np.ndarray]]) -> bool:
         """Steps until the end of the run; False if it is to stop before.

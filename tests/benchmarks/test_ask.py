@@ -13,7 +13,7 @@ def test_rates_of_a_tiny_model() -> None:
 
 
 def test_the_first_call_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with loaded_benchmark("ask") as module:
+    with loaded_benchmark("asking") as module:
         now = [0.0]
         costs = iter([100.0, 3.0, 1.0, 2.0])
         monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])

@@ -50,7 +50,6 @@ def test_what_it_refuses(run: Path, tmp_path: Path) -> None:
     [
         (UserError("the disk is full"), "there are no pictures of the run: the disk is full"),
         (OSError("no folder for a cache"), "there are no pictures of the run: no folder for a cache"),
-        (KeyboardInterrupt(), "stopped while the pictures were drawn; the run itself is complete"),
     ],
 )
 def test_what_has_pictures_that_cannot_be_drawn_has_ended_well(
@@ -60,6 +59,16 @@ def test_what_has_pictures_that_cannot_be_drawn_has_ended_well(
         raise error
 
     drawn_at_the_end(fail, run, "the run")
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message]
+
+
+def test_a_stop_while_pictures_are_drawn_stops_the_program(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn_at_the_end(stopped, run, "the run")
+    message = "stopped while the pictures were drawn; the run itself is complete, the same command draws them"
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message]
 
 

@@ -1,18 +1,27 @@
 """launch/report.py: the page of a run and of an evaluation, and one message for whatever is wrong."""
 
+import contextlib
 import json
 import logging
 import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import called, write_config
 from small_model import config_values, write_vocabulary
 from small_reports import EVIL, Page, write_report_dataset
 
-from r2d2_jax.launch import evaluate, main, report
+from r2d2_jax.atomic import written_whole
+from r2d2_jax.launch import evaluate, main, program, report
 from r2d2_jax.launch.report import report_at_the_end
+from r2d2_jax.plots import style
 from r2d2_jax.report import writing
+from r2d2_jax.report.subject import open_subject
+from r2d2_jax.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +150,6 @@ def test_a_run_whose_data_and_log_are_gone_says_so(folder: Path, tmp_path: Path)
     [
         (OSError("the disk is full"), "there is no report of the run: the disk is full"),
         (RuntimeError("out of memory"), "there is no report of the run, which itself is complete"),
-        (KeyboardInterrupt(), "stopped while the report was written; the run itself is complete"),
     ],
 )
 def test_a_run_whose_report_fails_has_ended_well(
@@ -157,6 +165,72 @@ def test_a_run_whose_report_fails_has_ended_well(
     monkeypatch.setattr(writing, "write_report", fail)
     report_at_the_end(tmp_path)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message]
+
+
+def test_a_stop_at_the_end_leaves_nothing_by_halves_and_the_same_command_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while the last evaluation is written, pictures are drawn, the report is computed, or written."""
+    run, signals = tmp_path / "run", iter((signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT))
+    shutil.copytree(folder / "run", run)
+    (run / "report.html").unlink()
+
+    def at_its_end(arguments: Sequence[str]) -> int:
+        """What the program does once the run is finished, without another evaluation."""
+        return program.run(lambda _: main._show(run, stopped=False), arguments)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = {path for path in tmp_path.rglob("*") if "tensorboard" not in path.parts}
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of the test suite ignores it
+    try:
+        for place, called_program, said in (
+            ((loop, "write_evaluation"), main.main, "stopped before pictures and report; "),
+            ((style, "written_whole"), at_its_end, "stopped while the pictures were drawn; "),
+            ((writing, "find"), at_its_end, "stopped while the report was written; "),
+            ((writing, "written_whole"), at_its_end, "stopped while the report was written; "),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(*place, interrupted(getattr(*place), next(signals)))
+                if place[0] is writing:
+                    patch.setattr(main, "draw", lambda *_: None)  # takes seconds
+                done = called(called_program, f"--config={folder / 'small.py'}", f"--workdir={run}")
+            assert done.returncode == program.STOPPED, place
+            assert said in done.stderr
+            assert "Traceback" not in done.stderr
+            assert {path for path in tmp_path.rglob("*") if "tensorboard" not in path.parts} == before, place
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
+    done = called(main.main, f"--config={folder / 'small.py'}", f"--workdir={run}")
+    assert (done.returncode, (run / "report.html").is_file()) == (0, True), done.stderr
+
+
+def interrupted(function: Callable[..., Any], number: signal.Signals) -> Callable[..., Any]:
+    """The function, during which the signal comes; of what gives a file to write, when half of the file is there."""
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if function is not written_whole:
+            signal.raise_signal(number)
+            return function(*arguments, **named)
+        return half_written(*arguments, **named)
+
+    @contextlib.contextmanager
+    def half_written(path: Path, **named: Any) -> Iterator[Path]:
+        with written_whole(path, **named) as unfinished:
+            unfinished.write_text("half")
+            signal.raise_signal(number)
+            yield unfinished
+
+    return wrapped
+
+
+def test_the_last_evaluation_of_a_run_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or figures and weights could be of two evaluations, where the run goes on meanwhile."""
+    read, original = [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **named: (read.append(path.name), original(path, **named))[1])
+    subject = open_subject(folder / "run")
+    assert read.count("evaluation.json") == 1
+    assert subject.model is not None
+    assert subject.figures == subject.model.evaluation
 
 
 def test_several_processes_leave_the_report_to_a_command(

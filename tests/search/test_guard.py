@@ -48,7 +48,10 @@ def test_a_host_that_is_not_here(client: TestClient, host: str) -> None:
     assert answer.headers["content-security-policy"] == HEADERS["content-security-policy"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8360", "localhost:1", "LOCALHOST", "[::1]:8360"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.0.0.1:8360", "127.0.0.2:8360", "127.255.255.254", "localhost:1", "LOCALHOST", "[::1]:8360"],
+)
 def test_names_of_this_machine(client: TestClient, host: str) -> None:
     answer = client.get("/", headers={"host": host})
     assert (answer.text, answer.headers["cache-control"]) == ("answered", "no-store")

@@ -2,9 +2,11 @@
 
 import io
 import json
+import select
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -209,10 +211,10 @@ def test_a_long_sentence_is_cut_as_on_the_command_line(client: TestClient) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "the picture cannot be read: not an image: 0 bytes in no known format"),
-        (b"text", "the picture cannot be read: not an image: 4 bytes in no known format"),
-        (b"<svg onload='alert(1)'/>", "the picture cannot be read: not an image"),
-        (png()[:-300], "the picture cannot be read: the image cannot be decoded"),
+        (b"", "image of 0 bytes: not an image: 0 bytes in no known format"),
+        (b"text", "image of 4 bytes: not an image: 4 bytes in no known format"),
+        (b"<svg onload='alert(1)'/>", "image of 24 bytes: not an image"),
+        (png()[:-300], "bytes: the image cannot be decoded"),
         (png_header(60_000, 60_000) + png()[33:], "the image has 60000 x 60000 pixels, above the limit of 67,108,864"),
     ],
 )
@@ -246,6 +248,29 @@ def test_a_picture_that_is_too_large_is_not_read(desk: Desk) -> None:
             said = raw.makefile("rb").read()
     assert said.startswith(b"HTTP/1.1 413 ")
     assert b"the picture has more than 31,457,280 bytes; choose a smaller one" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "what"),
+    [("picture", "application/octet-stream", "the picture"), ("text", "application/json", "the question")],
+)
+def test_a_body_that_never_arrives_is_given_up(
+    path: str, kind: str, what: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then keeps the connection busy, and yet is no reason to wait for ever; others are served."""
+    monkeypatch.setattr(server, "LONGEST_UPLOAD", 1)
+    with served(desk) as url, socket.create_connection((HOST, int(url.rpartition(":")[2]))) as raw:
+        head = f"POST /api/{path} HTTP/1.1\r\nHost: {url[7:]}\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+        raw.sendall(head.encode())
+        sent, start = 0, time.monotonic()
+        while not select.select([raw], [], [], 0.1)[0] and time.monotonic() - start < 60:
+            raw.sendall(b"x")
+            sent += 1
+            assert httpx2.get(f"{url}/api/state", timeout=60).status_code == 200
+        said = raw.makefile("rb").read()  # to the end: the server closes what it does not read on
+    assert 0 < sent < 100
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert f"{what} did not arrive within 1 seconds; send it again, over a faster connection".encode() in said
 
 
 @pytest.mark.parametrize("path", ["/../../etc/passwd", "//etc/passwd", "/photo/small/../../page.html", "/page.css/.."])

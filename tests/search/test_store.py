@@ -1,12 +1,13 @@
 """Rows on disk: written behind those that count, read through maps, never longer in memory than a block."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from r2d2_jax.search import store
-from r2d2_jax.search.store import RowFile, blocks
+from r2d2_jax.search.store import RowFile, blocks, chosen_rows
 
 
 def rows(count: int, start: int = 0) -> np.ndarray:
@@ -55,6 +56,29 @@ def test_chosen_rows_of_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     chosen = np.array([0, 2, 3, 6])
     second.write_chosen(first.rows(7), chosen)
     np.testing.assert_array_equal(second.rows(4), rows(7)[chosen])
+
+
+def test_chosen_rows_of_a_large_map_bring_nothing_else_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the pages around them, of which few rows that lie apart touch as many as all rows would."""
+    monkeypatch.setattr(store, "_LARGEST_RESIDENT", 2**20)
+    file = RowFile(tmp_path / "a.f32", 3)
+    file.write(0, rows(2**20))
+    mapped, numbers = file.rows(2**20), np.arange(0, 2**20, 2**12)[::-1]
+    np.testing.assert_array_equal(mapped[numbers], rows(2**20)[numbers])
+    assert resident(file.path) > 0
+    np.testing.assert_array_equal(chosen_rows(mapped, numbers), rows(2**20)[numbers])
+    assert resident(file.path) == 0
+
+
+def resident(path: Path) -> int:
+    """KiB of a mapped file in this process's memory."""
+    maps = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"))
+    (found,) = (each for each in maps if str(path) in each)
+    size = re.search(r"Rss:\s*(\d+) kB", found)
+    assert size is not None
+    return int(size[1])
 
 
 def test_blocks_of_a_large_map_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
