@@ -17,7 +17,7 @@ def cheapest(compiled: Callable[[str], Estimate], remats: Sequence[str], batch_s
 
     Args:
         compiled: the step of that batch with a rematerialisation.
-        remats: of `REMATS`, the cheapest in time first.
+        remats: as `ModelConfig.remat`, the cheapest in time first.
         batch_size: the global batch, for the message.
 
     Raises:
@@ -38,7 +38,7 @@ def largest(
 
     Args:
         compiled: the step with a rematerialisation and a global batch.
-        remats: of `REMATS`, the cheapest in time first.
+        remats: as `ModelConfig.remat`, the cheapest in time first.
         batches: global batches to choose from, ascending.
         start: the global batch that is tried first, or the next smaller one.
 
