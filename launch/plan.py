@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 from absl import flags
 
-from r2d2_jax.config.model import REMAT_WORDS
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
@@ -131,7 +130,7 @@ def _devices() -> list[Any]:
 def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Estimate":
     """The step that the flags ask for, found by several compilations with --fit."""
     from r2d2_jax.planning.estimate import estimate, is_allowed, with_batch, with_remat
-    from r2d2_jax.planning.fit import SIZES, cheapest, largest
+    from r2d2_jax.planning.fit import SIZES, cheapest, largest, rematerialisations
     from r2d2_jax.planning.report import choice
 
     batch_size = config.train.batch_size
@@ -145,7 +144,7 @@ def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Esti
         return compiled(config.model.remat, batch_size)
     if chip is None:
         raise UserError("--fit needs to know the memory of a chip, and a CPU has none of its own; name one with --chip")
-    remats = [REMAT.value] if REMAT.value else REMAT_WORDS
+    remats = [REMAT.value] if REMAT.value else rematerialisations(config.model)
     if BATCH_SIZE.value:
         return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
     each = len(devices) * config.train.micro_batches
