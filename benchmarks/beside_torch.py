@@ -127,7 +127,8 @@ def _work(arguments: Sequence[str]) -> int:
     check_whole_method(Config.from_config_dict(named))
     if JSON.value:
         check_json_path(JSON.value)
-    with_pairs(named, PAIRS.value).model.update(dtype=DTYPE.value, remat=named.model.remat and REMAT.value)
+    remat = named.model.remat if REMAT.value else "none"
+    with_pairs(named, PAIRS.value).model.update(dtype=DTYPE.value, remat=remat)
     apart = first_steps_apart(Sides(with_dropout(named.copy_and_resolve_references(), 0.0)))
     return_freed_memory()
     sides = Sides(with_dropout(named, DROPOUT.value), compiled=COMPILE.value)

@@ -31,7 +31,7 @@ from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse_known, run
 from r2d2_jax.planning.chips import GIB, chip_of
 from r2d2_jax.planning.devices import tpu_chips
-from r2d2_jax.planning.estimate import Estimate, estimate, remat_of, with_batch
+from r2d2_jax.planning.estimate import Estimate, estimate, with_batch
 from r2d2_jax.planning.report import traffic_rows
 from r2d2_jax.planning.traffic import CONTRASTIVE, GATHERS, GRADIENTS, HARD_NEGATIVES, OTHER
 
@@ -100,7 +100,7 @@ def _work(arguments: Sequence[str]) -> int:
     rows = {row.key: row for row in read_rows(path)}
     found = []
     for kind, count in itertools.product(KIND.value, sorted(map(int, CHIPS.value))):
-        key = name, kind, count, PAIRS.value, remat_of(config)
+        key = name, kind, count, PAIRS.value, config.model.remat
         if key not in rows:
             logger.info("compiling %s for %d x %s", name, count, kind)
             shape, slices = KINDS[kind][count]

@@ -87,7 +87,7 @@ def _work(arguments: Sequence[str]) -> int:
 def fewer_layers(named: ConfigDict, layers: int, pairs: int) -> ConfigDict:
     """In float32, on a small batch, without FgD's ramp, with no more layers than that; 0 leaves them."""
     named = named.copy_and_resolve_references()
-    named.model.update(dtype="float32", remat=False, unroll=False)
+    named.model.update(dtype="float32", remat="none", unroll=False)
     for part in ("image", "text", "cross"):
         size = named.model[part]
         size.layers = min(size.layers, layers or size.layers)

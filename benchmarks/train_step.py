@@ -45,15 +45,15 @@ TASKS = ("pretraining", "retrieval")
 
 @dataclass(frozen=True)
 class Kind:
-    """How a step computes: dtype of the model, recomputation in the backward pass."""
+    """How a step computes: dtype of the model, and what its backward pass computes again."""
 
     dtype: str
-    remat: bool = False
+    remat: str = "none"
 
 
 KINDS = {
     "bfloat16": Kind("bfloat16"),
-    "bfloat16_remat": Kind("bfloat16", remat=True),
+    "bfloat16_remat": Kind("bfloat16", remat="products"),
     "float32": Kind("float32"),
 }
 
@@ -201,7 +201,7 @@ def multiply_adds(config: ConfigDict, pairs: int) -> float:
     random bits are no products.
     """
     counted = with_dropout(config.copy_and_resolve_references(), 0.0)
-    counted.model.update(unroll=True, remat=False)
+    counted.model.update(unroll=True, remat="none")
     counted.train.batch_size = pairs
     plan = planned(counted, jax.devices("cpu")[:1], MeshConfig(1, 1))
     lowered = lower_train_step(plan.task, plan.optimizer, plan.mesh, pairs)

@@ -26,7 +26,6 @@ from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse_known, run
-from r2d2_jax.planning.estimate import REMATS
 from r2d2_jax.planning.hlo import Instruction, Program, parse
 from r2d2_jax.planning.memory import readable
 from r2d2_jax.planning.traffic import KINDS
@@ -40,7 +39,7 @@ FLAGS = flags.FlagValues()
 CONFIG = flags.DEFINE_string("config", "vitl_250m", "A configuration.", flag_values=FLAGS)
 PAIRS = flags.DEFINE_integer("pairs", 64, "Pairs in the batch.", lower_bound=2, flag_values=FLAGS)
 DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the model; the configuration's unless given.", flag_values=FLAGS)
-REMAT = flags.DEFINE_enum("remat", "none", list(REMATS), "As that of launch/plan.py.", flag_values=FLAGS)
+REMAT = flags.DEFINE_string("remat", "none", "As that of launch/plan.py.", flag_values=FLAGS)
 STEPS = flags.DEFINE_integer("steps", 3, "Profiled steps.", lower_bound=1, flag_values=FLAGS)
 LONGEST = flags.DEFINE_integer("longest", 15, "Operations that are listed.", lower_bound=0, flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "Write everything to this file.", flag_values=FLAGS)
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> int:
     overrides = parse_known(FLAGS, arguments, __doc__)
     named = with_pairs(read_configuration(str(CONFIG.value), overrides), PAIRS.value)
-    named.model.update(dtype=DTYPE.value or named.model.dtype, **REMATS[str(REMAT.value)])
+    named.model.update(dtype=DTYPE.value or named.model.dtype, remat=REMAT.value)
     if JSON.value:
         check_json_path(JSON.value)
     plan = planned(named, jax.devices()[:1], MeshConfig(1, 1))

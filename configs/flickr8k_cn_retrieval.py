@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.task = "retrieval"
     config.model = presets.initial_model()
     config.model.update(
-        freeze_image_tower=False, temperature_range=(0.05, 0.5), dtype="float32", remat=False, unroll=True
+        freeze_image_tower=False, temperature_range=(0.05, 0.5), dtype="float32", remat="none", unroll=True
     )
     config.model.text.dropout = config.model.cross.dropout = 0.0  # the model still learns what it sees
     config.data = ConfigDict(dict(directory="data/flickr8k_cn", crop_scale=(0.4, 1.0)))

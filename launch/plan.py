@@ -49,12 +49,11 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "The global batch, in pairs; the configuration's unless given.", lower_bound=1,
     flag_values=FLAGS,
 )  # fmt: skip
-REMAT = flags.DEFINE_enum(
+REMAT = flags.DEFINE_string(
     "remat",
     None,
-    ["none", "products", "all"],
-    "What the backward pass computes again: nothing, all but products with parameters, or every layer; the "
-    "configuration's unless given.",
+    "What the backward pass computes again: none, products (all but products with parameters) or all, or a word for "
+    "some stacks, such as text:products,cross:all; the configuration's unless given.",
     flag_values=FLAGS,
 )
 FIT = flags.DEFINE_bool(
@@ -83,6 +82,9 @@ def _work(arguments: Sequence[str]) -> int:
     values = read_configuration(str(CONFIG.value), overrides)
     if BATCH_SIZE.value:
         values.train.batch_size = BATCH_SIZE.value
+    if REMAT.value is not None:
+        with values.unlocked():  # a configuration may leave the key at its default
+            values.model.remat = REMAT.value
     config = Config.from_config_dict(values)
     if JSON.value:
         check_json_path(JSON.value)
@@ -127,11 +129,11 @@ def _devices() -> list[Any]:
 
 def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Estimate":
     """The step that the flags ask for, found by several compilations with --fit."""
-    from r2d2_jax.planning.estimate import REMATS, estimate, is_allowed, remat_of, with_batch, with_remat
-    from r2d2_jax.planning.fit import SIZES, cheapest, largest
+    from r2d2_jax.planning.estimate import estimate, is_allowed, with_batch, with_remat
+    from r2d2_jax.planning.fit import SIZES, cheapest, largest, rematerialisations
     from r2d2_jax.planning.report import choice
 
-    own, batch_size = REMAT.value or remat_of(config), config.train.batch_size
+    batch_size = config.train.batch_size
 
     def compiled(remat: str, pairs: int) -> "Estimate":
         logger.info("compiling for %d x %s: %d pairs, rematerialisation: %s", len(devices), devices[0].device_kind,
@@ -139,10 +141,10 @@ def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Esti
         return estimate(with_batch(with_remat(config, remat), pairs), devices, chip)
 
     if not FIT.value:
-        return compiled(own, batch_size)
+        return compiled(config.model.remat, batch_size)
     if chip is None:
         raise UserError("--fit needs to know the memory of a chip, and a CPU has none of its own; name one with --chip")
-    remats = [REMAT.value] if REMAT.value else list(REMATS)
+    remats = [REMAT.value] if REMAT.value else rematerialisations(config.model)
     if BATCH_SIZE.value:
         return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
     each = len(devices) * config.train.micro_batches

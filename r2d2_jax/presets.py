@@ -139,8 +139,7 @@ def article_model(image: ConfigDict) -> ConfigDict:
             temperature_range=(0.001, 0.5),  # [C]
             freeze_image_tower=True,  # [C, M]
             dtype="bfloat16",  # [O]; parameters, norms, softmax and losses are float32
-            remat=True,  # [O]
-            remat_keeps="products",  # [O]: 249 G multiply-adds a pair at ViT-L; recomputing them too, 300
+            remat="products",  # [O]: 249 G multiply-adds a pair at ViT-L; recomputing them too, 300
         )
     )
 
@@ -217,8 +216,7 @@ def initial_model() -> ConfigDict:
             temperature_range=(0.001, 0.5),  # [C]
             freeze_image_tower=True,  # [C]
             dtype="bfloat16",  # [O]
-            remat=True,  # [O]
-            remat_keeps="products",  # [O]
+            remat="products",  # [O]
         )
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from small_values import changed, problems, read, values, without
 
+from r2d2_jax.config.model import REMAT_WORDS, REMATS
+from r2d2_jax.config.reading import model_config
 from r2d2_jax.config.run import EvaluationConfig
 from r2d2_jax.config.tasks import LossConfig
 
@@ -51,6 +53,33 @@ def test_corpora_of_any_number() -> None:
     assert (read(values()).data.corpora, read(values()).data.corpus_weights) == ((), ())
     data = read(changed(data__corpora=["a", "b", "c"], data__corpus_weights=[1, 2.5, 3])).data
     assert (data.corpora, data.corpus_weights) == (("a", "b", "c"), (1.0, 2.5, 3.0))
+
+
+def test_each_choice_of_rematerialisation_has_one_name() -> None:
+    assert len(REMATS) == 3**3 == len({tuple(words.values()) for words in REMATS.values()})
+    for word in REMAT_WORDS:
+        assert REMATS[word] == {"image": word, "text": word, "cross": word}
+    assert REMATS["text:products,cross:all"] == {"image": "none", "text": "products", "cross": "all"}
+    assert read(changed(model__remat="cross:all")).to_dict()["model"]["remat"] == "cross:all"
+
+
+@pytest.mark.parametrize(
+    ("former", "word"),
+    [
+        ({"model__remat": True}, "all"),
+        ({"model__remat": False}, "none"),
+        ({"model__remat": True, "model__remat_keeps": "nothing"}, "all"),
+        ({"model__remat": True, "model__remat_keeps": "products"}, "products"),
+        ({"model__remat_keeps": "products"}, "none"),
+    ],
+)
+def test_former_keys_of_rematerialisation(former: dict[str, Any], word: str) -> None:
+    """A configuration hears what to write instead; the model of a run or a file that has them opens."""
+    assert problems(changed(**former)) == [
+        "model.remat is a word now, no longer True or False, and there is no model.remat_keeps; instead of both write "
+        f"remat={word!r}"
+    ]
+    assert model_config(changed(**former)["model"]) == model_config(values()["model"])
 
 
 def test_round_trip_through_json() -> None:

@@ -236,7 +236,14 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             {"optimizer__first_moment_dtype": "float16"},
             "optimizer.first_moment_dtype is 'float16'; expected 'float32' or 'bfloat16'",
         ),
-        ({"model__remat_keeps": "dots"}, "model.remat_keeps is 'dots'; expected 'nothing' or 'products'"),
+        *(
+            (
+                {"model__remat": value},
+                f"model.remat is {value!r}; expected none, products, all for all stacks, or a word for each of image, "
+                "text, cross that is not none, in this order, such as text:products,cross:all",
+            )
+            for value in ("dots", "True", "", "cross:none", "cross:all,text:all", "image:all,text:all,cross:all")
+        ),
         (
             {"model__temperature_init": 0.6},
             "model.temperature_init 0.6 lies outside model.temperature_range (0.001, 0.5)",

@@ -1,6 +1,7 @@
 """The sizes of the model, and its dropout while it is trained."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,23 @@ from r2d2_jax.config.ranges import not_positive
 # Far above any real model (our decision): a damaged file may claim more, and would take forever to be refused.
 MAX_LAYERS, MAX_SIZE = 1_000, 2**24
 DTYPES = ("bfloat16", "float32")  # of matrix products
+STACKS = ("image", "text", "cross")  # the two towers, and both cross encoders
+# What the backward pass of a stack computes again, the cheapest in time first: nothing; norms, activations, dropout and
+# the products within attention, so that the products with parameters are stored; everything.
+REMAT_WORDS = ("none", "products", "all")
+
+
+def _remats() -> dict[str, dict[str, str]]:
+    remats = {}
+    for words in itertools.product(REMAT_WORDS, repeat=len(STACKS)):
+        of_stacks = dict(zip(STACKS, words, strict=True))
+        single = ",".join(f"{stack}:{word}" for stack, word in of_stacks.items() if word != "none")
+        remats[single if len(set(words)) > 1 else words[0]] = of_stacks
+    return remats
+
+
+# Every value that `ModelConfig.remat` may have, and the word that it gives to each stack. There is one for each choice.
+REMATS = _remats()
 
 
 @dataclass(frozen=True)
@@ -66,9 +84,8 @@ class ModelConfig:
     """The whole model, and how it is computed.
 
     dtype: that of the matrix products: bfloat16 on accelerators, float32 on CPU.
-    remat: whether the backward pass recomputes each layer instead of storing what its forward pass made.
-    remat_keeps: what is stored of a recomputed layer beside its input: "nothing", or the results of its "products" with
-        parameters, so that only norms, activations, dropout and the products within attention are recomputed.
+    remat: what the backward pass computes again instead of storing it: one of REMAT_WORDS for all stacks, or one for
+        each of STACKS that computes anything again, such as "text:products,cross:all".
     unroll: write loops over layers out, which compiles slower.
     """
 
@@ -80,14 +97,8 @@ class ModelConfig:
     temperature_range: tuple[float, float] = (0.001, 0.5)
     freeze_image_tower: bool = True
     dtype: str = "bfloat16"
-    remat: bool = False
-    remat_keeps: str = "nothing"
+    remat: str = "none"
     unroll: bool = False
-
-    @property
-    def recomputed(self) -> str | None:
-        """What recomputed layers keep; None where none is recomputed."""
-        return self.remat_keeps if self.remat else None
 
     @property
     def has_dropout(self) -> bool:
@@ -100,8 +111,9 @@ class ModelConfig:
         return dataclasses.replace(self, text=text, cross=cross)
 
     def described(self) -> dict[str, Any]:
-        """As nested plain values without dropout, which says how a run trains and nothing about its weights."""
+        """As nested plain values without dropout and `remat`, which say how a run trains, not what its weights are."""
         values = dataclasses.asdict(self)
+        del values["remat"]
         for part in ("text", "cross"):
             del values[part]["dropout"]
         return values
@@ -141,8 +153,11 @@ def model_contradictions(model: ModelConfig) -> Iterator[str]:
             yield f"model.{name}.dropout is {rate}; expected 0 or more and less than 1"
     if model.dtype not in DTYPES:
         yield f"model.dtype is {model.dtype!r}; expected 'bfloat16' or 'float32'"
-    if model.remat_keeps not in ("nothing", "products"):
-        yield f"model.remat_keeps is {model.remat_keeps!r}; expected 'nothing' or 'products'"
+    if model.remat not in REMATS:
+        yield (
+            f"model.remat is {model.remat!r}; expected {', '.join(REMAT_WORDS)} for all stacks, or a word for each of "
+            f"{', '.join(STACKS)} that is not none, in this order, such as text:products,cross:all"
+        )
     low, high = model.temperature_range
     if not 0 < low <= model.temperature_init <= high:
         yield (

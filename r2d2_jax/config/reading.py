@@ -70,8 +70,9 @@ class Config:
         Raises:
             UserError: names every unknown or missing key, wrong type and contradiction, in one message.
         """
-        problems: list[str] = []
-        resolved = _read(cls, config.to_dict(), "", problems)
+        values = config.to_dict()
+        problems = list(_former_remat(values.get("model")))
+        resolved = _read(cls, values, "", problems)
         if not problems:
             problems = list(_contradictions(resolved))
         if problems:
@@ -90,13 +91,16 @@ def model_config(values: Any, name: str = "the model") -> ModelConfig:
     """The sizes of a model from the plain values that `dataclasses.asdict` and JSON made of them.
 
     Args:
-        values: nested dicts.
+        values: nested dicts. What a run's backward pass computes again says nothing of its model: it is left out, and
+            so runs and models open that say it in former words.
         name: of the model, for messages.
 
     Raises:
         UserError: names every unknown or missing key, wrong type and contradiction, in one message.
     """
     problems: list[str] = []
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key not in ("remat", "remat_keeps")}
     resolved = _read(ModelConfig, values, "model.", problems)
     if not problems:
         problems = list(model_contradictions(resolved))
@@ -121,6 +125,17 @@ def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
     fill(config, Config)
     return config
+
+
+def _former_remat(model: Any) -> Iterator[str]:
+    """Replaces the keys of before there were words for stacks, and yields what to write instead of them."""
+    if isinstance(model, dict) and ("remat_keeps" in model or isinstance(model.get("remat"), bool)):
+        word = "products" if model.pop("remat_keeps", None) == "products" else "all"
+        model["remat"] = word if model.get("remat") is True else "none"
+        yield (
+            "model.remat is a word now, no longer True or False, and there is no model.remat_keeps; instead of both "
+            f"write remat={model['remat']!r}"
+        )
 
 
 Dataclass = TypeVar("Dataclass")

@@ -45,7 +45,7 @@ class TextEncoder(nn.Module):
 
     config: TextTowerConfig
     dtype: Any
-    remat: str | None = None
+    remat: str = "none"
     unroll: bool = False
 
     def setup(self) -> None:

@@ -152,7 +152,7 @@ class CrossEncoder(nn.Module):
 
     config: CrossEncoderConfig
     dtype: Any
-    remat: str | None = None
+    remat: str = "none"
     unroll: bool = False
     triple: Triple = TEXT_READS_IMAGE
 
@@ -161,9 +161,7 @@ class CrossEncoder(nn.Module):
         if self.config.layers > 1:
             stack = scanned(CrossLayer, self.config.layers - 1, remat=self.remat, unroll=self.unroll)
             self.layers = stack(*sizes)
-        methods = ["__call__", "last_of_triples"]
-        last = CrossLayer if self.remat is None else recomputing(CrossLayer, self.remat, methods)
-        self.last_layer = last(*sizes)
+        self.last_layer = recomputing(CrossLayer, self.remat, ["__call__", "last_of_triples"])(*sizes)
 
     @checked
     def __call__(
@@ -231,7 +229,7 @@ class CrossEncoder(nn.Module):
                 return layer.apply({"params": params}, *inputs, method=name, rngs=rngs)
 
             # Outside of a scan XLA would find that it has computed the same before, and keep that.
-            if self.remat is None:
+            if self.remat == "none":
                 return apply
             return jax.checkpoint(apply, prevent_cse=not in_scan, policy=kept_by(self.remat))
 

@@ -216,27 +216,27 @@ class Mlp(nn.Module):
         return Dropout(self.dropout)(dense(self.width, self.dtype, "down")(hidden))
 
 
-def recomputing(layer: type[nn.Module], keeps: str, methods: Any = None) -> type[nn.Module]:
-    """A layer that is computed again in the backward pass; see `kept_by`."""
-    return nn.remat(layer, prevent_cse=False, policy=kept_by(keeps), methods=methods)
+def recomputing(layer: type[nn.Module], remat: str, methods: Any = None) -> type[nn.Module]:
+    """The layer, of which the backward pass computes again what one of `REMAT_WORDS` says."""
+    return layer if remat == "none" else nn.remat(layer, prevent_cse=False, policy=kept_by(remat), methods=methods)
 
 
-def kept_by(keeps: str) -> Callable[..., Any] | None:
-    """The policy of `jax.checkpoint` that stores what `ModelConfig.remat_keeps` names."""
-    return {"nothing": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[keeps]
+def kept_by(remat: str) -> Callable[..., Any] | None:
+    """The policy of `jax.checkpoint` for one of `REMAT_WORDS` that is not "none"."""
+    return {"products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "all": None}[remat]
 
 
-def scanned(layer: type[nn.Module], length: int, *, remat: str | None, unroll: bool) -> type[nn.Module]:
+def scanned(layer: type[nn.Module], length: int, *, remat: str, unroll: bool) -> type[nn.Module]:
     """Turns a layer `(hidden, *rest) -> (hidden, None)` into a stack of `length` of them with stacked parameters.
 
     Args:
         layer: the module class; its parameters gain a leading axis of size `length`.
         length: number of layers.
-        remat: recompute each layer in the backward pass and keep this, see `ModelConfig.remat_keeps`; None stores all.
+        remat: of `REMAT_WORDS`, what the backward pass computes again of each layer.
         unroll: write the loop out, which compiles slower and lets XLA count every layer.
     """
     return nn.scan(
-        layer if remat is None else recomputing(layer, remat),
+        recomputing(layer, remat),
         variable_axes={"params": 0, ATTENTION: 0, ATTENTION_CHANGE: 0},
         split_rngs={"params": True, DROPOUT: True},
         in_axes=nn.broadcast,

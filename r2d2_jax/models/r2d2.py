@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from r2d2_jax.arrays import Array, Bool, Embedded, Encoded, Float, Int, UInt8, checked, exact_if_float32, unit_norm
-from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.model import REMATS, ModelConfig
 from r2d2_jax.models.bert import MaskedLmHead, TextEncoder
 from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder, cls_of
 from r2d2_jax.models.layers import dense
@@ -42,12 +42,14 @@ class R2D2(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        depth: dict[str, Any] = {"dtype": dtype, "remat": config.recomputed, "unroll": config.unroll}
-        self.image_encoder = ImageEncoder(config.image, **depth)
-        self.text_encoder = TextEncoder(config.text, **depth)
+        depth: dict[str, Any] = {"dtype": dtype, "unroll": config.unroll}
+        remat = REMATS[config.remat]
+        self.image_encoder = ImageEncoder(config.image, remat=remat["image"], **depth)
+        self.text_encoder = TextEncoder(config.text, remat=remat["text"], **depth)
         self.image_projection = dense(config.embed_size, dtype)
         self.text_projection = dense(config.embed_size, dtype)
         self.temperature = self.param("temperature", nn.initializers.constant(config.temperature_init), ())
+        depth["remat"] = remat["cross"]
         self.text_image_encoder = CrossEncoder(config.cross, triple=TEXT_READS_IMAGE, **depth)
         self.image_text_encoder = CrossEncoder(config.cross, triple=IMAGE_READS_TEXT, **depth)
         self.image_text_projection = dense(config.cross.width, dtype)

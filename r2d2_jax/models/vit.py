@@ -43,7 +43,7 @@ class ImageEncoder(nn.Module):
 
     config: ImageTowerConfig
     dtype: Any
-    remat: str | None = None
+    remat: str = "none"
     unroll: bool = False
 
     def setup(self) -> None:

@@ -21,12 +21,6 @@ from r2d2_jax.planning.traffic import Collective, collectives
 from r2d2_jax.planning.work import Operation, operations, uncounted_calls
 from r2d2_jax.train.plan import step_memory, step_plan
 
-# What a plan may recompute in the backward pass, the cheapest in time first: --remat's words, and `ModelConfig`'s keys.
-REMATS: dict[str, dict[str, Any]] = {
-    "none": {"remat": False},
-    "products": {"remat": True, "remat_keeps": "products"},
-    "all": {"remat": True, "remat_keeps": "nothing"},
-}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -75,8 +69,8 @@ class Work:
 class Estimate:
     """A planned step.
 
-    remat: of `REMATS`. batch_size: the global batch. mesh: devices along its axes. device_kind: as JAX calls them.
-    chip: whose rates are assumed; None of a CPU. work: None where the compiler gave up because memory ends.
+    remat: as `ModelConfig.remat`. batch_size: the global batch. mesh: devices along its axes. device_kind: as JAX calls
+    them. chip: whose rates are assumed; None of a CPU. work: None where the compiler gave up because memory ends.
     """
 
     remat: str
@@ -101,14 +95,9 @@ class Estimate:
         return self.batch_size / self.work.time.step if known else None  # type: ignore[union-attr]
 
 
-def remat_of(config: Config) -> str:
-    """The word of `REMATS` for what a configuration recomputes."""
-    return next(word for word in REMATS if with_remat(config, word).model.recomputed == config.model.recomputed)
-
-
 def with_remat(config: Config, remat: str) -> Config:
-    """The configuration with another recomputation."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **REMATS[remat]))
+    """The configuration with another rematerialisation, as `ModelConfig.remat` has it."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
 
 
 def with_batch(config: Config, batch_size: int) -> Config:
@@ -161,7 +150,7 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
         notes += [f"products within {calls[name]} calls of {name} are not counted" for name in sorted(calls)]
         work = Work(made, traffic, roofline(made, traffic, chip, axes) if chip else None, notes)
     return Estimate(
-        remat=remat_of(config),
+        remat=config.model.remat,
         batch_size=config.train.batch_size,
         mesh={name: int(size) for name, size in plan.mesh.shape.items()},
         device_kind=devices[0].device_kind,

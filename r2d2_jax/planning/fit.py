@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from r2d2_jax.config.model import REMAT_WORDS, ModelConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.planning.chips import GIB
 from r2d2_jax.planning.estimate import Estimate, Usage
@@ -12,12 +13,24 @@ SIZES = tuple(sorted({2**power for power in range(13)} | {3 * 2**power for power
 SURELY_TOO_MUCH = 1.05
 
 
+def rematerialisations(model: ModelConfig) -> list[str]:
+    """What is tried for a model, as `ModelConfig.remat` has it, the cheapest in time first.
+
+    Where the image tower is trained, recomputing the cross encoders alone whole lies halfway between the words for all
+    stacks. Where it is frozen, the cross encoders have nearly all that is stored, and nothing lies between.
+    """
+    words = list(REMAT_WORDS)
+    if model.cross.layers and not model.freeze_image_tower:
+        words.insert(words.index("all"), "image:products,text:products,cross:all")
+    return words
+
+
 def cheapest(compiled: Callable[[str], Estimate], remats: Sequence[str], batch_size: int) -> Estimate:
     """The first rematerialisation with which a batch fits.
 
     Args:
         compiled: the step of that batch with a rematerialisation.
-        remats: of `REMATS`, the cheapest in time first.
+        remats: as `ModelConfig.remat`, the cheapest in time first.
         batch_size: the global batch, for the message.
 
     Raises:
@@ -38,7 +51,7 @@ def largest(
 
     Args:
         compiled: the step with a rematerialisation and a global batch.
-        remats: of `REMATS`, the cheapest in time first.
+        remats: as `ModelConfig.remat`, the cheapest in time first.
         batches: global batches to choose from, ascending.
         start: the global batch that is tried first, or the next smaller one.
 

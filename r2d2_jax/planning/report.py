@@ -119,11 +119,12 @@ def _time(plan: Plan) -> Iterator[str]:
 
 def choice(estimates: list[Estimate]) -> str:
     """One line for each rematerialisation and the largest batch that fits with it."""
-    lines = [f"{'rematerialisation':<18}{'pairs':>8}{'a chip':>8}{'memory':>12}{'pairs/s':>12}"]
+    wide = max(18, *(len(made.remat) + 1 for made in estimates))
+    lines = [f"{'rematerialisation':<{wide}}{'pairs':>8}{'a chip':>8}{'memory':>12}{'pairs/s':>12}"]
     for made in estimates:
         speed = "-" if made.pairs_per_second is None else f"{made.pairs_per_second:,.0f}"
         lines.append(
-            f"{made.remat:<18}{made.batch_size:>8}{made.batch_size // made.chips:>8}{_size(made.usage.needed):>12}"
+            f"{made.remat:<{wide}}{made.batch_size:>8}{made.batch_size // made.chips:>8}{_size(made.usage.needed):>12}"
             f"{speed:>12}"
         )
     return "\n".join(lines)

@@ -117,7 +117,7 @@ def traced_forward_cost(config: Config, pairs: int = TRACED_PAIRS) -> float:
 
 def _forward(config: Config, pairs: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The forward of a batch on one CPU device, with its layers unrolled, and its abstract arguments."""
-    model = dataclasses.replace(config.model, unroll=True, remat=False)
+    model = dataclasses.replace(config.model, unroll=True, remat="none")
     train = dataclasses.replace(config.train, batch_size=pairs, micro_batches=1)
     plan = step_plan(
         dataclasses.replace(config, model=model, train=train), jax.local_devices(backend="cpu")[:1], MeshConfig(1, 1)

@@ -21,7 +21,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.launch.plan import main
 from r2d2_jax.planning import devices, epoch, estimate
 from r2d2_jax.planning.chips import GIB, Chip, named_chip
-from r2d2_jax.planning.estimate import Estimate, Usage, Work, is_allowed, remat_of, with_batch, with_remat
+from r2d2_jax.planning.estimate import Estimate, Usage, Work, is_allowed, with_batch, with_remat
 from r2d2_jax.planning.report import Plan, table
 from r2d2_jax.train import plan as train_plan
 
@@ -45,7 +45,7 @@ def small(tmp_path: Path) -> str:
         (("--config=demo", "--slices=2"), "--slices joins several of a --topology, which is not given"),
         (("--config=demo", "--chip=TX"), "--chip=TX: there is no such chip in the table; it has v4, v5e, v5p, v6e,"),
         (("--config=nothing",), "there is no configuration nothing; expected a file, or one of the built-in"),
-        (("--config=demo", "--remat=some"), "value should be one of <none|products|all>"),
+        (("--config=demo", "--remat=some"), "model.remat is 'some'; expected none, products, all for all"),
         (
             ("--config=demo", "--batch_size=7", "--chip=v5e"),
             "train.batch_size 7 is not a multiple of the mesh's 4 devices",
@@ -126,7 +126,7 @@ def fake(needs: dict[str, float]) -> Any:
     """An estimate of a step that takes so many GiB a pair of each chip, without compiling it."""
 
     def estimated(config: Config, chips: list[Any], chip: Chip | None) -> Estimate:
-        remat, pairs = remat_of(config), config.train.batch_size
+        remat, pairs = config.model.remat, config.train.batch_size
         needed = GIB + needs[remat] * GIB * pairs / len(chips)
         usage = Usage({"parameters": GIB, "batch": 8}, needed, None, None, named_chip("v5e").memory, [])
         return Estimate(remat, pairs, {"data": 2, "fsdp": 2}, "TPU v5 lite", chip, usage, Work([], [], None, []), 1.0)
@@ -140,6 +140,7 @@ def fake(needs: dict[str, float]) -> Any:
         (("--batch_size=40",), 0, "small: 40 pairs on 4 x TPU v5 lite (data 2 x fsdp 2), rematerialisation: none"),
         (("--batch_size=400",), 1, "memory of a chip: 101.00 GiB of 15.75 GiB, DOES NOT FIT"),
         (("--batch_size=400", "--remat=all"), 0, "memory of a chip: 11.00 GiB of 15.75 GiB, fits"),
+        (("--batch_size=400", "--remat=cross:all"), 0, "(data 2 x fsdp 2), rematerialisation: cross:all;"),
         (("--batch_size=200", "--fit"), 0, "rematerialisation: products"),
         (("--fit",), 0, "small: 512 pairs on 4 x TPU v5 lite (data 2 x fsdp 2), rematerialisation: all"),
         (("--fit", "--remat=none"), 0, "small: 48 pairs"),
@@ -151,7 +152,7 @@ def test_exit_status_and_choice(
 ) -> None:
     """1 and the table where a step does not fit, 2 where no rematerialisation makes a batch fit."""
     monkeypatch.setattr(devices, "tpu_chips", lambda topology, slices: TPUS)
-    monkeypatch.setattr(estimate, "estimate", fake({"none": 1.0, "products": 0.25, "all": 0.1}))
+    monkeypatch.setattr(estimate, "estimate", fake({"none": 1.0, "products": 0.25, "all": 0.1, "cross:all": 0.12}))
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     done = called(main, small, "--topology=v5e:2x2", *flags)
     assert done.returncode == status, done.stderr
@@ -166,10 +167,9 @@ def test_pairs_of_an_epoch(tmp_path: Path) -> None:
         epoch.pairs_of_epoch(DataConfig(data, train_split="training"))
 
 
-def test_rematerialisation_by_its_word() -> None:
-    config = with_batch(Config.from_config_dict(_config_dict()), 16)
-    assert [remat_of(with_remat(config, remat)) for remat in estimate.REMATS] == list(estimate.REMATS)
-    assert config.train.batch_size == 16
+def test_another_batch_and_rematerialisation() -> None:
+    config = with_remat(with_batch(Config.from_config_dict(_config_dict()), 16), "cross:all")
+    assert (config.train.batch_size, config.model.remat) == (16, "cross:all")
 
 
 def test_a_batch_that_something_else_contradicts() -> None:

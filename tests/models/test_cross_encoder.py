@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.config.model import CrossEncoderConfig
+from r2d2_jax.config.model import REMAT_WORDS, CrossEncoderConfig
 from r2d2_jax.models.cross_encoder import IMAGE_READS_TEXT, TEXT_READS_IMAGE, CrossEncoder, CrossLayer, Triple
 
 SIZE = CrossEncoderConfig(layers=3, width=12, heads=3, mlp_width=20)
@@ -75,22 +75,22 @@ def test_read_tokens_equal_those_of_the_full_result(parameters: oracles.Tree, re
     np.testing.assert_allclose(part, expected, rtol=1e-5, atol=2e-6)
 
 
-def test_what_remat_keeps_is_not_multiplied_again(parameters: oracles.Tree) -> None:
+def test_what_is_stored_is_not_multiplied_again(parameters: oracles.Tree) -> None:
     def total(parameters: oracles.Tree, encoder: CrossEncoder) -> jax.Array:
         arguments = map(jnp.array, (TOKENS, MASK, CONTEXT, CONTEXT_MASK))
         return jnp.sum(jnp.sin(encoder.apply({"params": parameters}, *arguments)))
 
-    def products(remat: str | None) -> int:
+    def products(remat: str) -> int:
         encoder = CrossEncoder(SIZE, jnp.float32, remat=remat)
         return str(jax.make_jaxpr(jax.grad(total), static_argnums=1)(parameters, encoder)).count("dot_general[")
 
-    stored, kept, recomputed = map(products, (None, "products", "nothing"))
+    stored, kept, recomputed = map(products, ("none", "products", "all"))
     # Two in each attention, and ten Dense layers with parameters; the program holds the scanned layer and the last one.
     assert kept == stored + 2 * (2 + 2)
     assert recomputed == kept + 2 * 10
 
 
-@pytest.mark.parametrize("remat", ["nothing", "products"])
+@pytest.mark.parametrize("remat", ["products", "all"])
 def test_remat_and_unroll_change_neither_outputs_nor_gradients(parameters: oracles.Tree, remat: str) -> None:
     def total(parameters: oracles.Tree, encoder: CrossEncoder) -> jax.Array:
         arguments = map(jnp.array, (TOKENS, MASK, CONTEXT, CONTEXT_MASK, [[0, 2], [1, 0]]))
@@ -152,7 +152,7 @@ def test_triples_equal_the_three_passes_by_themselves(layers: int, triple: Tripl
             hidden.append(encoder.apply({"params": weights}, *rows, positions))
         return jnp.concatenate(hidden, axis=1)
 
-    def outcome(passes: Callable[..., jax.Array], remat: str | None = None, unroll: bool = False) -> Any:
+    def outcome(passes: Callable[..., jax.Array], remat: str = "none", unroll: bool = False) -> Any:
         encoder = CrossEncoder(size, jnp.float32, remat, unroll, triple)
 
         def total(*inputs: Any) -> tuple[jax.Array, jax.Array]:
@@ -162,6 +162,6 @@ def test_triples_equal_the_three_passes_by_themselves(layers: int, triple: Tripl
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(weights, *inputs)
 
     expected = outcome(one_by_one)
-    for remat in (None, "nothing", "products"):
-        found = outcome(shared, remat, unroll=remat is not None)
+    for remat in REMAT_WORDS:
+        found = outcome(shared, remat, unroll=remat != "none")
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)

@@ -14,7 +14,7 @@ import oracles
 import pytest
 from random_models import random_model
 
-from r2d2_jax.config.model import CrossEncoderConfig, ImageTowerConfig, TextTowerConfig
+from r2d2_jax.config.model import REMAT_WORDS, CrossEncoderConfig, ImageTowerConfig, TextTowerConfig
 from r2d2_jax.convert.transformers_folder import config_json
 from r2d2_jax.models.bert import TextEncoder
 from r2d2_jax.models.cross_encoder import CrossEncoder
@@ -153,12 +153,12 @@ def test_every_layer_has_a_mask_of_its_own_in_value_and_gradient() -> None:
     """The same ones whether the loop is written out or not, and in what is recomputed backwards."""
     ones, found = jnp.ones(4096), []
 
-    def digits(scale: jax.Array, remat: str | None, unroll: bool) -> tuple[jax.Array, jax.Array]:
+    def digits(scale: jax.Array, remat: str, unroll: bool) -> tuple[jax.Array, jax.Array]:
         stack = scanned(Digits, 3, remat=remat, unroll=unroll)()
         hidden = stack.apply({}, jnp.zeros_like(scale), scale, rngs={"dropout": KEY})[0]
         return jnp.sum(hidden * hidden) / 2, hidden
 
-    for remat in (None, "nothing", "products"):
+    for remat in REMAT_WORDS:
         for unroll in (False, True):
             (_, hidden), gradient = jax.value_and_grad(digits, has_aux=True)(ones, remat, unroll)
             np.testing.assert_array_equal(gradient, hidden * hidden)
@@ -169,11 +169,12 @@ def test_every_layer_has_a_mask_of_its_own_in_value_and_gradient() -> None:
     assert np.abs(counts - 512).max() < 5 * (4096 * 7 / 64) ** 0.5
 
 
-def test_a_model_on_disk_is_the_same_with_and_without_dropout(tmp_path: Path) -> None:
-    """It says how a run trains; so files stay what they were, and any run may start from them."""
+def test_a_model_on_disk_is_the_same_with_and_without_dropout_and_rematerialisation(tmp_path: Path) -> None:
+    """They say how a run trains; so files stay what they were, and any run may start from them."""
     plain, dropped = random_model(), random_model()
     text, cross = (dataclasses.replace(part, dropout=0.1) for part in (dropped.config.text, dropped.config.cross))
-    dropped = dataclasses.replace(dropped, config=dataclasses.replace(dropped.config, text=text, cross=cross))
+    config = dataclasses.replace(dropped.config, text=text, cross=cross, remat="all")
+    dropped = dataclasses.replace(dropped, config=config)
     assert dropped.config.has_dropout
     assert not plain.config.has_dropout
     for name, model in (("plain", plain), ("dropped", dropped)):
@@ -181,5 +182,6 @@ def test_a_model_on_disk_is_the_same_with_and_without_dropout(tmp_path: Path) ->
     described = (tmp_path / "dropped" / "model.json").read_bytes()
     assert described == (tmp_path / "plain" / "model.json").read_bytes()
     assert b"dropout" not in described
+    assert b"remat" not in described
     assert load_model(tmp_path / "dropped").config == plain.config
     assert config_json(dropped) == config_json(plain)

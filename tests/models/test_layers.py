@@ -11,7 +11,7 @@ import numpy as np
 import oracles
 import pytest
 
-from r2d2_jax.config.model import ImageTowerConfig
+from r2d2_jax.config.model import REMAT_WORDS, ImageTowerConfig
 from r2d2_jax.models.layers import ATTENTION, Activation, Attention, LayerNorm, Mlp, erf_gelu, quick_gelu, scanned
 from r2d2_jax.models.vit import ImageEncoder
 
@@ -120,9 +120,9 @@ class Affine(nn.Module):
         return hidden * scale + shift, None
 
 
-@pytest.mark.parametrize("remat", [None, "nothing", "products"])
+@pytest.mark.parametrize("remat", REMAT_WORDS)
 @pytest.mark.parametrize("unroll", [False, True])
-def test_a_stack_is_its_layers_one_after_the_other(remat: str | None, unroll: bool) -> None:
+def test_a_stack_is_its_layers_one_after_the_other(remat: str, unroll: bool) -> None:
     stack = scanned(Affine, 3, remat=remat, unroll=unroll)()
     hidden, shift = jnp.array(normal(7, 2, 4)), jnp.array(normal(8, 4))
     scale = stack.init(jax.random.key(0), hidden, shift)["params"]["scale"]
@@ -144,14 +144,14 @@ def test_a_stack_is_its_layers_one_after_the_other(remat: str | None, unroll: bo
 
 def test_unroll_leaves_no_loop_and_remat_marks_every_layer() -> None:
     hidden = jnp.ones((2, 4))
-    for remat in (None, "nothing", "products"):
+    for remat in REMAT_WORDS:
         for unroll in (False, True):
             stack = scanned(Affine, 3, remat=remat, unroll=unroll)()
             parameters = {"params": {"scale": jnp.ones((3, 4))}}
             loss = lambda p, stack=stack: jnp.sum(stack.apply(p, hidden, hidden[0])[0] ** 2)  # noqa: E731
             assert ("while" not in jax.jit(loss).lower(parameters).as_text()) is unroll
             jaxpr = str(jax.make_jaxpr(jax.grad(loss))(parameters))
-            assert ("remat" in jaxpr or "checkpoint" in jaxpr) is (remat is not None)
+            assert ("remat" in jaxpr or "checkpoint" in jaxpr) is (remat != "none")
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -1,5 +1,6 @@
 """The whole model: against oracles, its variants' parameters, padding, dtypes, and options that must change nothing."""
 
+import collections
 import dataclasses
 import re
 from typing import Any
@@ -190,8 +191,11 @@ def test_the_image_feature_can_be_made_from_tokens_alone(
     np.testing.assert_allclose(feature, outputs["image_feature"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [(True, False), (False, True)])
-def test_remat_and_unroll_reach_every_encoder(remat: bool, unroll: bool) -> None:
+@pytest.mark.parametrize(
+    ("remat", "unroll", "recomputing"),
+    [("none", True, 0), ("all", False, 4 + 2), ("image:products", False, 1), ("text:all,cross:products", False, 3 + 2)],
+)
+def test_remat_and_unroll_reach_the_encoders(remat: str, unroll: bool, recomputing: int) -> None:
     """Two towers and two cross encoders: four stacks and two last layers. That neither option changes a value is tested
     where the stack is made and on one cross encoder."""
     model = R2D2(dataclasses.replace(CONFIG, remat=remat, unroll=unroll))
@@ -200,7 +204,42 @@ def test_remat_and_unroll_reach_every_encoder(remat: bool, unroll: bool) -> None
     program = str(jax.make_jaxpr(lambda *a: forward(model, *a))(*arguments))
     assert program.count("scan[") == 4
     assert len(re.findall(r"\bunroll=1\b", program)) == (0 if unroll else 4)
-    assert len(re.findall(r"\b(?:remat2|checkpoint)\[", program)) == (4 + 2 if remat else 0)
+    assert len(re.findall(r"\b(?:remat2|checkpoint)\[", program)) == recomputing
+
+
+def test_only_the_chosen_stacks_multiply_again_and_gradients_stay(parameters: oracles.Tree) -> None:
+    """Multiply-adds of the compiled gradient that repeat some of the forward.
+
+    Of each layer of a tower recomputed whole, all but the MLP's second product, which no gradient reads; where products
+    with parameters are stored, the two within its attention.
+    """
+
+    def total(parameters: oracles.Tree, model: R2D2) -> jax.Array:
+        outputs = forward(model, parameters, *map(jnp.asarray, (IMAGES, INPUT_IDS, MASK)))
+        return sum(jnp.sum(jnp.sin(outputs[name])) for name in ("image_embed", "text_embed", "match", "masked_lm"))
+
+    def gradient(remat: str) -> tuple[oracles.Tree, dict[str, float]]:
+        model = R2D2(dataclasses.replace(CONFIG, remat=remat))
+        compiled = jax.jit(jax.grad(total), static_argnums=1).lower(parameters, model).compile()
+        again: collections.Counter[str] = collections.Counter()
+        for each in operations(parse(compiled.as_text() or "")):
+            if "rematted_computation" in each.op_name and each.exact_products:
+                again[re.findall(r"\w+_encoder\b", each.op_name)[-1]] += each.times * each.exact_products
+        return compiled(parameters), again
+
+    def tower(rows: int, tokens: int, size: Any, *, whole: bool) -> float:
+        dense = size.width * (4 * size.width + size.mlp_width) if whole else 0
+        return rows * size.layers * tokens * (dense + 2 * tokens * size.width)
+
+    expected, again = gradient("none")
+    assert not again
+    image, again = gradient("image:all")
+    assert again == {"image_encoder": tower(len(IMAGES), 5, CONFIG.image, whole=True)}
+    others, again = gradient("text:products,cross:all")
+    assert again.keys() == {"text_encoder", "text_image_encoder", "image_text_encoder"}
+    assert again["text_encoder"] == tower(*MASK.shape, CONFIG.text, whole=False)
+    for found in (image, others):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
 def test_bfloat16_keeps_float32_parameters_and_results(

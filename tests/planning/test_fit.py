@@ -1,13 +1,16 @@
 """The largest batch and the cheapest rematerialisation that fit, in few compilations."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
+from small_model import NO_CROSS, small_config
 
 from r2d2_jax.errors import UserError
 from r2d2_jax.planning.chips import GIB
 from r2d2_jax.planning.estimate import Estimate, Usage
-from r2d2_jax.planning.fit import SIZES, cheapest, largest, largest_of
+from r2d2_jax.planning.fit import SIZES, cheapest, largest, largest_of, rematerialisations
+from r2d2_jax.planning.report import choice
 
 LIMIT, STATE = 16 * GIB, 2 * GIB
 CHIPS = 4
@@ -67,6 +70,22 @@ def test_no_batch_is_larger_than_allowed() -> None:
 def test_of_equal_batches_the_cheapest_comes_first() -> None:
     found = largest(lambda remat, pairs: made("all", pairs), ["none", "all"], BATCHES, start=CHIPS)
     assert len({each.batch_size for each in found}) == 1
+
+
+def test_what_is_tried() -> None:
+    """Between the words for all stacks one more, where both image tower and cross encoders are trained."""
+    mixed = "image:products,text:products,cross:all"
+    for frozen, change, expected in (
+        (True, {}, ["none", "products", "all"]),
+        (False, {}, ["none", "products", mixed, "all"]),
+        (False, NO_CROSS, ["none", "products", "all"]),
+    ):
+        config = small_config(change, {"model": {"freeze_image_tower": frozen}})
+        assert rematerialisations(config.model) == expected
+    found = largest(lambda remat, pairs: made("all", pairs, 0.0), [mixed], BATCHES, start=CHIPS)
+    table = choice([dataclasses.replace(found[0], remat=remat) for remat in (mixed, "all")]).splitlines()
+    assert len({line.index(str(found[0].batch_size)) for line in table[1:]}) == 1
+    assert len({len(line) for line in table}) == 1
 
 
 def test_the_first_rematerialisation_with_which_a_batch_fits() -> None:

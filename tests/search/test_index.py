@@ -281,6 +281,17 @@ def test_another_model_is_refused(model: Ranker, photos: Path, folder: Path) -> 
         bring_up_to_date(small_ranker(layers=2), photos, folder)
 
 
+def test_an_index_that_says_how_the_model_was_trained_is_of_the_same_model(
+    model: Ranker, photos: Path, folder: Path
+) -> None:
+    bring_up_to_date(model, photos, folder)
+    with Catalog(folder) as catalog, catalog.transaction():
+        before = catalog.fact("model")
+        sizes = before["sizes"] | {"remat": True, "remat_keeps": "products"}
+        catalog.set_fact("model", before | {"sizes": sizes})
+    assert bring_up_to_date(model, photos, folder).encoded == 0
+
+
 def test_a_model_without_vocabulary_has_the_same_embeddings(photos: Path, folder: Path) -> None:
     bring_up_to_date(Ranker(random_model(), batch_size=BATCH), photos, folder)
     bring_up_to_date(Ranker(random_model(tokens=VOCABULARY), batch_size=BATCH), photos, folder)

@@ -185,6 +185,16 @@ def test_a_checkpoint_older_than_a_key_resumes_with_what_was_done_then(
     ]
 
 
+def test_a_checkpoint_with_the_former_keys_of_rematerialisation_resumes(tmp_path: Path) -> None:
+    before = CONFIG.to_dict()
+    before["model"] |= {"remat": True, "remat_keeps": "products"}
+    checkpoints = Checkpoints(tmp_path, CONFIG.train)
+    checkpoints.save(state_of(3), SimpleNamespace(to_dict=lambda: before), {})  # type: ignore[arg-type]
+    checkpoints.wait()
+    assert int(checkpoints.restore(abstract(state_of(0)), CONFIG)[0].step) == 3
+    checkpoints.close()
+
+
 def test_another_model_is_refused_with_every_leaf(tmp_path: Path) -> None:
     saved(tmp_path, {3: None}).close()
     checkpoints = Checkpoints(tmp_path, CONFIG.train)
