@@ -1,6 +1,7 @@
 """Settings of every test, and the vocabulary and datasets that many share."""
 
 import atexit
+import gc
 import itertools
 import os
 import shutil
@@ -45,6 +46,16 @@ LONGEST = (
 )
 
 
+def pytest_collection_finish() -> None:
+    """Spares the collector of garbage what is there from the start, and lets it come less often.
+
+    Tracing a step makes millions of small objects that live on, and looking at them again and again took a sixth of it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first, and leaves the order of all others and within each file."""
 
@@ -68,6 +79,15 @@ def bucket(server: BucketServer) -> Iterator[BucketPath]:
     """A folder in the bucket that no other test uses."""
     yield bucket_path(f"gs://{BUCKET}/{next(_numbers)}")
     server.fault = None
+
+
+@pytest.fixture(scope="session")
+def compiled_once() -> Iterator[None]:
+    """Runs in this process share what one of them has compiled; see `shared_programs`."""
+    from shared_programs import shared_programs  # imports the whole engine, which few tests need
+
+    with shared_programs():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

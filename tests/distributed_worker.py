@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import light_process  # noqa: F401
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from small_model import (
     DROPPED,
@@ -39,7 +40,7 @@ from r2d2_jax import processes
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.paths import path_or_bucket
-from r2d2_jax.sharding import global_batch, make_mesh, state_shardings
+from r2d2_jax.sharding import global_batch, make_mesh, replicated, state_shardings
 from r2d2_jax.train import loop
 from r2d2_jax.train.compiled import compile_term_gradients
 from r2d2_jax.train.optimizer import Optimizer
@@ -96,8 +97,8 @@ def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
         state, metrics = step(state, batch, key)
         found |= {f"metrics/{number}/{name}": np.asarray(value) for name, value in metrics.items()}
         if number == 0:
-            found |= gathered("gradients", state.opt_state[0])
-    return found | gathered("after", state.replace(opt_state=state.opt_state[1]))
+            found |= gathered("gradients", state.opt_state[0], mesh)
+    return found | gathered("after", state.replace(opt_state=state.opt_state[1]), mesh)
 
 
 def placed_state(plan: StepPlan) -> TrainState:
@@ -109,10 +110,11 @@ def placed_state(plan: StepPlan) -> TrainState:
     return jax.tree.map(place, state, state_shardings(state, plan.mesh))
 
 
-def gathered(name: str, tree: Any) -> dict[str, np.ndarray]:
-    """Every leaf, whole, in host memory."""
+def gathered(name: str, tree: Any, mesh: Mesh) -> dict[str, np.ndarray]:
+    """Every leaf, whole, in host memory; one program gathers all, where `process_allgather` compiles one for each."""
     if jax.process_count() > 1:
-        tree = multihost_utils.process_allgather(tree, tiled=True)
+        tree = jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))(tree)
+        tree = jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
     return {f"{name}/{path}": leaf for path, leaf in named_leaves(tree).items()}
 
 

@@ -48,6 +48,7 @@ def killed_before_batch(number: int, values: dict[str, Any], workdir: Path) -> N
     """Starts a run of a configuration in a process of its own, which SIGKILL ends before that batch."""
     program = """
 import json, os, signal, sys
+import light_process
 from ml_collections import ConfigDict
 from r2d2_jax.config.reading import Config
 from r2d2_jax.paths import path_or_bucket
@@ -62,7 +63,8 @@ loop.train(Config.from_config_dict(ConfigDict(json.loads(sys.argv[1]))), path_or
 """
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(values), str(workdir), str(number)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        timeout=120, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
 

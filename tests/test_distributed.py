@@ -157,6 +157,7 @@ def test_devices_and_processes_change_nothing(
     assert all(value < 1e-5 for value, _ in worst.values()), worst
 
 
+@pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("told, stopped, place", [(4, 4, "tmp_path"), (5, 5, "tmp_path"), (5, 5, "bucket")])
 def test_a_run_of_two_processes_stops_and_goes_on_in_one(
     told: int,

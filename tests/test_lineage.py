@@ -25,6 +25,8 @@ from r2d2_jax.lineage import LINEAGE, NOT_RECORDED, Lineage, described, read_lin
 from r2d2_jax.models.store import CONFIG, Model
 from r2d2_jax.runs import EVALUATION, load_state
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 PARENT = {"task": "retrieval", "initial": {"model": "r2d2.pth"}, "steps": 30, "pairs": 240}
 HALF: dict[str, Any] = {"train": {"seed": 5, "epochs": 0.5}}
 SHORT: tuple[dict[str, Any], ...] = (CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0, "log_every": 1}})

@@ -1,6 +1,7 @@
 """The train state: everything that a step changes, as arrays and nothing else."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,5 +62,11 @@ def abstract_state(task: Task, optimizer: Optimizer, mesh: Mesh) -> TrainState:
 
 def sharded_init_state(task: Task, optimizer: Optimizer, mesh: Mesh, key: jax.Array) -> TrainState:
     """`init_state`, with every array created where it lives."""
+    return _sharded_init(task, optimizer, mesh)(key)
+
+
+@functools.lru_cache(maxsize=4)
+def _sharded_init(task: Task, optimizer: Optimizer, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
+    """`init_state` compiled for the mesh, kept as `abstract_state` is."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh))
-    return jax.jit(lambda key: init_state(task, optimizer, key), out_shardings=shardings)(key)
+    return jax.jit(lambda key: init_state(task, optimizer, key), out_shardings=shardings)

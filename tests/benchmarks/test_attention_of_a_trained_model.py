@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
     command = [sys.executable, str(ROOT / "launch" / "main.py"), "--config=demo", f"--workdir={folder / 'run'}"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [*command, f"--config.data.directory={folder / 'data'}", *flags],
+        [*command, f"--config.data.directory={folder / 'data'}", "--noreport", *flags],
         env=environment | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

@@ -10,6 +10,11 @@ from small_runs import RUN, run
 from r2d2_jax.buckets.path import BucketPath, bucket_path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runs_share_what_they_compile(compiled_once: None) -> None:
+    """For every run of this room."""
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 training records, 10 for validation, 4 with a foil, and a vocabulary, on the disk."""

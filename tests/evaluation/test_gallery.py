@@ -1,5 +1,6 @@
 """Tokens that are kept, or made again block by block: the same figures, each image twice, a kill loses one block."""
 
+import gc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def test_no_more_tokens_than_planned_are_there(made: Callable[..., Gallery], mon
     gallery = made(Plan(Keep.ON_DEVICES, 8, 16, whole=False), split=SmallSplit(200, 300))
     alive, match = [], Encoder.match_batches
     count = lambda: sum(array.nbytes for array in jax.live_arrays() if array.ndim == 3)  # noqa: E731
+    gc.collect()  # what other tests have left
     before, image, text = count(), 10 * 64 * 4, 7 * 64 * 4
 
     def spied(encoder: Encoder, params: Params, batches: Iterable[PairBatch]) -> np.ndarray:

@@ -11,6 +11,11 @@ from small_steps import CASES, Case, case
 from r2d2_jax.train.loop import RunOutcome
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runs_share_what_they_compile(compiled_once: None) -> None:
+    """For every run of this room; a test that asks what is compiled undoes it."""
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 training records, 10 for validation, 4 with a foil, and a vocabulary."""

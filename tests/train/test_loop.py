@@ -200,6 +200,7 @@ def test_a_vocabulary_larger_than_the_embedding(prepared: Path, tmp_path: Path) 
 
 def test_the_step_is_compiled_once(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One trace of the step in the whole run, and nothing at all is compiled after the first step."""
+    monkeypatch.setattr(loop, "compile_train_step", compiled.compile_train_step)  # not what another run has compiled
     traces, compilations, seen = [], [], []
     original = compiled.train_step
     monkeypatch.setattr(compiled, "train_step", lambda *inputs: traces.append(1) or original(*inputs))

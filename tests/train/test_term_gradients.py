@@ -3,7 +3,6 @@
 import logging
 import math
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.losses.distillation import distilled_feature, fgd, running_mean
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
-from r2d2_jax.train import loop
 from r2d2_jax.train.term_gradients import term_gradients
 
 KEY = jax.random.key(5)
@@ -137,23 +135,6 @@ OLD_QUEUE: dict[str, Any] = {"loss": {"contrastive": "tgd", "teacher_momentum": 
 WEIGHED: dict[str, Any] = {"train": {"weigh_terms_every": 3}}
 
 
-@pytest.fixture
-def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of the same configuration share what one has compiled."""
-    kept: dict[str, Any] = {}
-
-    def once(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def compile_once(*arguments: Any) -> Any:
-            if name not in kept:
-                kept[name] = original(*arguments)
-            return kept[name]
-
-        return compile_once
-
-    for name in ("compile_train_step", "compile_term_gradients", "compile_all_finite"):
-        monkeypatch.setattr(loop, name, once(name, getattr(loop, name)))
-
-
 def gradients_of(line: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name.startswith("gradient/")}
 
@@ -162,7 +143,6 @@ def without_gradients(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in gradients_of(line)} for line in lines]
 
 
-@pytest.mark.usefixtures("_compiled_once")
 def test_a_run_learns_the_same_and_resumes_the_same(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
