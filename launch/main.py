@@ -18,7 +18,6 @@ from r2d2_jax.buckets.region import warn_of_region
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import config_flag, read_configuration
-from r2d2_jax.launch.host_memory import keep_freed_memory
 from r2d2_jax.launch.plot import draw, drawn_at_the_end
 from r2d2_jax.launch.program import STOPPED, parse_known, run
 from r2d2_jax.launch.report import report_at_the_end, report_command
@@ -26,6 +25,7 @@ from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.processes import join, leave, wait_for_verdict
 from r2d2_jax.report import PICTURES
+from r2d2_jax.train.host_memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from r2d2_jax.train.checkpoint import Checkpoints, settle_damage
 from r2d2_jax.train.choice import Choice, best_of, epoch_ends, scores_of, write_evaluation
 from r2d2_jax.train.compiled import compile_all_finite, compile_term_gradients, compile_train_step
 from r2d2_jax.train.heartbeat import Heartbeat
+from r2d2_jax.train.host_memory import fill_holes
 from r2d2_jax.train.metrics import MetricsLog
 from r2d2_jax.train.placement import placement
 from r2d2_jax.train.progress import Progress
@@ -147,6 +148,7 @@ class Run:
                 self._term_gradients = compile_term_gradients(*built, config.train.batch_size)
             logger.info("compiled in %.0f s", time.perf_counter() - start)
         self._all_finite = compile_all_finite(*built)
+        fill_holes()
         heartbeat.stepped(position.step)
         self._key = jax.random.key(config.train.seed)
         self._log = MetricsLog(workdir, position.step, self._leader, position.evaluated)
@@ -322,6 +324,8 @@ class Run:
         if self._leader and report.metrics():
             table = "" if final else f"\n{report.table()}"  # the program prints the last one
             logger.info("evaluation at step %d, %.0f s%s", position.step, time.perf_counter() - start, table)
+        if self._report is None:
+            fill_holes()  # the first evaluation has compiled its forwards
         self._report = report
         return report
 
