@@ -57,9 +57,10 @@ def _work(arguments: Sequence[str]) -> int:
         for place, address in (("disk", folder), ("bucket", f"gs://{environment.pop('BUCKET')}/run")):
             for act in ("save", "restore"):
                 row = found[f"{act}, {place}"] = in_a_child(act, address, environment)
-                more = row["peak"] - row["before"]
-                print(f"{act}, {place:<10} {row['before']:>14.0f} {row['peak']:>12.0f} {more:>12.0f}", flush=True)
-    extra = {act: found[f"{act}, bucket"]["peak"] - found[f"{act}, disk"]["peak"] for act in ("save", "restore")}
+                numbers = row["before"], row["peak"], row["peak"] - row["before"]
+                print(f"{act}, {place:<10} " + " ".join(f"{number:>13.0f}" for number in numbers), flush=True)
+    more = {name: row["peak"] - row["before"] for name, row in found.items()}
+    extra = {act: more[f"{act}, bucket"] - more[f"{act}, disk"] for act in ("save", "restore")}
     print(
         f"beside the disk, the bucket needs {extra['save']:+.0f} MiB to save and {extra['restore']:+.0f} MiB to "
         f"restore: "

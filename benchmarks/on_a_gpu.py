@@ -36,7 +36,7 @@ MEASUREMENTS = {
     "train_step": "benchmarks/train_step.py --config={0} --task=pretraining --kind=bfloat16 --batch_sizes={1}",
     "where_time_goes": "benchmarks/where_time_goes.py --config={0} --pairs={1}",
     "beside_torch": "benchmarks/beside_torch.py --config={0} --pairs={1} --torch_compile",
-    "recomputed": "benchmarks/train_step.py --config={0} --task=pretraining --kind=bfloat16_remat --batch_sizes=128",
+    "products": "benchmarks/train_step.py --config={0} --task=pretraining --kind=bfloat16_products --batch_sizes=128",
     "plan": "launch/plan.py --config={0} --batch_size={1}",
     "float32": "benchmarks/train_step.py --config={0} --task=pretraining --kind=float32",
 }

@@ -53,7 +53,7 @@ class Kind:
 
 KINDS = {
     "bfloat16": Kind("bfloat16"),
-    "bfloat16_remat": Kind("bfloat16", remat="products"),
+    "bfloat16_products": Kind("bfloat16", remat="products"),
     "float32": Kind("float32"),
 }
 

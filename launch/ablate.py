@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags
@@ -27,6 +27,9 @@ from r2d2_jax.launch.program import parse_known, refuse_unknown, run
 from r2d2_jax.lock import held
 from r2d2_jax.paths import user_path
 from r2d2_jax.presets import VARIANTS, with_variant
+
+if TYPE_CHECKING:
+    from r2d2_jax.ablation.schedule import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +134,14 @@ def _ablate(plan: Plan, asked: Plan, folder: Path) -> int:
     runs, machine = list(runs_of(asked, folder)), shares(AT_ONCE.value)
     failures = train_all(runs, command, machine, finished=lambda: _write(plan, folder))
     complaint = "" if failures else measure_in_child(plan, folder)
-    _report(plan, folder)
+    try:
+        _report(plan, folder)
+    finally:  # also where drawing is stopped
+        _complain(failures, complaint)
+    return 1 if failures or complaint else 0
+
+
+def _complain(failures: "Sequence[Failure]", complaint: str) -> None:
     if failures:
         lines = (
             f"{failure.run.name}: {failure.reason} (all that it printed: {failure.run.output})" for failure in failures
@@ -141,7 +151,6 @@ def _ablate(plan: Plan, asked: Plan, folder: Path) -> int:
         )
     if complaint:
         logger.error("%s", complaint)
-    return 1 if failures or complaint else 0
 
 
 def _asked(overrides: Sequence[str], folder: Path) -> Plan:

@@ -173,11 +173,11 @@ def _work(arguments: Sequence[str]) -> None:
     measured = measure(request, default_work=beside)
     if _JSON.value:
         write_json(measured.document, _JSON.value)
-    if beside is not None and measured.document["task"] == RETRIEVAL:
-        shutil.rmtree(beside, ignore_errors=True)
     print(table(measured.document))
     if (folder := _pictures()) is not None:
         drawn_at_the_end(lambda: _draw(measured, folder), folder, "the evaluation")
+    if beside is not None and measured.document["task"] == RETRIEVAL:
+        shutil.rmtree(beside, ignore_errors=True)  # the last, so that a call that was stopped goes on from there
 
 
 def _beside_json() -> Path | None:

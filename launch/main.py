@@ -66,7 +66,7 @@ flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what the flags say and prints the last evaluation; returns the exit status."""
     with quiet_writer_threads():
-        return run(_work, argv, stopped="stopped before the first step")
+        return run(_work, argv, stopped="stopped; the same command goes on")
 
 
 def _work(arguments: Sequence[str]) -> int:

@@ -61,7 +61,12 @@ class Lease(abc.ABC):
         """Writes the lock again; False if it is another's now. One that somebody has removed is made again."""
         if self._write(self._version):
             return True
-        return self._read() is None and self._write(None)
+        found = self._read()
+        return self._write(None) if found is None else self._is_ours(found[1])
+
+    def _is_ours(self, text: str) -> bool:
+        """Whether this process has written it: another that looked at the lock may have moved it away and back."""
+        return text.startswith(self._text)
 
     def wait_for_the_holder(self, version: Any, text: str, refusal: str) -> None:
         """Returns as soon as a lock of this version and text is free: removed, or not written for `LAPSES_AFTER`.
@@ -165,7 +170,7 @@ class FileLease(Lease):
     def give_back(self) -> None:
         """Removes the file, if it is still this process's."""
         found = self._read()
-        if found is not None and found[1].startswith(self._text):
+        if found is not None and self._is_ours(found[1]):
             self.path.unlink(missing_ok=True)
 
     def passes(self, error: Exception) -> bool:
@@ -179,10 +184,12 @@ class FileLease(Lease):
             return self._write_again()
         aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
         try:
+            if _text_of(self.path) != version:  # written since it was read, so its holder is at work
+                return False
             self.path.rename(aside)  # of several that do so, one alone succeeds
         except FileNotFoundError:
             return False
-        if _text_of(aside) != version:  # written since it was read, so its holder is at work
+        if _text_of(aside) != version:  # written in the moment between
             aside.rename(self.path)
             return False
         aside.unlink()
@@ -214,7 +221,7 @@ class FileLease(Lease):
         """Changes the number in the file; what was moved away meanwhile is changed there, and does no harm."""
         try:
             with self.path.open("r+") as file:
-                if not file.read().startswith(self._text):
+                if not self._is_ours(file.read()):
                     return False
                 text = self._numbered(int(self._version.split()[-1]) + 1)
                 file.seek(0)

@@ -65,8 +65,8 @@ def _opened_and_locked(folder: Path, refusal: str, flag: str, ends: contextlib.E
         if not _take(file, refusal, flag):
             file.close()
             return None
-        if _is_file_of(file, path):  # and not one that its holder removed before it let go
-            lease.FileLease(path).heed(refusal)
+        lease.FileLease(path).heed(refusal)
+        if _is_file_of(file, path):  # and not one that its holder has removed, before it let go or meanwhile
             return file
 
 

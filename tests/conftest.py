@@ -81,9 +81,9 @@ def bucket(server: BucketServer) -> Iterator[BucketPath]:
     server.fault = None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compiled_once() -> Iterator[None]:
-    """Runs in this process share what one of them has compiled; see `shared_programs`."""
+    """Runs of this file share what one of this process has compiled; see `shared_programs`."""
     from shared_programs import shared_programs  # imports the whole engine, which few tests need
 
     with shared_programs():

@@ -24,22 +24,25 @@ def value_of(task: Task) -> Hashable:
     return type(task), tuple(getattr(task, field.name) for field in dataclasses.fields(task))
 
 
+_tasks: dict[Hashable, Task] = {}
+_build_task = setup.build_task
+_kept: dict[str, Callable[..., Any]] = {
+    name: functools.lru_cache(maxsize=PROGRAMS)(getattr(loop, name)) for name in COMPILED
+}
+_make_optimizer = functools.lru_cache(maxsize=PROGRAMS)(setup.make_optimizer)
+
+
+def _shared_task(*arguments: Any, **settings: Any) -> Task:
+    task = _build_task(*arguments, **settings)
+    return _tasks.setdefault(value_of(task), task)
+
+
 @contextmanager
 def shared_programs() -> Iterator[None]:
-    """Within it `train` compiles nothing that it has compiled before in this process."""
-    tasks: dict[Hashable, Task] = {}
-    build = setup.build_task
-
-    def build_task(*arguments: Any, **settings: Any) -> Task:
-        task = build(*arguments, **settings)
-        return tasks.setdefault(value_of(task), task)
-
-    def kept(function: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.lru_cache(maxsize=PROGRAMS)(function)
-
+    """Within it `train` compiles nothing that it has compiled before, within it, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "build_task", build_task)
-        patch.setattr(setup, "make_optimizer", kept(setup.make_optimizer))
-        for name in COMPILED:
-            patch.setattr(loop, name, kept(getattr(loop, name)))
+        patch.setattr(setup, "build_task", _shared_task)
+        patch.setattr(setup, "make_optimizer", _make_optimizer)
+        for name, function in _kept.items():
+            patch.setattr(loop, name, function)
         yield

@@ -71,6 +71,7 @@ def test_each_choice_of_rematerialisation_has_one_name() -> None:
         ({"model__remat": True, "model__remat_keeps": "nothing"}, "all"),
         ({"model__remat": True, "model__remat_keeps": "products"}, "products"),
         ({"model__remat_keeps": "products"}, "none"),
+        ({"model__remat": "products", "model__remat_keeps": "nothing"}, "all"),  # the former of a preset of now
     ],
 )
 def test_former_keys_of_rematerialisation(former: dict[str, Any], word: str) -> None:

@@ -118,12 +118,13 @@ def hold(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def test_where_nothing_can_be_locked_the_file_is_the_lock(
-    tmp_path: Path, no_locks: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, no_locks: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hold(tmp_path):
         (warning,) = caplog.messages
         assert warning.startswith(f"{tmp_path} lies on a file system without locks ({no_locks}): its lock is a file ")
         assert "mount Lustre with flock, NFS as version 4" in warning
+        monkeypatch.setattr(lease, "LAPSES_AFTER", 20.0)  # a busy machine may not let the holder write for a second
         with pytest.raises(UserError) as refused:
             hold(tmp_path).__enter__()
         assert str(refused.value).startswith(f"another run is at work in {tmp_path}; let it end, or choose another ")
@@ -166,15 +167,39 @@ def test_a_lock_that_another_system_keeps_is_not_taken(tmp_path: Path, host: str
 
 def test_a_machine_with_locks_heeds_one_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(lease, "LAPSES_AFTER", 0.4)
+    monkeypatch.setattr(lease, "LAPSES_AFTER", 20.0)
     taken = lease.FileLease(tmp_path / "lock")
     taken.take("nobody else is here")
     with lease.beating(taken), pytest.raises(UserError, match="^another run is at work in "):
         hold(tmp_path).__enter__()
+    monkeypatch.setattr(lease, "LAPSES_AFTER", 0.4)
     taken.take("nobody else is here")  # and then dies
     with hold(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_is_given_back_while_a_machine_with_locks_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the machine has locked is nobody's file then, and it locks the one that is there."""
+    other = lease.FileLease(tmp_path / "lock")
+    other.take("nobody else is here")
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: other.give_back())
+    with hold(tmp_path):
+        assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
+        assert lease.WRITTEN_AGAIN not in (tmp_path / "lock").read_text()
+
+
+def test_a_holder_whose_lock_another_has_moved_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that looked at it when it seemed to have lapsed: the lock is still the holder's."""
+    taken = lease.FileLease(tmp_path / "lock")
+    taken.take("nobody else is here")
+    with monkeypatch.context() as patch:
+        patch.setattr(taken, "_write_again", lambda: False)
+        assert taken.renew()
+    (tmp_path / "lock").write_text(f"process 8 on elsewhere since now{WRITTEN}")
+    assert not taken.renew()
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -128,10 +128,10 @@ def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _former_remat(model: Any) -> Iterator[str]:
-    """Replaces the keys of before there were words for stacks, and yields what to write instead of them."""
+    """Replaces the former keys, a bool `remat` and `remat_keeps`, and yields what to write instead of them."""
     if isinstance(model, dict) and ("remat_keeps" in model or isinstance(model.get("remat"), bool)):
         word = "products" if model.pop("remat_keeps", None) == "products" else "all"
-        model["remat"] = word if model.get("remat") is True else "none"
+        model["remat"] = "none" if model.get("remat", False) in (False, "none") else word
         yield (
             "model.remat is a word now, no longer True or False, and there is no model.remat_keeps; instead of both "
             f"write remat={model['remat']!r}"

@@ -107,11 +107,13 @@ def _run_in_pool(work: Work, tasks: Sequence[Any], take: Report, count: int, hel
             done, pending = concurrent.futures.wait(pending, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
             while not reports.empty():
                 take(reports.get())
-            for future in done:
-                future.result()
             if held:
                 raise KeyboardInterrupt
+            for future in done:
+                future.result()
     except BrokenProcessPool:
+        if held:  # the signal went to the workers, too
+            raise KeyboardInterrupt from None
         raise
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:

@@ -133,7 +133,7 @@ def check_model(catalog: Catalog, folder: Path, model: Model) -> None:
 
 
 def _check_identity(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    # Before, indexes also kept what the backward pass of the model's training computes again.
+    # Older indexes also hold `remat`, which is no part of a model's identity.
     before = before | {"sizes": {name: before["sizes"].get(name) for name in now["sizes"]}}
     either = before["vocabulary"] is None or now["vocabulary"] is None
     differing = [name for name in now if before[name] != now[name] and not (name == "vocabulary" and either)]

@@ -189,7 +189,10 @@ class _Site:
         Raises:
             UserError: it is no picture, or one of too many pixels.
         """
-        return (await self.turns.decode(lambda: self.desk.model.pixels(encoded())))[0]
+        try:
+            return (await self.turns.decode(lambda: self.desk.model.pixels(encoded())))[0]
+        except UserError as error:
+            raise UserError(f"the picture cannot be read: {error}") from error
 
 
 _NO_PICTURE = "the index has no such picture, or its file has changed or is gone; search again"

@@ -17,8 +17,8 @@ from r2d2_jax.atomic import writing, written_whole
 BLOCK = 8192
 # A map of more bytes than this gives back its pages after each block, so that reading all of it takes no memory.
 _LARGEST_RESIDENT = 2**29
-# Rows that lie apart, and are read between two such moments. Linux may keep a file in pages of 2 MB, all of which comes
-# into a process's memory with one row.
+# So many rows that lie apart are read before their pages are given back: Linux may keep a file in pages of 2 MB, and
+# one row then brings a whole page into the memory of the process.
 _SCATTERED = 64
 
 

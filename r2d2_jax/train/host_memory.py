@@ -13,6 +13,15 @@ _LARGEST, _SMALLEST = 1 << 30, 1 << 10
 _kept = False
 
 
+class _Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "used", "free", "top"]
+    ]
+
+
 def keep_freed_memory() -> None:
     """Lets this process reuse freed memory of any size, in place of returning it to the system.
 
@@ -33,24 +42,32 @@ def keep_freed_memory() -> None:
 def fill_holes() -> None:
     """Makes one block of each piece of the heap that is free between others, and gives its pages back to the system.
 
-    Compiling the step of `demo` leaves 47,000 such holes of 1.2 GiB. For each block of more than a kilobyte glibc looks
+    Compiling the step of `demo` leaves 47,000 such holes of 1.1 GiB. For each block of more than a kilobyte glibc looks
     through them, and all threads wait for the one that does. Later blocks are laid behind them. The blocks are never
     freed, so this is for after a compilation and not for every step. Does nothing unless `keep_freed_memory` has been
     called: otherwise each thread has a heap of its own, and few holes.
     """
-    if not _kept:
-        return
     libc = _libc()
+    if not _kept or not hasattr(libc, "mallinfo2"):
+        return
+    left = _free(libc)  # an end, also where another library has taken the place of glibc's malloc
     behind = libc.malloc(_LARGEST)  # larger than any hole
     libc.free(behind)
     size = _LARGEST // 2 if behind else 0
-    while size >= _SMALLEST:
+    while size >= _SMALLEST and left > 0:
         block = libc.malloc(size)
         if block and block < behind:
             _give_pages_back(libc, block, size)
+            left -= size
         else:
             libc.free(block)
             size //= 2
+
+
+def _free(libc: Any) -> int:
+    libc.mallinfo2.restype = _Heap
+    heap = libc.mallinfo2()
+    return int(heap.free - heap.top)
 
 
 def _give_pages_back(libc: Any, block: int, size: int) -> None:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -102,7 +102,8 @@ def train(config: Config, workdir: Path, *, skip_damaged: bool = False) -> RunOu
         keep_vocabulary(parts.tokenizer, workdir, resuming=checkpoints.latest_step() is not None)
         run = Run(config, workdir, parts, checkpoints, stop, heartbeat, state, position)
         ends.enter_context(closing(run))
-        return run.go(build_batches(config, parts, position.step, run.lost_worker))
+        outcome = run.go(build_batches(config, parts, position.step, run.lost_worker))
+    return replace(outcome, asked_to_stop=stop.received is not None)
 
 
 class Run:
@@ -173,8 +174,7 @@ class Run:
         if not finished:
             self._leave()
         self._heartbeat.end(finished=finished)
-        asked = self._stop.received is not None
-        return RunOutcome(position.step, finished, self._report, position.unusable.unusable, self._choice, asked)
+        return RunOutcome(position.step, finished, self._report, position.unusable.unusable, self._choice)
 
     def _steps(self, batches: Iterator[dict[str, np.ndarray]]) -> bool:
         """Steps until the end of the run; False if it is to stop before.

@@ -23,12 +23,16 @@ def program() -> Iterator[ModuleType]:
 def played(
     program: ModuleType, patch: pytest.MonkeyPatch, peaks: dict[str, float], *flags: str
 ) -> subprocess.CompletedProcess[str]:
-    """The program with children that need so many MiB, by their act and the first letters of their place."""
+    """The program with children that need so many MiB, by their act and place, and in a bucket 40 before they begin."""
     patch.setattr(program, "bucket", lambda: nullcontext({"BUCKET": "a-bucket"}))
     patch.setattr(
         program,
         "in_a_child",
-        lambda act, place, _: {"before": 300.0, "peak": peaks[f"{act} {'bucket' if '://' in place else 'disk'}"]},
+        lambda act, place, _: (
+            {"before": 340.0, "peak": 40 + peaks[f"{act} bucket"]}
+            if "://" in place
+            else {"before": 300.0, "peak": peaks[f"{act} disk"]}
+        ),
     )
     return called(program.main, "--mebibytes=100", *flags)
 
@@ -42,7 +46,7 @@ def test_a_bucket_that_needs_less_than_a_checkpoint_more(
     assert "the bucket needs +99 MiB to save and -10 MiB to restore: +0.99 and -0.10 checkpoints" in ended.stdout
     written = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
     assert written["more_in_the_bucket"] == {"save": 99.0, "restore": -10.0}
-    assert written["rows"]["save, bucket"] == {"before": 300.0, "peak": 599.0}
+    assert written["rows"]["save, bucket"] == {"before": 340.0, "peak": 639.0}
 
 
 @pytest.mark.parametrize("act", ["save", "restore"])

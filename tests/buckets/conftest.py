@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 from bucket_server import BUCKET, BucketServer
+from shared_programs import shared_programs
 from small_model import write_small_dataset
 from small_runs import RUN, run
 
 from r2d2_jax.buckets.path import BucketPath, bucket_path
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _runs_share_what_they_compile(compiled_once: None) -> None:
     """For every run of this room."""
 
@@ -25,7 +26,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of RUN on the disk, gone through at once, which tests only look at."""
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    run(prepared, workdir, RUN)
+    with shared_programs():  # which starts before the one of a file
+        run(prepared, workdir, RUN)
     return workdir
 
 
@@ -33,7 +35,8 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def finished(prepared: Path, server: BucketServer) -> BucketPath:
     """A finished run in the bucket, which tests copy."""
     workdir = bucket_path(f"gs://{BUCKET}/finished")
-    run(prepared, workdir, RUN)
+    with shared_programs():  # which starts before the one of a file
+        run(prepared, workdir, RUN)
     return workdir
 
 

@@ -5,6 +5,7 @@ import functools
 import os
 import signal
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def test_it_is_raised_when_it_comes_with_the_last_result(monkeypatch: pytest.Mon
     monkeypatch.setattr(concurrent.futures.ProcessPoolExecutor, "shutdown", signalled_shutdown)
     with pytest.raises(KeyboardInterrupt):
         run_tasks(_read_one, range(2), lambda progress: None, 2)
+
+
+def _die(task: int, report: Report) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)  # as a batch system does, which sends it to all processes
+
+
+def test_a_signal_to_all_processes_is_no_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = concurrent.futures.wait
+
+    def signalled_wait(*arguments: Any) -> Any:
+        result = wait(*arguments)
+        if result.done:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(concurrent.futures, "wait", signalled_wait)
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(_die, range(4), lambda progress: None, 2)
+
+
+def test_a_process_that_is_killed_is_named() -> None:
+    with pytest.raises(BrokenProcessPool):
+        run_tasks(_die, range(4), lambda progress: None, 2)
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shared_programs import shared_programs
 from small_model import write_small_dataset
 from small_runs import RUN, run
 from small_steps import CASES, Case, case
@@ -11,7 +12,7 @@ from small_steps import CASES, Case, case
 from r2d2_jax.train.loop import RunOutcome
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _runs_share_what_they_compile(compiled_once: None) -> None:
     """For every run of this room; a test that asks what is compiled undoes it."""
 
@@ -26,7 +27,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
     """The folder of RUN, gone through at once, which tests only look at, and how it ended."""
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return workdir, run(prepared, workdir, RUN)
+    with shared_programs():  # which starts before the one of a file
+        return workdir, run(prepared, workdir, RUN)
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,9 @@ for call in range(40):
 """
 
 
-# Makes 5,000 holes of 2 to 256 KiB between blocks that are kept, and prints how much memory is in use and lies free
-# before and after they are filled, each in MiB, and how many of 1,000 blocks are laid into holes then.
+# Makes 10,000 holes of 2 to 90 KiB, which glibc lays into its heap in any case, between blocks that are kept. Prints
+# how much memory is in use and lies free, in MiB, before and after the holes are filled, and how many of 1,000 blocks
+# are laid into holes then.
 HOLES = """
 import ctypes, random
 from r2d2_jax.train.host_memory import fill_holes, keep_freed_memory
@@ -44,7 +45,7 @@ def state():
 
 if {kept}:
     keep_freed_memory()
-sizes = [int(2 ** random.Random(place).uniform(11, 18)) for place in range(5_000)]
+sizes = [int(2 ** random.Random(place).uniform(11, 16.5)) for place in range(10_000)]
 between = [(libc.malloc(size), libc.malloc(64)) for size in sizes]
 for size, (block, _) in zip(sizes, between):
     ctypes.memset(block, 1, size)
@@ -66,7 +67,8 @@ def pages_of_later_calls(how: str) -> float:
     return statistics.median(map(int, done.stdout.split()[20:]))
 
 
-pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+GLIBC = hasattr(ctypes.CDLL(None), "mallinfo2")
+pytestmark = pytest.mark.skipif(not GLIBC, reason="the C library is not glibc, or one of before 2021")
 
 
 def holes(kept: bool) -> list[int]:
@@ -87,7 +89,7 @@ def test_freed_memory_is_used_again() -> None:
 def test_holes_are_filled_and_their_pages_given_back() -> None:
     used_before, free_before, used, free, inside = holes(kept=True)
     assert free_before > 200
-    assert free < 0.01 * free_before
+    assert free < 10  # less than a kilobyte of each of the 10,000
     assert used < used_before - 100  # what was touched of them
     assert inside == 0
 

@@ -173,7 +173,8 @@ def signal_while_closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]
 def test_a_first_signal_during_the_last_save_is_noted(
     prepared: Path, tmp_path: Path, signal_while_closing: list[int]
 ) -> None:
-    assert run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0}}).finished
+    outcome = run(prepared, tmp_path, CHEAPEST, NO_EVALUATION, {"train": {"epochs": 1.0}})
+    assert (outcome.finished, outcome.asked_to_stop) == (True, True)
     assert signal_while_closing == []
     assert kept(tmp_path) == [4]
 
