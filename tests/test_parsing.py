@@ -3,6 +3,7 @@
 import ast
 import gc
 import sys
+from collections.abc import Iterator
 
 import pytest
 from parsing import parsed
@@ -18,6 +19,15 @@ class Parses:
 
     def __del__(self) -> None:
         ast.parse("x = 1")
+
+
+@pytest.fixture(autouse=True)
+def _collections_as_often_as_python_starts_with() -> Iterator[None]:
+    """The other tests have fewer."""
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
 
 
 def leave_garbage() -> None:

@@ -251,7 +251,7 @@ def test_what_only_moves_watches_or_keeps_a_run_may_change(tmp_path: Path) -> No
             "mesh": {"data": 4, "fsdp": 2},
             "evaluation": {"rerank_candidates": 0, "batch_size": 16},
             "data": {"directory": "elsewhere", "foil_split": "swapped", "workers": 3, "validation_images": 5},
-            "model": {"remat": True, "unroll": True},
+            "model": {"remat": "all", "unroll": True},
             "train": {"log_every": 7, "checkpoint_every": 3, "evaluate_every": 9, "keep_last": 5, "keep_best": 0},
         }
     )
