@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Read when JAX is imported, and inherited by every process that a test or the test runner starts.
 # A test compiles much and computes little.
@@ -20,13 +21,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first process: 
 
 import jax
 import pytest
-from bucket_server import BUCKET, BucketServer
 from small_data import example
 
 from r2d2_jax.buckets.path import BucketPath, bucket_path
 from r2d2_jax.data.records import RecordSource
 from r2d2_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from r2d2_jax.preparation.writer import write_dataset
+
+if TYPE_CHECKING:
+    from bucket_server import BucketServer
 
 # Float32 on the CPU, whatever devices there are.
 jax.config.update("jax_platforms", "cpu")
@@ -67,16 +70,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def server() -> BucketServer:
+def server() -> "BucketServer":
     """The bucket's server. Clients remember where it is, so it stays until the process ends."""
+    from bucket_server import BucketServer  # where there is no emulator, as beside Beam, other tests do without
+
     server = BucketServer()
     os.environ.update(server.environment())
     return server
 
 
 @pytest.fixture
-def bucket(server: BucketServer) -> Iterator[BucketPath]:
+def bucket(server: "BucketServer") -> Iterator[BucketPath]:
     """A folder in the bucket that no other test uses."""
+    from bucket_server import BUCKET
+
     yield bucket_path(f"gs://{BUCKET}/{next(_numbers)}")
     server.fault = None
 
