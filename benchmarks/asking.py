@@ -23,7 +23,7 @@ SENTENCE = "一只狗在草地上"
 
 def published_sizes(name: str, dtype: str) -> ModelConfig:
     """The sizes of a published model, one of `SIZES`, which computes in `dtype`."""
-    sizes = model_config(presets.article_model(_TOWERS[name](), presets.cross_six_layers()).to_dict())
+    sizes = model_config(presets.article_model(_TOWERS[name]()).to_dict())
     return dataclasses.replace(sizes, dtype=dtype)
 
 

@@ -200,11 +200,11 @@ class Sides:
         model, images = self.torch_step.trained.model, self.torch_step.normalised(self.torch_batch.images)
         text = self.batch.input_ids, self.batch.attention_mask
         their_text = self.torch_batch.input_ids, self.torch_batch.attention_mask
+        ours: Callable[[], Any]
+        theirs: Callable[[], Any]
         if name == "encode_image":
-            ours, theirs = (
-                partial(forwards.encode_image, params, self.batch.images),
-                partial(model.encode_image, images),
-            )
+            ours = partial(forwards.encode_image, params, self.batch.images)
+            theirs = partial(model.encode_image, images)
         elif name == "encode_text":
             ours = partial(forwards.encode_text, params, *text)
             theirs = partial(model.encode_text, *their_text)

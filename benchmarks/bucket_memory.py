@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: Sequence[str]) -> int:
     parse(FLAGS, arguments, __doc__)
     if ACT.value:
-        print(json.dumps(measured(ACT.value, PLACE.value, SIZE.value)))
+        print(json.dumps(measured(ACT.value, str(PLACE.value), SIZE.value)))
         return 0
     if JSON.value:
         check_json_path(JSON.value)
@@ -74,8 +74,8 @@ def _work(arguments: Sequence[str]) -> int:
 @contextmanager
 def bucket() -> Iterator[dict[str, str]]:
     """Starts the emulator; gives what makes clients find it, and the bucket's name as BUCKET."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, str(SERVER)], **pipes) as server:
+    command, pipe = [sys.executable, str(SERVER)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         assert server.stderr is not None

@@ -27,10 +27,9 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from asking import SIZES, published_sizes
 
-from r2d2_jax import presets
 from r2d2_jax.config.model import ModelConfig
-from r2d2_jax.config.reading import model_config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.convert.naming import our_shapes
 from r2d2_jax.evaluation import gallery, retrieval
@@ -45,12 +44,11 @@ from r2d2_jax.sharding import make_mesh, state_shardings
 from r2d2_jax.trees import nested
 
 GIB = 2**30
-SIZES = {"vitb": presets.vit_base, "vitl": presets.vit_large}
 
 PART = flags.DEFINE_enum("part", "nearest", ["nearest", "pairs", "kill", "plan", "child"], "What is measured.")
 GALLERY = flags.DEFINE_string("gallery", "5000x25000", "Images x texts of the parts nearest and plan.")
 GALLERIES = flags.DEFINE_list("sizes", ["32x64", "64x128"], "Images x texts of the other parts.")
-MODEL = flags.DEFINE_enum("model", "vitl", list(SIZES), "Whose widths the model has.")
+MODEL = flags.DEFINE_enum("model", "vitl", SIZES, "Whose widths the model has.")
 LAYERS = flags.DEFINE_integer("layers", 0, "Layers of each tower and cross encoder; 0 for the published ones.")
 RERANK = flags.DEFINE_integer("rerank", 128, "Candidates per query.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Images, texts or pairs of a forward.", lower_bound=1)
@@ -177,8 +175,7 @@ class RandomSplit:
 
 def chosen_sizes() -> ModelConfig:
     """The published sizes, with fewer layers if asked."""
-    sizes = model_config(presets.article_model(SIZES[MODEL.value](), presets.cross_six_layers()).to_dict())
-    sizes = dataclasses.replace(sizes, dtype="float32")
+    sizes = published_sizes(MODEL.value, "float32")
     if not LAYERS.value:
         return sizes
     parts = {

@@ -210,6 +210,7 @@ def queries(folder: Path) -> Attempt:
             answers = [model.match(odd_inputs.query_images(rng, folder), odd_inputs.query_texts(rng))]
         else:
             scores = model.score_all(odd_inputs.query_images(rng, folder), odd_inputs.query_texts(rng))
+            assert scores.match is not None
             answers = [scores.cosine, scores.match]
         assert all(np.isfinite(answer).all() for answer in answers)
         return "answered"

@@ -40,17 +40,17 @@ def main(_: list[str]) -> None:
     """Writes or compares."""
     if bool(WRITE.value) == bool(COMPARE.value):
         raise UserError("expected one of --write and --compare")
-    config = read_configuration(CONFIG.value)
+    config = read_configuration(str(CONFIG.value))
     config.model.dtype = "float32"
     config.train.batch_size = BATCH.value
     plan = planned(config, jax.devices()[:1], MeshConfig(1, 1))
     if WRITE.value:
         write_step(plan, Path(WRITE.value), BEFORE.value)
-        print(f"{WRITE.value}: one step of {Path(CONFIG.value).stem}; --compare={WRITE.value} on another device")
+        print(f"{WRITE.value}: one step of {Path(str(CONFIG.value)).stem}; --compare={WRITE.value} on another device")
         return
-    print(f"{Path(CONFIG.value).stem}, {BATCH.value} pairs, float32, {jax.devices()[0].device_kind}, JAX "
+    print(f"{Path(str(CONFIG.value)).stem}, {BATCH.value} pairs, float32, {jax.devices()[0].device_kind}, JAX "
           f"{jax.__version__}: relative differences from {COMPARE.value}")  # fmt: skip
-    found = differences(plan, Path(COMPARE.value))
+    found = differences(plan, Path(str(COMPARE.value)))
     for name, difference in found.items():
         print(f"{name:<40} {difference:>9.1e}")
     check(found, TOLERANCE.value)

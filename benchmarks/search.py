@@ -55,7 +55,7 @@ def main(_: list[str]) -> None:
         print(json.dumps(asked(published_sizes(MODEL.value, "float32"), TOP.value, REPEATS.value)), flush=True)
         return
     if PART.value != "all":
-        print(json.dumps(measured(PART.value, Path(INDEX.value))), flush=True)
+        print(json.dumps(measured(PART.value, Path(str(INDEX.value)))), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS:

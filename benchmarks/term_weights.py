@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -78,7 +79,7 @@ def _work(arguments: Sequence[str]) -> int:
     params, notes = starting_params(plan.task.model, whole)
     found = weighed(plan, params, batch)
     pairs = f"pairs of {DATA.value}" if DATA.value else "random pairs"
-    print(f"{Path(CONFIG.value).stem}: {PAIRS.value} {pairs}, layers {layers_of(plan)}, float32")
+    print(f"{Path(str(CONFIG.value)).stem}: {PAIRS.value} {pairs}, layers {layers_of(plan)}, float32")
     print("".join(f"  {note}\n" for note in notes), end="")
     print("\n".join(table(found)))
     return judged(found)
@@ -191,11 +192,12 @@ def one_batch(plan: StepPlan, config: Config, data: str | None) -> Batch:
 def weighed(plan: StepPlan, params: Params, batch: Batch) -> Metrics:
     """Values of the terms, and the norms of `term_gradients`, before the first step."""
     task, mesh, key = plan.task, plan.mesh, jax.random.key(0)
-    state = TrainState(np.int32(0), params, (), task.init(params))
+    state = TrainState(jnp.int32(0), params, (), task.init(params))
 
     def both(state: TrainState, batch: Batch) -> Metrics:
         terms = task.loss(state.params, state.memory, batch, state.step, key, mesh).terms
-        return terms | {LOSS: sum(terms.values())} | term_gradients(state, batch, key, task, mesh, without=True)
+        norms = term_gradients(state, batch, key, task, mesh, without=True)
+        return terms | {LOSS: jnp.asarray(sum(terms.values()))} | norms
 
     return jax.device_get(jax.jit(both)(state, batch))
 

@@ -6,7 +6,7 @@ which is faster than the bilinear interpolation of the published code and of our
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def usual_batches(
     except ImportError as error:
         raise UserError("the comparison needs torch, which is not installed; pip install -e '.[convert]'") from error
     torch.set_num_threads(1)  # as in the workers
-    loader = torch.utils.data.DataLoader(
+    loader: Iterable[Any] = torch.utils.data.DataLoader(
         Rows(source, image_size, normalised),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=Endless(len(source)),

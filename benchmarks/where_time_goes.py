@@ -110,7 +110,7 @@ def profiled(compiled: Any, plan: StepPlan, steps: int) -> dict[str, float]:
                 state, _ = jax.block_until_ready(compiled(state, batch, key))
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
-    seconds: collections.Counter[str] = collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
     for name, duration in events(data):
         seconds[name] += duration
     return dict(seconds)

@@ -1,8 +1,13 @@
 """benchmarks/ask.py: it times what was compiled before, and says how many of a batch that makes."""
 
+import dataclasses
+
 import pytest
 from programs import loaded_benchmark
 from random_models import random_model
+
+from r2d2_jax.config.reading import Config
+from r2d2_jax.launch.configuration import read_configuration
 
 
 def test_rates_of_a_tiny_model() -> None:
@@ -22,3 +27,14 @@ def test_the_first_call_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += next(costs)
 
         assert module.median(work, 3) == 2.0
+
+
+def test_the_published_sizes() -> None:
+    with loaded_benchmark("asking") as module:
+        assert module.SIZES == ("vitb", "vitl")
+        for name, config in (("vitb", "vitb_2m"), ("vitl", "vitl_250m")):
+            found, trained = (
+                module.published_sizes(name, "float32"),
+                Config.from_config_dict(read_configuration(config)),
+            )
+            assert dataclasses.replace(found, dtype=trained.model.dtype, remat=trained.model.remat) == trained.model
