@@ -8,7 +8,7 @@ Both start from the same random weights, in one process, on the same device, on 
 program fails, with exit status 1, where a term of the two losses differs by more than rounding. Then each stage is
 timed in `--rounds` rounds, ours and PyTorch's in turn, after one that is not counted. A ratio above 1 says that ours
 makes more pairs per second; processor time is shown beside, which other programs on the machine disturb less. The first
-call of each, which compiles, is not counted. On a CPU ViT-B takes 22 GiB at 8 pairs in float32, at the first of our steps.
+call of each, which compiles, is not counted. On a CPU ViT-B takes 22 GiB at 8 pairs in float32.
 """
 
 import ctypes
