@@ -27,14 +27,15 @@ def with_dropout(config: ConfigDict, rate: float | None) -> ConfigDict:
 
 
 def with_pairs(config: ConfigDict, pairs: int) -> ConfigDict:
-    """The configuration with so many pairs in a batch, for which its queue has room."""
+    """The configuration with so many pairs in a batch, for which its queue, if it has one, has room."""
     config.train.batch_size = pairs
-    config.loss.queue_length = max(pairs, config.loss.queue_length)
+    if "loss" in config:  # a fine-tuning has neither these terms nor a queue
+        config.loss.queue_length = max(pairs, config.loss.queue_length)
     return config
 
 
 def check_listed(flag: str, names: Sequence[str], known: Iterable[Any]) -> None:
-    """Raises UserError if a flag lists a name that is not known."""
+    """Raises UserError if a flag lists a name that is not known, or none."""
     expected = [str(name) for name in known]
-    if unknown := [name for name in names if name not in expected]:
+    if unknown := [name for name in names or [""] if name not in expected]:
         raise UserError(f"--{flag}={unknown[0]}: expected of {', '.join(expected)}")

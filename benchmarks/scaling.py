@@ -60,7 +60,7 @@ class Row:
 
     config, kind, chips, pairs, remat: what was compiled; pairs a chip. needed, temporaries, limit: memory; temporaries
     None where it ended. sent: by the part of the method that asks. tokens: see "own tokens" above. step: seconds by the
-    roofline.
+    roofline. overrides: of the configuration, as they were given; those of the rematerialisation too.
     """
 
     config: str
@@ -77,11 +77,12 @@ class Row:
     bound: str
     compile_seconds: float
     jax: str
+    overrides: str = ""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What it is of."""
-        return self.config, self.kind, self.chips, self.pairs, self.remat
+        return self.config, self.kind, self.chips, self.pairs, self.remat, self.overrides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,14 +98,15 @@ def _work(arguments: Sequence[str]) -> int:
     check_json_path(str(JSON.value))
     jax.config.update("jax_platforms", "cpu")
     name, path = Path(str(CONFIG.value)).name.removesuffix(".py"), Path(str(JSON.value))
-    rows = {row.key: row for row in read_rows(path)}
+    rows, changes = {row.key: row for row in read_rows(path)}, " ".join(overrides)
     found = []
     for kind, count in itertools.product(KIND.value, sorted(map(int, CHIPS.value))):
-        key = name, kind, count, PAIRS.value, config.model.remat
+        key = name, kind, count, PAIRS.value, config.model.remat, changes
         if key not in rows:
             logger.info("compiling %s for %d x %s", name, count, kind)
             shape, slices = KINDS[kind][count]
-            rows[key] = compiled(name, config, kind, tpu_chips(f"{kind}:{shape}", slices), PAIRS.value)
+            row = compiled(name, config, kind, tpu_chips(f"{kind}:{shape}", slices), PAIRS.value)
+            rows[key] = dataclasses.replace(row, overrides=changes)
             write_json({"rows": [dataclasses.asdict(row) for row in rows.values()]}, str(path))
         found.append(rows[key])
     print("\n".join(table(found)))

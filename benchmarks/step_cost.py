@@ -30,7 +30,9 @@ from r2d2_jax.train.plan import COUNTED_PAIRS, forward_cost
 from r2d2_jax.train.state import sharded_init_state
 from r2d2_jax.train.trial import random_rows
 
-ARTICLE = 154.0  # G multiply-adds per pair of R2D2 ViT-L with enhanced training, as the article reports them
+# G multiply-adds per pair of R2D2 ViT-L with enhanced training: as the article reports them, and what this project
+# promises, which computes nothing twice.
+ARTICLE, PROMISED = 154.0, 143.0
 MEMORY_LIMIT = 24.0  # GiB that one step of the largest model may take on a CPU (our decision)
 
 CONFIG = flags.DEFINE_string("config", str(CONFIGS / "vitl_250m.py"), "A config file.")
@@ -60,9 +62,9 @@ def configuration(dropout: float | None = None) -> ConfigDict:
 
 
 def check_cost(with_et: float, without_et: float) -> None:
-    """Raises UserError unless the G multiply-adds per pair are the article's or less, and more without ET."""
-    if with_et > ARTICLE:
-        raise UserError(f"{with_et:.1f} G multiply-adds per pair are more than the article's {ARTICLE}")
+    """Raises UserError unless the G multiply-adds per pair are what is promised or less, and more without ET."""
+    if with_et > PROMISED:
+        raise UserError(f"{with_et:.1f} G multiply-adds per pair are more than the promised {PROMISED}")
     if without_et <= with_et:
         raise UserError(f"without enhanced training a pair costs {without_et:.1f} G multiply-adds, no more than with")
 

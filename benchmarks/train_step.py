@@ -13,7 +13,6 @@ image tower, and takes the terms' defaults. What is left after `--seconds` is na
 """
 
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import read_configuration
+from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.train.compiled import lower_train_step
 from r2d2_jax.train.plan import StepPlan, step_memory
@@ -97,7 +97,11 @@ class Row:
 
 def main(_: list[str]) -> None:
     """Measures and prints row by row."""
+    if JSON.value:
+        check_json_path(JSON.value)
     device, start = jax.devices()[0], time.perf_counter()
+    kinds, tasks = chosen(KIND.value, KINDS), chosen(TASK.value, TASKS)
+    sizes = {kind: batch_sizes(kind) for kind in kinds}
     rates = {dtype: matrix_rate(device, MATRIX.value, dtype) for dtype in ("bfloat16", "float32")}
     report: dict[str, Any] = {
         "device": device.device_kind,
@@ -109,17 +113,16 @@ def main(_: list[str]) -> None:
     print(f"{device.device_kind}, JAX {jax.__version__}; TFLOP/s of one {MATRIX.value} x {MATRIX.value} product: "
           + ", ".join(f"{dtype} {rate / 1e12:.1f}" for dtype, rate in rates.items()))  # fmt: skip
     print(HEADER)
-    chosen(KIND.value, KINDS)
-    for task, path in ((task, path) for task in chosen(TASK.value, TASKS) for path in CONFIG.value):
+    for task, path in ((task, path) for task in tasks for path in CONFIG.value):
         name, config = Path(path).stem, for_task(with_dropout(read_configuration(path), DROPOUT.value), task)
-        work = multiply_adds(config, batch_sizes(KIND.value[0])[0])
+        work = multiply_adds(config, sizes[kinds[0]][0])
         report["g_multiply_adds_per_pair"][f"{name} {task}"] = work / 1e9
         print(f"{name} {task}: {work / 1e9:.1f} G multiply-adds per pair")
         for row in rows_of(name, config, device, work, rates["bfloat16"], start):
             report["rows"].append(dataclasses.asdict(row))
             print(line(row), flush=True)
             if JSON.value:
-                Path(JSON.value).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                write_json(report, JSON.value)
 
 
 def rows_of(name: str, config: ConfigDict, device: Any, work: float, rate: float, start: float) -> Iterator[Row]:
@@ -258,9 +261,9 @@ def chosen(names: list[str], known: Any) -> list[str]:
     """The names, if all are known.
 
     Raises:
-        UserError: one is not.
+        UserError: one is not, or there is none.
     """
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in names or [""] if name not in known]:
         raise UserError(f"{unknown[0]!r} is not known here; expected of {', '.join(known)}")
     return names
 

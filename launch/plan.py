@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
@@ -80,12 +81,10 @@ def _work(arguments: Sequence[str]) -> int:
     overrides = parse_known(FLAGS, arguments, __doc__)
     _check_flags()
     values = read_configuration(str(CONFIG.value), overrides)
-    if BATCH_SIZE.value:
-        values.train.batch_size = BATCH_SIZE.value
-    if REMAT.value is not None:
-        with values.unlocked():  # a configuration may leave the key at its default
-            values.model.remat = REMAT.value
-    config = Config.from_config_dict(values)
+    for block, key, given in (("train", "batch_size", BATCH_SIZE.value), ("model", "remat", REMAT.value)):
+        if given is not None and isinstance(values.get(block), ConfigDict):  # without the block, the reader says so
+            with values.unlocked():  # a configuration may leave the key at its default
+                values[block][key] = given
     if JSON.value:
         check_json_path(JSON.value)
     logger.info("loading libraries")
@@ -93,8 +92,10 @@ def _work(arguments: Sequence[str]) -> int:
     from r2d2_jax.planning.epoch import pairs_of_epoch
     from r2d2_jax.planning.report import Plan, document, table
     from r2d2_jax.train.plan import traced_forward_cost
+    from r2d2_jax.train.sizes import with_sizes
 
-    named = named_chip(CHIP.value) if CHIP.value else None
+    config = Config.from_config_dict(with_sizes(values))
+    named = named_chip(CHIP.value) if CHIP.value is not None else None
     pairs = PAIRS.value or pairs_of_epoch(config.data)
     devices = _devices()
     chip = named or chip_of(devices[0])
@@ -118,10 +119,10 @@ def _check_flags() -> None:
 def _devices() -> list[Any]:
     from r2d2_jax.planning.devices import tpu_chips
 
-    if not (TOPOLOGY.value or DEVICES.value):
+    if TOPOLOGY.value is None and not DEVICES.value:
         return jax.devices()
     jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
-    if TOPOLOGY.value:
+    if TOPOLOGY.value is not None:
         return tpu_chips(TOPOLOGY.value, SLICES.value)
     jax.config.update("jax_num_cpu_devices", DEVICES.value)
     return jax.devices()

@@ -240,9 +240,17 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             (
                 {"model__remat": value},
                 f"model.remat is {value!r}; expected none, products, all for all stacks, or a word for each of image, "
-                "text, cross that is not none, in this order, such as text:products,cross:all",
+                f"text, cross that is not none, in this order, such as text:products,cross:all{hint}",
             )
-            for value in ("dots", "True", "", "cross:none", "cross:all,text:all", "image:all,text:all,cross:all")
+            for value, hint in (
+                ("dots", ""),
+                ("True", ""),
+                ("", ""),
+                ("cross:some", ""),
+                ("cross:none", "; write none"),
+                ("cross:all,text:all", "; write text:all,cross:all"),
+                ("image:all, text:all, cross:all", "; write all"),
+            )
         ),
         (
             {"model__temperature_init": 0.6},

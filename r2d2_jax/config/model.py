@@ -157,6 +157,7 @@ def model_contradictions(model: ModelConfig) -> Iterator[str]:
         yield (
             f"model.remat is {model.remat!r}; expected {', '.join(REMAT_WORDS)} for all stacks, or a word for each of "
             f"{', '.join(STACKS)} that is not none, in this order, such as text:products,cross:all"
+            f"{_spelling(model.remat)}"
         )
     low, high = model.temperature_range
     if not 0 < low <= model.temperature_init <= high:
@@ -164,6 +165,13 @@ def model_contradictions(model: ModelConfig) -> Iterator[str]:
             f"model.temperature_init {model.temperature_init} lies outside model.temperature_range "
             f"{model.temperature_range}"
         )
+
+
+def _spelling(remat: str) -> str:
+    """The end of a message: the one name of a choice that is written otherwise, such as "cross:all,text:all"."""
+    words = dict.fromkeys(STACKS, "none")
+    words |= dict(part.partition(":")[::2] for part in remat.replace(" ", "").split(","))
+    return next((f"; write {name}" for name, choice in REMATS.items() if choice == words), "")
 
 
 def _sizes(model: ModelConfig) -> Iterator[tuple[str, int]]:

@@ -10,8 +10,7 @@ Rates are those of the makers' sheets, which no program reaches; matrix rates wi
 - Exact float32 products are six bfloat16 passes on TPUs (XLA's precision "highest"), and run beside the matrix units on
   GPUs, at the sheet's FP32 rate.
 - Memory is what libtpu's compiler says that it may use of a TPU ("available HBM"), a little less than the sheet's; of a
-  GPU it is the sheet's capacity, of which JAX hands out three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says
-  otherwise.
+  GPU it is the sheet's capacity, of which JAX hands out three quarters unless told otherwise.
 """
 
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ class Chip:
     kinds: what JAX calls it (`device_kind`). memory: bytes. rate, exact_rate: operations a second, two for each
     multiply-add, of bfloat16 products and of exact float32 ones. bandwidth: bytes a second of its large memory. links:
     bytes a second that it sends to other chips, all links together. node: chips that these links join; 0: any number.
+    handed_out: share of the memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Chip:
     bandwidth: float
     links: float
     node: int = 0
+    handed_out: float = 1.0
 
 
 def _tpu(name: str, kinds: tuple[str, ...], gib: float, tflops: float, gb_per_second: float, links: float) -> Chip:
@@ -50,7 +51,7 @@ def _gpu(
     name: str, kinds: tuple[str, ...], gb: float, tflops: tuple[float, float], bandwidth: float, links: float
 ) -> Chip:
     rate, exact = (value * 1e12 for value in tflops)
-    return Chip(name, kinds, gb * 1e9, rate, exact, bandwidth * 1e9, links * 1e9, node=8)
+    return Chip(name, kinds, gb * 1e9, rate, exact, bandwidth * 1e9, links * 1e9, node=8, handed_out=0.75)
 
 
 CHIPS = (
@@ -75,6 +76,13 @@ def named_chip(name: str) -> Chip:
         if chip.name.lower() == name.lower():
             return chip
     raise UserError(f"--chip={name}: there is no such chip in the table; it has {', '.join(NAMES)}")
+
+
+def other_than(chip: Chip, device: Any) -> str:
+    """What a device is, in words, where it is not such a chip; "" where it is."""
+    if device.platform == "cpu":
+        return "imitated CPU devices"
+    return "" if device.device_kind in chip.kinds else str(device.device_kind)
 
 
 def chip_of(device: Any) -> Chip | None:

@@ -10,6 +10,7 @@ from jax.experimental import topologies
 from r2d2_jax.errors import UserError, first_line
 
 FLAT_KINDS, LONGEST_AXIS = ("v5e", "v6e"), 16
+_NAME = re.compile(r"[a-z]\w*:[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", re.ASCII)
 
 
 def tpu_chips(topology: str, slices: int = 1) -> list[Any]:
@@ -22,8 +23,13 @@ def tpu_chips(topology: str, slices: int = 1) -> list[Any]:
         raise UserError(
             f"--topology={topology} needs libtpu, which compiles for TPUs and is not installed: pip install libtpu"
         )
+    if not _NAME.fullmatch(topology):
+        raise UserError(
+            f"there is no topology --topology={topology}; expected a kind of TPU and its chips along two or three "
+            "axes, like v5e:8x8, v6e:4x4, v4:4x4x4 or v5p:2x2x2"
+        )
     kind, _, axes = topology.partition(":")
-    if kind in FLAT_KINDS and any(int(size) > LONGEST_AXIS for size in re.findall(r"\d+", axes)):
+    if kind in FLAT_KINDS and any(int(size) > LONGEST_AXIS for size in axes.split("x")):
         raise UserError(  # libtpu would end the process
             f"there is no topology --topology={topology}: {kind} has {LONGEST_AXIS} chips along an axis at most; name "
             f"one like {kind}:16x16, and join several with --slices"

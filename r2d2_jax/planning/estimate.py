@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
-from r2d2_jax.planning.chips import Chip
+from r2d2_jax.planning.chips import Chip, other_than
 from r2d2_jax.planning.devices import torus
 from r2d2_jax.planning.hlo import Shape, parse, shapes
 from r2d2_jax.planning.memory import Temporary, largest_temporaries, readable, state_parts
@@ -43,7 +43,7 @@ class Usage:
     @property
     def fits(self) -> bool:
         """Whether it is known not to be too much."""
-        return self.limit is None or self.needed <= self.limit
+        return self.needed <= self.limit if self.limit is not None else math.isfinite(self.needed)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
     """
     plan = step_plan(config, devices)
     start, parts, limit = time.perf_counter(), state_parts(plan), chip.memory if chip else None
-    imitated, axes = devices[0].platform == "cpu", torus(devices)
+    axes, other = torus(devices), other_than(chip, devices[0]) if chip else ""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     try:
         compiled = plan.compiled()
@@ -158,7 +158,7 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
         usage=usage,
         work=work,
         compile_seconds=time.perf_counter() - start,
-        assumptions=assumptions(chip, len(devices), torus=bool(axes), imitated=imitated, slices=slices) if chip else [],
+        assumptions=assumptions(chip, len(devices), torus=bool(axes), other=other, slices=slices) if chip else [],
     )
 
 

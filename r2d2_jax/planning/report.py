@@ -1,6 +1,7 @@
 """A plan as a table to read and as plain values for a JSON file."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,8 +48,8 @@ def table(plan: Plan) -> str:
 def _memory(made: Estimate) -> Iterator[str]:
     usage = made.usage
     of = f" of {usage.limit / GIB:.2f} GiB" if usage.limit is not None else ""
-    verdict = "" if usage.limit is None else ", fits" if usage.fits else ", DOES NOT FIT"
-    yield f"memory of a chip: {_size(usage.needed)}{of}{verdict}"
+    needed = _size(usage.needed) if math.isfinite(usage.needed) else "more than the compiler found"
+    yield f"memory of a chip: {needed}{of}{_verdict(made)}"
     yield from (f"  {name:<26}{_size(size):>12}" for name, size in usage.parts.items())
     if usage.arguments is not None and usage.temporaries is not None:
         padding = usage.arguments - sum(usage.parts.values())
@@ -59,6 +60,21 @@ def _memory(made: Estimate) -> Iterator[str]:
     for each in usage.largest[:SHOWN]:
         times = f" x {each.count}" if each.count > 1 else ""
         yield f"  {_size(each.bytes):>12}  {each.array}{times}  {each.name}"
+
+
+def _verdict(made: Estimate) -> str:
+    usage = made.usage
+    if not usage.fits:
+        return ", DOES NOT FIT"
+    if usage.limit is None:
+        return ""
+    share = math.ceil(100 * usage.needed / usage.limit) / 100
+    if made.chip is None or share <= made.chip.handed_out:
+        return ", fits"
+    return (
+        f", fits with XLA_PYTHON_CLIENT_MEM_FRACTION={share:.2f} or more; JAX hands out {made.chip.handed_out:g} "
+        "unless told otherwise"
+    )
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -142,7 +158,7 @@ def document(plan: Plan) -> dict[str, Any]:
         "mesh": made.mesh,
         "chip": None if made.chip is None else dataclasses.asdict(made.chip),
         "fits": made.usage.fits if made.usage.limit is not None else None,
-        "memory": dataclasses.asdict(made.usage),
+        "memory": dataclasses.asdict(made.usage) | ({} if math.isfinite(made.usage.needed) else {"needed": None}),
         "multiply_adds_per_pair": {"forward": plan.forward},
         "compile_seconds": made.compile_seconds,
     }

@@ -16,7 +16,7 @@ ASSUMPTIONS = (
 TORUS = "links form a torus; rows of an all-to-all cross the mean distance in it"
 NODE = "links between all chips are as fast as those within a node of {} chips"
 SLICES = "links between the {} slices are as fast as those within one, which the network between them is not"
-IMITATED = "the program is what XLA compiles for imitated CPU devices, whose fusions and layouts are not the chip's"
+OTHER = "the program is what XLA compiles for {}, whose fusions and layouts are not the chip's"
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,17 @@ def mean_hops(torus: Sequence[int]) -> float:
     return sum(sum(min(step, size - step) for step in range(size)) / size for size in torus)
 
 
-def assumptions(chip: Chip, chips: int, *, torus: bool, imitated: bool, slices: int = 1) -> list[str]:
-    """What the time of a plan rests on, a sentence each."""
+def assumptions(chip: Chip, chips: int, *, torus: bool, other: str = "", slices: int = 1) -> list[str]:
+    """What the time of a plan rests on, a sentence each.
+
+    Args:
+        chip: whose rates are taken.
+        chips: how many there are.
+        torus: whether their links form one.
+        other: what the program was compiled for, where that is not such a chip.
+        slices: how many are joined by the network.
+    """
     more = [TORUS] if torus else []
     more += [NODE.format(chip.node)] if chip.node and chips > chip.node else []
     more += [SLICES.format(slices)] if slices > 1 else []
-    return [*ASSUMPTIONS, *more, *([IMITATED] if imitated else [])]
+    return [*ASSUMPTIONS, *more, *([OTHER.format(other)] if other else [])]

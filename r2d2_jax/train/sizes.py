@@ -15,12 +15,13 @@ from r2d2_jax.paths import path_or_bucket
 from r2d2_jax.presets import AS_INITIAL
 
 
-def with_sizes(config: ConfigDict, workdir: Path) -> ConfigDict:
+def with_sizes(config: ConfigDict, workdir: Path | None = None) -> ConfigDict:
     """Fills in every size of the model that is `AS_INITIAL`; what the configuration gives itself stays.
 
     Args:
         config: the configuration, before it is read.
-        workdir: the run's folder. A run that resumes has the sizes of its own checkpoint: its parent may be gone.
+        workdir: the run's folder; None where there is no run. One that resumes has the sizes of its own checkpoint:
+            its parent may be gone.
 
     Raises:
         UserError: a size is to be found, and there is neither a checkpoint nor an initial model.
@@ -29,7 +30,7 @@ def with_sizes(config: ConfigDict, workdir: Path) -> ConfigDict:
     left = list(_left_open(model, "")) if isinstance(model, ConfigDict) else []  # what is amiss, the reader says
     if not left:
         return config
-    sizes = _of_run(workdir) or _of_model(config)
+    sizes = (_of_run(workdir) if workdir is not None else None) or _of_model(config)
     for path in left:
         *blocks, name = path.split(".")
         block, given = model, sizes

@@ -69,6 +69,16 @@ def test_compiles_each_topology_once(scaling: ModuleType, asked: list[tuple[str,
     assert lines[4].split(" | ")[6] == f"{2 * 63 / 64:.2f}"
 
 
+def test_a_row_is_of_its_overrides(scaling: ModuleType, asked: list[tuple[str, int, int]], tmp_path: Path) -> None:
+    config_file, rows_file = write_config(tmp_path, config_values(LONG_QUEUE)), tmp_path / "rows.json"
+    flags = f"--config={config_file}", "--kinds=v5e", "--pairs=4", "--chips=16", f"--json={rows_file}"
+    for overrides in ((), ("--config.mesh.fsdp=4",), ("--config.mesh.fsdp=4",)):
+        assert called(scaling.main, *flags, *overrides).returncode == 0
+    assert len(asked) == 2
+    rows = json.loads(rows_file.read_text(encoding="utf-8"))["rows"]
+    assert [row["overrides"] for row in rows] == ["", "--config.mesh.fsdp=4"]
+
+
 def test_fails_where_more_is_needed_than_promised(scaling: ModuleType, asked: Any, tmp_path: Path) -> None:
     values = config_values(LONG_QUEUE)
     flags = f"--config={write_config(tmp_path, values)}", "--kinds=v5e", "--pairs=4", f"--json={tmp_path / 'rows.json'}"
@@ -83,6 +93,7 @@ def test_fails_where_more_is_needed_than_promised(scaling: ModuleType, asked: An
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
+        ("--kinds=", "--kinds=: expected of v4, v5e, v5p, v6e"),
         ("--kinds=v2", "--kinds=v2: expected of v4, v5e, v5p, v6e"),
         ("--chips=12", "--chips=12: expected of 8, 16, 64, 256, 1024"),
     ],

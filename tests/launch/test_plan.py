@@ -13,16 +13,18 @@ from typing import Any
 import jax
 import pytest
 from programs import called, write_config
+from random_models import VOCABULARY, random_model
 from small_model import CHEAPEST, config_values, write_small_dataset
 
 from r2d2_jax.config.data import DataConfig
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
 from r2d2_jax.launch.plan import main
+from r2d2_jax.models.store import save_model
 from r2d2_jax.planning import devices, epoch, estimate
 from r2d2_jax.planning.chips import GIB, Chip, named_chip
 from r2d2_jax.planning.estimate import Estimate, Usage, Work, is_allowed, with_batch, with_remat
-from r2d2_jax.planning.report import Plan, table
+from r2d2_jax.planning.report import Plan, document, table
 from r2d2_jax.train import plan as train_plan
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +45,10 @@ def small(tmp_path: Path) -> str:
         ((), "--config is not given; --help lists the flags"),
         (("--config=demo", "--topology=v5e:2x2", "--devices=2"), "--topology and --devices are both given; name TPU"),
         (("--config=demo", "--slices=2"), "--slices joins several of a --topology, which is not given"),
+        (("--config=demo", "--chip="), "--chip=: there is no such chip in the table; it has v4, v5e, v5p, v6e,"),
         (("--config=demo", "--chip=TX"), "--chip=TX: there is no such chip in the table; it has v4, v5e, v5p, v6e,"),
         (("--config=nothing",), "there is no configuration nothing; expected a file, or one of the built-in"),
+        (("--config=retrieval:own",), "initial.model is not set; a fine-tuning starts from a model and has its sizes"),
         (("--config=demo", "--remat=some"), "model.remat is 'some'; expected none, products, all for all"),
         (
             ("--config=demo", "--batch_size=7", "--chip=v5e"),
@@ -83,6 +87,23 @@ def test_a_topology_that_does_not_exist(small: str, monkeypatch: pytest.MonkeyPa
     assert done.returncode == 2
     said = "error: there is no topology --topology=v5e:3x7: INVALID_ARGUMENT: no such thing; name one like v5e:8x8"
     assert said in done.stderr
+
+
+@pytest.mark.parametrize("topology", ["", "v5e", "v5e:4", "v5e:0x4", "v5e:4xx4", "v5e:2x2x2x2", "v5litepod-16"])
+def test_a_topology_that_is_none(small: str, topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never reaches libtpu, which ends the process for some of what it does not understand."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    done = called(main, small, f"--topology={topology}")
+    assert done.returncode == 2
+    assert f"error: there is no topology --topology={topology}; expected a kind of TPU and its chips" in done.stderr
+
+
+def test_a_configuration_without_blocks_hears_which_keys_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("from ml_collections import ConfigDict\nget_config = ConfigDict\n")
+    done = called(main, f"--config={tmp_path / 'empty.py'}", "--batch_size=8", "--remat=all")
+    assert done.returncode == 2
+    assert "missing key train" in done.stderr
+    assert "missing key model" in done.stderr
 
 
 def test_a_topology_that_would_end_the_process(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +178,25 @@ def test_exit_status_and_choice(
     done = called(main, small, "--topology=v5e:2x2", *flags)
     assert done.returncode == status, done.stderr
     assert message in done.stdout + done.stderr
+
+
+def test_a_fine_tuning_has_the_sizes_of_its_initial_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(layers=1, cross_layers=2, tokens=VOCABULARY)
+    save_model(model, tmp_path / "model")
+    planned: list[Config] = []
+
+    def estimated(config: Config, *given: Any) -> Estimate:
+        planned.append(config)
+        return fake({"none": 1.0})(with_remat(config, "none"), *given)
+
+    monkeypatch.setattr(devices, "tpu_chips", lambda topology, slices: TPUS)
+    monkeypatch.setattr(estimate, "estimate", estimated)
+    monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
+    flags = f"--config.initial.model={tmp_path / 'model'}", "--config.data.directory=elsewhere", "--topology=v5e:2x2"
+    done = called(main, "--config=retrieval:own", *flags)
+    assert done.returncode == 0, done.stderr
+    assert planned[0].model.cross.layers == 2
+    assert planned[0].model.image == model.config.image
 
 
 def test_pairs_of_an_epoch(tmp_path: Path) -> None:
@@ -255,3 +295,26 @@ def test_a_plan_without_a_chip_says_what_is_missing() -> None:
     assert "  (once)" in printed
     assert "what a chip sends and receives in a step:\n  nothing" in printed
     assert "fits" not in printed.lower()
+
+
+@pytest.mark.parametrize(
+    ("chip", "needed", "verdict"),
+    [
+        ("H100", 60e9, "55.88 GiB of 74.51 GiB, fits"),
+        ("H100", 70e9, "65.19 GiB of 74.51 GiB, fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.88 or more; JAX hands out"),
+        ("v5e", 15.7 * GIB, "15.70 GiB of 15.75 GiB, fits"),
+        ("H100", float("inf"), "more than the compiler found of 74.51 GiB, DOES NOT FIT"),
+        (None, float("inf"), "more than the compiler found, DOES NOT FIT"),
+    ],
+)
+def test_what_a_plan_says_of_the_memory(chip: str | None, needed: float, verdict: str) -> None:
+    """A GPU has more than JAX hands out; and a step for which memory ends fits no chip, whatever the compiler says."""
+    known = named_chip(chip) if chip else None
+    usage = Usage({"batch": 8}, needed, None, None, known.memory if known else None, [])
+    made = Estimate("none", 8, {"data": 1}, "a chip", known, usage, None, 1.0)
+    plan = Plan("small", made, 2e9, 4.0, None)
+    line = next(line for line in table(plan).splitlines() if line.startswith("memory of a chip: "))
+    assert line.removeprefix("memory of a chip: ").startswith(verdict)
+    assert line.endswith(("fits", "FIT", "unless told otherwise"))
+    assert usage.fits == (", fits" in line)
+    json.dumps(document(plan), allow_nan=False)

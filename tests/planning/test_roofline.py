@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.planning.chips import CHIPS, Chip, chip_of, named_chip
+from r2d2_jax.planning.chips import CHIPS, Chip, chip_of, named_chip, other_than
 from r2d2_jax.planning.roofline import LINKS, MATRIX, MEMORY, assumptions, crossed, mean_hops, roofline
 from r2d2_jax.planning.traffic import HARD_NEGATIVES, Collective
 from r2d2_jax.planning.work import Operation
@@ -32,6 +32,13 @@ def test_a_chip_by_what_jax_calls_it_and_by_name() -> None:
         of("tpu", "TPU v2")
     with pytest.raises(UserError, match=r"^--chip=TX: there is no such chip in the table; it has v4, v5e"):
         named_chip("TX")
+
+
+def test_what_a_program_was_compiled_for_where_it_is_no_such_chip() -> None:
+    of = lambda platform, kind: SimpleNamespace(platform=platform, device_kind=kind)  # noqa: E731
+    assert other_than(named_chip("v5e"), of("tpu", "TPU v5 lite")) == ""
+    assert other_than(named_chip("H100"), of("tpu", "TPU v5 lite")) == "TPU v5 lite"
+    assert other_than(named_chip("v5e"), of("cpu", "cpu")) == "imitated CPU devices"
 
 
 def test_an_operation_takes_the_longer_of_its_products_and_its_traffic() -> None:
@@ -69,13 +76,12 @@ def test_an_exchange_crosses_the_mean_distance_of_a_torus() -> None:
 
 
 def test_assumptions_name_what_they_depend_on() -> None:
-    plain = assumptions(named_chip("v5e"), 256, torus=False, imitated=False)
-    whole = assumptions(named_chip("H100"), 16, torus=True, imitated=True)
+    plain = assumptions(named_chip("v5e"), 256, torus=False)
+    whole = assumptions(named_chip("H100"), 16, torus=True, other="TPU v4")
     assert len(plain) == 3
     assert len(whole) == 6
-    assert any(
-        "4 slices" in each for each in assumptions(named_chip("v5e"), 1024, torus=True, imitated=False, slices=4)
-    )
+    assert any("4 slices" in each for each in assumptions(named_chip("v5e"), 1024, torus=True, slices=4))
     assert any("100 %" in each for each in plain)
     assert any("node of 8 chips" in each for each in whole)
-    assert len(assumptions(named_chip("H100"), 8, torus=False, imitated=False)) == 3
+    assert any("compiles for TPU v4, whose" in each for each in whole)
+    assert len(assumptions(named_chip("H100"), 8, torus=False)) == 3
