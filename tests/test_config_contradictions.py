@@ -178,6 +178,8 @@ def test_distillation_temperatures_are_positive(name: str) -> None:
             {**RETRIEVAL, "task": "matching", "model__cross__layers": 0, "evaluation__rerank_candidates": 0},
             "task is 'matching' but model.cross.layers is 0; PRD2 has no cross encoders, and matching trains these",
         ),
+        ({"loss__queue_length": 2**32}, "loss.queue_length is 4294967296; expected 16,777,216 at most"),
+        ({**RETRIEVAL, "train__batch_size": 2**32}, "train.batch_size is 4294967296; expected 16,777,216 at most"),
         ({"train__seed": -1}, "train.seed is -1; expected 0 or more"),
         ({"train__seed": 2**32}, "train.seed is 4294967296; expected 4294967295 at most"),
         (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from sharding_worker import draws
+from sharding_worker import draws, rows_taken
 from small_model import TOKENS, small_config, small_plan, small_rows, small_words
 
 from r2d2_jax import sharding
@@ -164,10 +164,18 @@ def test_each_device_draws_dropout_for_its_own_rows(worker: list[dict[str, Any]]
 
 @pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))
 def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str, Any]], place: int, mesh: str) -> None:
+    check_rows(worker[place]["rows_of_all_devices"])
+
+
+def test_rows_of_one_device_are_those_of_plain_indexing() -> None:
+    check_rows(rows_taken(small_plan(small_config()).mesh))
+
+
+def check_rows(taken: list[dict[str, Any]]) -> None:
     """24 rows of 15 columns, which 8 devices do not divide, also if all want one row; so are the gradients."""
     values, weights = np.random.default_rng(0).normal(size=(2, 24, 3, 5))
     assert 0 < (np.bincount(draws()[0], minlength=24) == 0).sum() < 24
-    for index, found in zip(draws(), worker[place]["rows_of_all_devices"], strict=True):
+    for index, found in zip(draws(), taken, strict=True):
         gradient = np.zeros((24, 3, 5))
         np.add.at(gradient, index, weights)
         np.testing.assert_array_equal(np.float32(found["rows"]), values.astype(np.float32)[index])

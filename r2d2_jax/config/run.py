@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from r2d2_jax.config.model import DTYPES
+from r2d2_jax.config.model import DTYPES, MAX_SIZE
 from r2d2_jax.config.ranges import negative, not_positive
 from r2d2_jax.trees import path_end
 
@@ -125,6 +125,8 @@ def train_contradictions(train: TrainConfig) -> Iterator[str]:
     yield from not_positive((f"train.{name}", getattr(train, name)) for name in counts)
     intervals = ("checkpoint_every", "evaluate_every", "weigh_terms_every", "stall_seconds", "evaluate_every_epochs")
     yield from negative((f"train.{name}", getattr(train, name)) for name in ("seed", *intervals, "keep_best"))
+    if train.batch_size > MAX_SIZE:  # from 2**31 on its rows could not be counted
+        yield f"train.batch_size is {train.batch_size}; expected {MAX_SIZE:,} at most"
     if train.seed > LARGEST_SEED:
         yield f"train.seed is {train.seed}; expected {LARGEST_SEED} at most"
     if train.evaluate_every_epochs and not train.keep_best:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from r2d2_jax.config.model import ModelConfig
+from r2d2_jax.config.model import MAX_SIZE, ModelConfig
 from r2d2_jax.config.ranges import negative, not_a_share, not_positive
 
 
@@ -70,6 +70,8 @@ def loss_contradictions(loss: LossConfig, model: ModelConfig, batch_size: int) -
             f"loss.queue_length {loss.queue_length} is shorter than the global train.batch_size {batch_size}; "
             "a whole batch must fit into the queue"
         )
+    if loss.contrastive == "tgd" and loss.queue_length > MAX_SIZE:
+        yield f"loss.queue_length is {loss.queue_length}; expected {MAX_SIZE:,} at most"
     if (loss.fgr or loss.mlm) and not model.cross.layers:
         yield "loss.fgr or loss.mlm is on but model.cross.layers is 0; PRD2 has neither"
     if loss.fgr and batch_size < 2:
