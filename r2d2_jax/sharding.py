@@ -21,6 +21,10 @@ from r2d2_jax.trees import path_end
 
 DATA, FSDP = "data", "fsdp"
 
+# What a device takes at a time of the rows of others. libtpu 0.0.52 puts the result of an indexing into on-chip memory,
+# and fails to compile one of 16.06 MiB, which are the image tokens of 32 pairs of ViT-L, because 16 MiB is the limit.
+EXCHANGED_BYTES = 8 * 2**20
+
 TABLE = r"(word|position)_embedding/embedding"
 # First match wins; matched against the end of a leaf's path, such as "memory/teacher/text_encoder/layers/mlp/up/kernel"
 # or "opt_state/1/0/mu/.../kernel". Stacked layers have their layer axis in front. Matrices are split along their input
@@ -51,14 +55,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh.data={config.data} and mesh.fsdp={config.fsdp} do not divide the {len(devices)} devices there are; "
             "set them so that their product is that number, or one of them to -1"
         )
-    types = (AxisType.Auto, AxisType.Auto)
     if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
-        return Mesh(over_slices(sizes[0], sizes[1], devices), (DATA, FSDP), axis_types=types)
-    return jax.make_mesh((sizes[0], sizes[1]), (DATA, FSDP), axis_types=types, devices=devices)
+        placed = over_slices(sizes[0], sizes[1], devices)
+    else:
+        # An axis of the torus is split only where no other arrangement fits.
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def over_slices(data: int, fsdp: int, devices: Sequence[Any]) -> np.ndarray:
-    """Arranges the devices of several slices, which `jax.make_mesh` refuses.
+    """Arranges the devices of several slices.
 
     A slice is one of TPUs, or to JAX the GPUs of one machine: links within it are fast, and a network joins it to the
     others. So as many slices as possible lie along the data axis, where only gradients and embeddings travel; along the
@@ -178,6 +184,8 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     together. Each time a device sends and receives as much as it has rows, and holds no more, whatever the number of
     devices and whoever asks for what; so it is, backwards, with the gradients (our decision).
 
+    Columns go `EXCHANGED_BYTES` of a device at a time.
+
     Args:
         values: [b ...], any dtype.
         index: int [b], rows of the global batch.
@@ -188,11 +196,17 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     """
     placed, by_rows = jax.lax.with_sharding_constraint, batch_sharding(mesh)
     by_columns = NamedSharding(mesh, PartitionSpec(None, (DATA, FSDP)))
+    index = placed(index, replicated(mesh))
+
+    def found(columns: jax.Array) -> jax.Array:
+        padding = -columns.shape[1] % mesh.size
+        parts = placed(jnp.pad(columns, ((0, 0), (0, padding))), by_columns)
+        return placed(placed(parts[index], by_columns), by_rows)[:, : columns.shape[1]]
+
     columns = placed(values.reshape(len(values), -1), by_rows)
-    padding = -columns.shape[1] % mesh.size
-    parts = placed(jnp.pad(columns, ((0, 0), (0, padding))), by_columns)
-    found = placed(parts[placed(index, replicated(mesh))], by_columns)
-    return placed(found, by_rows)[:, : columns.shape[1]].reshape(values.shape)
+    count = -(-columns.size * columns.dtype.itemsize // (mesh.size * EXCHANGED_BYTES))
+    pieces = [found(each) for each in jnp.array_split(columns, count, axis=1)]
+    return jnp.concatenate(pieces, axis=1).reshape(values.shape)
 
 
 def in_micro_batches(part: Callable[..., Any], count: int, mesh: Mesh, inputs: Any) -> Any:

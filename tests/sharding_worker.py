@@ -7,7 +7,8 @@ train step, of those alone that move rows of the batch. That a shape has rows ca
 batch is 8 * 7, and nothing else has a size that 7 divides.
 "masks": arrays of that program as large as a mask of dropout, "u32[21,2,17,9]": with one device's rows, and with all.
 "whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
-"rows_of_all_devices": rows that it takes for each of `draws`, and the gradient of their weighted sum.
+"rows_of_all_devices": rows that it takes for each of `draws`, and the gradient of their weighted sum; "rows_in_pieces":
+the same, with columns in two pieces of different size.
 """
 
 import json
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 from small_model import TOKENS, small_config, small_rows, small_words
 
+from r2d2_jax import sharding
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
 from r2d2_jax.planning.hlo import parse
@@ -32,6 +35,7 @@ from r2d2_jax.sharding import batch_sharding, rows_of_all_devices
 from r2d2_jax.train.plan import step_plan
 
 DEVICES, ROWS = 8, 7
+PIECE = 100  # bytes; a device has 24 * 15 * 4 / 8 = 180 of the rows that are taken
 # Wider than a device's rows are many: XLA then finds it cheaper to move activations than kernels, if it may choose.
 WIDE = {"width": 64, "layers": 2, "heads": 2, "mlp_width": 128}
 CONFIG = small_config(
@@ -120,6 +124,8 @@ def main() -> None:
         plan = step_plan(CONFIG, jax.devices(), MeshConfig(*map(int, axes.split("x"))))
         program, mesh = plan.compiled().as_text(), plan.mesh
         found = {"collectives": collectives_of_rows(program), "rows_of_all_devices": rows_taken(mesh)}
+        with mock.patch.object(sharding, "EXCHANGED_BYTES", PIECE):
+            found["rows_in_pieces"] = rows_taken(mesh)
         found["masks"] = masks(program)
         print(json.dumps(found | {"whole_words": whole_words(mesh)}))
 

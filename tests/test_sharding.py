@@ -163,8 +163,11 @@ def test_each_device_draws_dropout_for_its_own_rows(worker: list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("place, mesh", list(enumerate(MESHES)))
-def test_rows_from_all_devices_are_those_of_plain_indexing(worker: list[dict[str, Any]], place: int, mesh: str) -> None:
-    check_rows(worker[place]["rows_of_all_devices"])
+@pytest.mark.parametrize("how", ["rows_of_all_devices", "rows_in_pieces"])
+def test_rows_from_all_devices_are_those_of_plain_indexing(
+    worker: list[dict[str, Any]], place: int, mesh: str, how: str
+) -> None:
+    check_rows(worker[place][how])
 
 
 def test_rows_of_one_device_are_those_of_plain_indexing() -> None:
@@ -234,13 +237,24 @@ def test_slices_share_the_data_axis_as_far_as_it_goes(
 
 
 def test_the_mesh_of_a_run_on_several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`jax.make_mesh` refuses these, since JAX 0.10 GPUs of several machines, too."""
+    """`jax.make_mesh` refuses these."""
     made: list[Any] = []
     monkeypatch.setattr(sharding, "Mesh", lambda *arguments, **types: made.append((*arguments, types)))
     make_mesh(MeshConfig(-1, 4), sliced(4, 4))
     ((devices, names, types),) = made
     assert devices.shape == (2, 4)
     assert (names, types) == (("data", "fsdp"), {"axis_types": (AxisType.Auto, AxisType.Auto)})
+
+
+def test_a_mesh_that_has_to_split_an_axis_of_the_torus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 chips are no row and no square of a v6e of 4 x 4; `jax.make_mesh` gives up."""
+    made: list[Any] = []
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, *_, **__: made.append(devices))
+    chip = {"platform": "tpu", "device_kind": "TPU v6 lite", "process_index": 0, "core_on_chip": 0}
+    chips = [SimpleNamespace(id=4 * y + x, coords=(x, y, 0), **chip) for y in range(4) for x in range(4)]
+    make_mesh(MeshConfig(-1, 8), chips)
+    assert made[0].shape == (2, 8)
+    assert {device.id for device in made[0].flat} == set(range(16))
 
 
 def test_slices_of_different_size() -> None:

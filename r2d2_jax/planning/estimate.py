@@ -43,7 +43,7 @@ class Usage:
     @property
     def fits(self) -> bool:
         """Whether it is known not to be too much."""
-        return self.needed <= self.limit if self.limit is not None else math.isfinite(self.needed)
+        return self.limit is None or self.needed <= self.limit
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,10 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
     try:
         compiled = plan.compiled()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        too_large = too_much(str(error), parts)
+        if too_large is None:
             raise
-        usage, work = too_much(str(error), parts, limit), None
+        usage, work = too_large, None
     else:
         program = parse(compiled.as_text() or "")
         usage = _usage(compiled, parts, limit, largest_temporaries(program))
@@ -169,20 +170,23 @@ def _usage(compiled: Any, parts: dict[str, int], limit: float | None, largest: l
     return Usage(parts, kept + temporaries, kept, temporaries, limit, largest)
 
 
-def too_much(message: str, parts: dict[str, int], limit: float | None) -> Usage:
+def too_much(message: str, parts: dict[str, int]) -> Usage | None:
     """What a TPU compiler says when memory ends: how much of how much, and the largest arrays.
 
     Args:
         message: "... Used 18.60G of 15.75G hbm ...", or "... required for HLO temporaries (18.60G) exceeds available
             HBM (15.75G)"; and paragraphs "1. Size: 1.50G", "Operator: op_name=...", "Shape: ...".
         parts: of the state and the batch.
-        limit: the chip's memory, where the message names none.
+
+    Returns:
+        None of any other message, such as those of a chip's on-chip memory, which another batch need not mend.
     """
     said = r"([\d.]+)([KMGT]?)"
-    used = re.search(rf"Used {said} of {said}", message)
-    used = used or re.search(rf"required for [\w ]*\({said}\) exceeds available \w+ \({said}\)", message)
-    needed = float(used.group(1)) * _UNITS[used.group(2)] if used else float("inf")
-    limit = float(used.group(3)) * _UNITS[used.group(4)] if used else limit
+    used = re.search(rf"Used {said} of {said} hbm", message)
+    used = used or re.search(rf"required for [\w ]*\({said}\) exceeds available HBM \({said}\)", message)
+    if used is None:
+        return None
+    needed, limit = (float(used.group(at)) * _UNITS[used.group(at + 1)] for at in (1, 3))
     largest = []
     for paragraph in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
         size = re.match(r"([\d.]+)([KMGT]?)", paragraph)

@@ -48,8 +48,7 @@ def table(plan: Plan) -> str:
 def _memory(made: Estimate) -> Iterator[str]:
     usage = made.usage
     of = f" of {usage.limit / GIB:.2f} GiB" if usage.limit is not None else ""
-    needed = _size(usage.needed) if math.isfinite(usage.needed) else "more than the compiler found"
-    yield f"memory of a chip: {needed}{of}{_verdict(made)}"
+    yield f"memory of a chip: {_size(usage.needed)}{of}{_verdict(made)}"
     yield from (f"  {name:<26}{_size(size):>12}" for name, size in usage.parts.items())
     if usage.arguments is not None and usage.temporaries is not None:
         padding = usage.arguments - sum(usage.parts.values())
@@ -64,10 +63,10 @@ def _memory(made: Estimate) -> Iterator[str]:
 
 def _verdict(made: Estimate) -> str:
     usage = made.usage
-    if not usage.fits:
-        return ", DOES NOT FIT"
     if usage.limit is None:
         return ""
+    if not usage.fits:
+        return ", DOES NOT FIT"
     share = math.ceil(100 * usage.needed / usage.limit) / 100
     if made.chip is None or share <= made.chip.handed_out:
         return ", fits"
@@ -158,7 +157,7 @@ def document(plan: Plan) -> dict[str, Any]:
         "mesh": made.mesh,
         "chip": None if made.chip is None else dataclasses.asdict(made.chip),
         "fits": made.usage.fits if made.usage.limit is not None else None,
-        "memory": dataclasses.asdict(made.usage) | ({} if math.isfinite(made.usage.needed) else {"needed": None}),
+        "memory": dataclasses.asdict(made.usage),
         "multiply_adds_per_pair": {"forward": plan.forward},
         "compile_seconds": made.compile_seconds,
     }

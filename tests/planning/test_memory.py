@@ -72,11 +72,21 @@ Used 18.60G of 15.75G hbm. Exceeded hbm capacity by 2.85G.
      Shape: f32[5]{0}
 """
     short = "the total memory required for HLO temporaries (18.60G) exceeds available HBM (15.75G)."
-    assert too_much(short, {}, None).needed == too_much(message, {}, None).needed
-    usage = too_much(message, {"parameters": 5}, 1.0)
+    usage, again = too_much(message, {"parameters": 5}), too_much(short, {})
+    assert usage is not None
+    assert again is not None
+    assert usage.needed == again.needed
     assert not usage.fits
     assert (usage.needed, usage.limit) == (18.6 * 2**30, 15.75 * 2**30)
     assert usage.largest == [
         Temporary("backward of rank/image_text_encoder/mlp/up/dot_general", "bf16[24,32,257,1024]", 1.5 * 2**30, 1),
         Temporary("", "f32[5]", 768 * 2**20, 1),
     ]
+
+
+def test_other_failures_of_a_compiler_are_not_taken_for_it() -> None:
+    said = (
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem while allocating "
+        "on stack for %gather. Scoped allocation with size 16.12M and limit 16.00M exceeded scoped vmem limit by 128K."
+    )
+    assert too_much(said, {}) is None
