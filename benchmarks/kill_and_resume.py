@@ -202,7 +202,7 @@ def kill_once(number: int, seconds: float, data: Path, workdir: Path, expected: 
     while child.alive() and time.perf_counter() - start < seconds:
         time.sleep(0.002)
     while aim == "writing" and child.alive() and not is_saving(workdir):
-        time.sleep(0.0005)
+        time.sleep(0.01)
     seconds = time.perf_counter() - start
     child.kill()
     newest = max(steps_of(workdir / "checkpoints"), default=0)

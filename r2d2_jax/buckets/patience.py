@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,8 @@ SILENCE = 30.0
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 # Seconds for which an outage is not told: every bucket refuses single requests now and then.
 _UNTOLD = 5.0
+# Seconds between two lines about an outage, which stops many requests at once.
+_TOLD_EVERY = 15.0
 # What gcsfs lets through of the libraries below it.
 _FOREIGN = (
     HttpError,
@@ -43,6 +46,22 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, HttpError) and str(error.code) == "501":  # never implemented there, and gcsfs would try again
         return False
     return isinstance(error, TimeoutError) or is_retriable(error)
+
+
+class _Lines:
+    """What the log is told of outages."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def tell(self, said: str) -> None:
+        """Tells what one of perhaps many requests has met, unless another was told a moment ago."""
+        if (now := time.monotonic()) - self._last >= _TOLD_EVERY:
+            self._last = now
+            logger.warning("the bucket does not answer: %s; trying again, for %.0f min in all", said, PATIENCE / 60)
+
+
+_lines = _Lines()
 
 
 def _patient(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -68,7 +87,7 @@ def _patient(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
                     place = "" if named else "/".join(map(str, args[2:])) or str(args[1])  # after method and pattern
                     raise BucketError(f"{place and f'{place}: '}{said}; {advice(error)}") from error
             if waited >= _UNTOLD:
-                logger.warning("the bucket does not answer: %s; trying again, for %.0f min in all", said, PATIENCE / 60)
+                _lines.tell(said)
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # so that many hosts do not come all at once
             wait = min(2 * wait, _LONGEST_WAIT)
 
