@@ -74,14 +74,18 @@ def _work(arguments: Sequence[str]) -> int:
 @contextmanager
 def bucket() -> Iterator[dict[str, str]]:
     """Starts the emulator; gives what makes clients find it, and the bucket's name as BUCKET."""
-    command, pipe = [sys.executable, str(SERVER)], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as server:
+    with (
+        tempfile.TemporaryFile("w+") as errors,  # a pipe that nobody reads would be full one day, and stop the emulator
+        subprocess.Popen(
+            [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as server,
+    ):
         assert server.stdin is not None
         assert server.stdout is not None
-        assert server.stderr is not None
         told = server.stdout.readline()
         if not told:
-            said = server.stderr.read().strip().splitlines()[-1]
+            errors.seek(0)
+            said = errors.read().strip().splitlines()[-1]
             raise UserError(f"the emulator of a bucket does not start: {said}; install it: pip install -e .[test]")
         try:
             yield json.loads(told)

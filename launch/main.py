@@ -23,7 +23,7 @@ from r2d2_jax.launch.program import STOPPED, parse_known, run
 from r2d2_jax.launch.report import report_at_the_end, report_command
 from r2d2_jax.launch.writer_threads import quiet_writer_threads
 from r2d2_jax.paths import path_or_bucket
-from r2d2_jax.processes import join, leave, wait_for_verdict
+from r2d2_jax.processes import join, leave, may_be_of_another, wait_for_verdict
 from r2d2_jax.report import PICTURES
 from r2d2_jax.train.host_memory import keep_freed_memory
 
@@ -156,7 +156,7 @@ def command() -> None:
     except Exception as error:
         traceback.print_exc()
         status = 1
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if may_be_of_another(error):
             wait_for_verdict()
     if status:
         leave(status)

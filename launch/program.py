@@ -24,6 +24,7 @@ HELP_FLAGS = {"-h", "--help", "--helpshort", "--helpfull"}
 # PyTorch's exporter warns for each operator of torchvision that it is not installed; no model here uses one.
 LIBRARY_LEVELS = {
     "absl": logging.WARNING,
+    "fsspec": logging.WARNING,  # tells of every file in a bucket that it opens
     "gcsfs": logging.CRITICAL,  # what it gives up is tried again, or an error
     "orbax": logging.WARNING,
     "httpx": logging.WARNING,

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -18,12 +20,16 @@ from jax.experimental import multihost_utils
 
 from r2d2_jax.errors import UserError, first_line
 
+logger = logging.getLogger(__name__)
+
 # Seconds that processes wait for each other at the shutdown barrier: long enough for the slowest clean exit, short
 # enough not to wait for the dead.
 LEAVING_SECONDS = 20
 # Seconds without a sign of life after which JAX's coordination service takes a process for dead, names it to all others
 # and ends them.
 DEAD_SECONDS = 30
+# How the messages of XLA's errors begin, "UNKNOWN: " for example.
+_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 _PAGE = 1024  # bytes; messages are padded to whole pages, so that few shapes are compiled
 
 
@@ -46,6 +52,9 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
             f"cannot join the other processes: {first_line(error)} Give --coordinator_address, --num_processes and "
             "--process_id"
         ) from error
+    if jax.process_index() > 0:
+        # Said now: JAX ends this process itself when process 0 is gone, and speaks of it by these words alone.
+        logger.info("what JAX calls the CoordinationService, or the leader, is process 0")
 
 
 def gather_json(value: Any) -> list[Any]:
@@ -104,6 +113,17 @@ def check_shared(folder: Path) -> None:
         )
 
 
+def may_be_of_another(error: Exception) -> bool:
+    """Whether an error may have its cause in another process, which has died.
+
+    XLA has raised it: a collective that fails while it computes is a JaxRuntimeError, one that fails as it is started a
+    ValueError.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return True
+    return isinstance(error, ValueError) and _STATUS.match(str(error)) is not None
+
+
 def wait_for_verdict() -> None:
     """After a failed collective, waits until JAX has had time to notice that another process has died.
 
@@ -112,8 +132,7 @@ def wait_for_verdict() -> None:
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         seconds = DEAD_SECONDS + 5
         print(
-            f"waiting {seconds} s for JAX to say which other process has died, if one has, by its number; the "
-            "CoordinationService that it may speak of is process 0",
+            f"waiting {seconds} s for JAX to say which other process has died, if one has, by its number",
             file=sys.stderr,
             flush=True,
         )

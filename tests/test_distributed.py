@@ -231,9 +231,8 @@ def test_an_error_of_one_process_ends_both(tmp_path: Path) -> None:
 
 
 SILENT = r"The following tasks are unhealthy \(stopped sending heartbeats\):\s+1\s"
-FIRST_IS_GONE = (
-    r"(?s)(?=.*the CoordinationService that it may speak of is process 0\n)(?=.*CoordinationService/PollForErr)"
-)
+LEADER = "what JAX calls the CoordinationService, or the leader, is process 0\n"
+FIRST_IS_GONE = f"(?s){LEADER}.*CoordinationService/PollForErr"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import inspect
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +14,7 @@ import aiohttp
 import gcsfs
 import google.auth.exceptions
 import requests
-from gcsfs.retry import HttpError, is_retriable
+from gcsfs.retry import ChecksumError, HttpError, is_retriable
 
 from r2d2_jax.buckets.path import BucketError, advice
 from r2d2_jax.errors import first_line
@@ -24,9 +26,14 @@ PATIENCE = 600.0
 # Seconds without a byte after which a request hangs, and is made again. Long transfers have no other limit.
 SILENCE = 30.0
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+# Seconds for which an outage is not told: every bucket refuses single requests now and then.
+_UNTOLD = 5.0
+# Seconds between two lines about an outage, which stops many requests at once.
+_TOLD_EVERY = 15.0
 # What gcsfs lets through of the libraries below it.
 _FOREIGN = (
     HttpError,
+    ChecksumError,
     TimeoutError,
     aiohttp.ClientError,
     requests.RequestException,
@@ -41,8 +48,28 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, TimeoutError) or is_retriable(error)
 
 
+class _Lines:
+    """What the log is told of outages."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def tell(self, said: str) -> None:
+        """Tells what one of perhaps many requests has met, unless another was told a moment ago."""
+        if (now := time.monotonic()) - self._last >= _TOLD_EVERY:
+            self._last = now
+            logger.warning("the bucket does not answer: %s; trying again, for %.0f min in all", said, PATIENCE / 60)
+
+
+_lines = _Lines()
+
+
 def _patient(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A request of gcsfs that is made until it succeeds, or fails for good with a `BucketError`."""
+    """A request of gcsfs that is made until it succeeds, or fails for good with a `BucketError`.
+
+    Without the six attempts of gcsfs itself, which say nothing: where each hangs, they take minutes.
+    """
+    request = inspect.unwrap(request)
 
     @functools.wraps(request)
     async def patient(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,13 +80,14 @@ def _patient(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
             except FileNotFoundError:
                 raise
             except (*_FOREIGN, OSError) as error:
-                said = first_line(error)
-                if not _passes(error) or time.monotonic() - start > PATIENCE:
+                said, waited = first_line(error), time.monotonic() - start
+                if not _passes(error) or waited > PATIENCE:
                     # gcsfs itself names the object where the bucket forbids, and looks at how that message begins.
                     named = isinstance(error, OSError) and not isinstance(error, _FOREIGN)
                     place = "" if named else "/".join(map(str, args[2:])) or str(args[1])  # after method and pattern
                     raise BucketError(f"{place and f'{place}: '}{said}; {advice(error)}") from error
-            logger.warning("the bucket does not answer: %s; trying again, for %.0f min in all", said, PATIENCE / 60)
+            if waited >= _UNTOLD:
+                _lines.tell(said)
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # so that many hosts do not come all at once
             wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -4,13 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
-from bucket_server import FORBIDS, REFUSES, BucketServer
+from bucket_server import FORBIDS, HANGS, REFUSES, BucketServer
 
 from r2d2_jax.atomic import written_whole
 from r2d2_jax.buckets import patience
 from r2d2_jax.buckets.path import BucketError, BucketPath
 from r2d2_jax.buckets.transfer import crc32c, measured_there, move, on_disk
 from r2d2_jax.errors import UserError
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said of outages; gcsfs and Google's client have messages of their own."""
+    return [record.getMessage() for record in caplog.records if record.name == patience.__name__]
 
 
 def test_a_file_and_a_folder(bucket: BucketPath) -> None:
@@ -39,19 +44,43 @@ def test_what_fails_leaves_nothing(bucket: BucketPath, server: BucketServer) -> 
 def test_patience_ends(
     bucket: BucketPath, server: BucketServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """gcsfs itself makes six attempts, with pauses of half a minute in all, which are left out here."""
-
     async def no_pause(seconds: float) -> None:
         pass
 
     monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(patience, "_UNTOLD", 0.25)
+    monkeypatch.setattr(patience, "_lines", patience._Lines())
     monkeypatch.setattr(patience.asyncio, "sleep", no_pause)
     with (
         server.faulty(REFUSES),
         pytest.raises(BucketError, match="a: by the stand-in of the tests, 503; check the name of"),
     ):
         (bucket / "a").read_text()
-    assert "the bucket does not answer: by the stand-in of the tests, 503; trying again, for 0 min" in caplog.text
+    assert told(caplog) == [
+        "the bucket does not answer: by the stand-in of the tests, 503; trying again, for 0 min in all"
+    ]
+
+
+def test_a_bucket_that_hangs_is_told(
+    bucket: BucketPath, server: BucketServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the first silence, and not after six of them, as gcsfs would."""
+    (bucket / "a").write_text("whole")
+    monkeypatch.setattr(patience, "SILENCE", 0.2)
+    monkeypatch.setattr(patience, "_UNTOLD", 0.1)
+    monkeypatch.setattr(patience, "_lines", patience._Lines())
+    filesystem = patience.PatientFileSystem(skip_instance_cache=True)
+    server.faulty_for(0.5, HANGS)
+    assert filesystem.cat_file(str(bucket / "a")) == b"whole"
+    (said,) = told(caplog)
+    assert said.startswith("the bucket does not answer: Timeout on reading data")
+
+
+def test_a_moment_is_not_told(bucket: BucketPath, server: BucketServer, caplog: pytest.LogCaptureFixture) -> None:
+    (bucket / "a").write_text("whole")
+    server.faulty_for(0.2, REFUSES)
+    assert (bucket / "a").read_text() == "whole"
+    assert not told(caplog)
 
 
 def test_a_copy_on_the_disk(bucket: BucketPath) -> None:

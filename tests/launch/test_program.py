@@ -165,6 +165,7 @@ def test_messages_are_plain_lines_and_other_libraries_quiet() -> None:
         logging.getLogger("r2d2_jax.anything").info("step 2")
         logging.getLogger("r2d2_jax.anything").debug("detail")
         logging.getLogger("absl").info("I have looked at the dataset")
+        logging.getLogger("fsspec.caching").info("AdaptiveReadaheadCache enabled")
         logging.getLogger("absl").warning("Requested `tracked_metric`; did not provide metrics.")
         logging.getLogger("absl").warning("Waiting for previous save to complete took 1.091035 seconds. If this")
         logging.getLogger("absl").error("Failed to json parse Metadata file: 7/_CHECKPOINT_METADATA")
