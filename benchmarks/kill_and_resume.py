@@ -2,7 +2,7 @@
 
     python benchmarks/kill_and_resume.py              # 10 kills, about five minutes on two cores
     python benchmarks/kill_and_resume.py --kills=30 --seed=1
-    python benchmarks/kill_and_resume.py --bucket     # the folders of the killed runs lie in an emulated bucket
+    python benchmarks/kill_and_resume.py --bucket     # in an emulated bucket; half an hour on one core
 
 The moments are drawn in seconds, over the whole of a run's training, evaluation and saving; every second kill waits for
 the next checkpoint that is just being written. Compared are every array of the final state, bit by bit, every line of
