@@ -34,7 +34,7 @@ Workers are numbered over all slices, as JAX numbers the processes on them.
     --setup=../mount.sh -- launch/main.py --config=vitl_250m --workdir=gs://BUCKET/runs/vitl_250m \
     --config.data.directory=/mnt/shared/data/zero_250m --distributed
 
-Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, of this program or of the one that it runs.
+Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, here or of the program that it runs; 130 Ctrl-C.
 Environment: POLL_SECONDS (30) between two looks; REACH_TRIES (20) looks at a worker that cannot be reached;
 RETRIES (3) failures in a row after which train gives up; HEALTHY_SECONDS (3600) of running, after which a failure is
 again the first.
@@ -218,10 +218,9 @@ ensure_pod() {
   state=$(queue_state)
   if [ -n "$state" ] || [ -n "$requested" ]; then
     check_pod 2> "$work/fate" || outcome=$?
-    if [ "$outcome" -eq "$DELETED" ]; then
-      cat "$work/fate" >&2
-      return "$DELETED"
-    fi
+    # That a pod which train has watched was taken away, it has said already.
+    [ "$outcome" -eq "$PREEMPTED" ] && [ -n "$requested" ] || cat "$work/fate" >&2
+    [ "$outcome" -ne "$DELETED" ] || return "$DELETED"
     check_slices
   fi
   if [ "$outcome" -eq "$PREEMPTED" ]; then
@@ -319,7 +318,7 @@ status() {
   count_workers || return
   each_worker last
   for ((number = 0; number < count; number++)); do
-    echo "[$number] $(tail -n 1 "$work/$number.out")"
+    echo "[$number] $(tail -n 1 "$work/$number.out" | grep . || echo "no answer")"
   done
   [ ${#failed[@]} -eq 0 ] || unreachable
 }
@@ -336,7 +335,7 @@ stop() {
   # One worker is enough to stop the run.
   [ ${#failed[@]} -eq 0 ] || complain "stopping" "$((count - ${#failed[@]})) of $count workers were asked." ||
     [ ${#failed[@]} -lt "$count" ] || return
-  [ -z "$now" ] || return 0
+  [ -z "$now" ] || { say "killed; the same program resumes from its newest checkpoint" && return; }
   say "asked to save and end; waiting"
   watch || outcome=$?
   case $outcome in

@@ -72,12 +72,21 @@ def test_after_a_preemption_the_same_command_runs_on_a_new_pod(cloud: Cloud) -> 
     cloud.write("play-1", "preempted", "exit 0")
     done = cloud.call("train", *POD, *PROGRAM, RETRIES="0")
     assert done.returncode == 0, done.stderr
-    assert "pod in us-west4-a was taken away: queue SUSPENDED, pod PREEMPTED" in done.stderr
+    assert done.stderr.count("pod in us-west4-a was taken away: queue SUSPENDED, pod PREEMPTED") == 1
     assert "resumes from its newest checkpoint" in done.stderr
     assert done.stderr.endswith(f"the run has finished\n{COSTS}\n")
     assert cloud.verbs() == ["create", "delete", "create"]
     assert cloud.lines("started-0") == [f"-u {' '.join(PROGRAM[1:])}"] * 2
     assert len(cloud.lines("installed")) == 4
+
+
+def test_a_pod_that_was_taken_away_before_is_replaced_and_that_is_told(cloud: Cloud) -> None:
+    assert cloud.call("create", *POD).returncode == 0
+    cloud.write("queue", "SUSPENDED")
+    done = cloud.call("train", *POD, *PROGRAM)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("error: pod in us-west4-a was taken away: queue SUSPENDED, pod READY")
+    assert cloud.verbs() == ["create", "delete", "create"]
 
 
 def test_a_machine_that_shuts_down_has_not_finished_the_run(cloud: Cloud) -> None:
@@ -228,7 +237,8 @@ def test_stop_now_kills(cloud: Cloud) -> None:
     cloud.write("play", "work")
     install(cloud)
     assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
-    assert cloud.call("stop", "--now", *PLACE).returncode == 0
+    done = cloud.call("stop", "--now", *PLACE)
+    assert (done.returncode, done.stderr) == (0, "killed; the same program resumes from its newest checkpoint\n")
     assert "[0] lost, commit" in cloud.call("status", *PLACE).stdout
 
 
@@ -287,6 +297,7 @@ def test_one_worker_that_hears_is_enough_to_stop(cloud: Cloud) -> None:
     said = refusal(cloud.call("stop", *PLACE), 1)
     assert "stopping failed on worker 1 of pod: ssh: connect to host worker-1" in said
     assert "1 of 2 workers were asked." in said
+    assert "\n[1] no answer\n" in cloud.call("status", *PLACE).stdout
     cloud.write("unreachable")
     assert cloud.call("stop", *PLACE).returncode == 0
 
