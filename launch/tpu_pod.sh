@@ -173,7 +173,7 @@ run_program() {
   each_worker start "${program[@]}"
   [ ${#failed[@]} -gt 0 ] || return 0
   ! grep -qs "is at work" "$work"/*.err || complain "starting" "What was at work before goes on." || return
-  complain "starting" "All workers or none, so the others are ended. If it is not installed, install." || each_worker end
+  complain "starting" "All workers or none: the others are ended. If it is not installed, install." || each_worker end
   return 1
 }
 
