@@ -116,7 +116,7 @@ create() {
   if ! tpus queued-resources create "$name" "${asked[@]}" --accelerator-type="$type" --runtime-version="$runtime" \
     ${tier:+"$tier"} 2> "$work/create.err"; then
     error "Google Cloud refuses $many$type in $zone as $name: $(grep -v '^ *$' "$work/create.err" | tail -n 5)
-Ask for quota, name another --zone or --type, or, if it exists already, delete it."
+Ask for quota, name another --zone or --type, enable tpu.googleapis.com, or, if $name exists, delete it."
     return "$REFUSED"
   fi
 }
@@ -124,9 +124,24 @@ Ask for quota, name another --zone or --type, or, if it exists already, delete i
 delete_pod() {
   say "deleting $name"
   tpus queued-resources delete "$name" --force 2> "$work/delete.err" && return
-  [ -n "$(queue_state)" ] || return 0 # somebody else was faster
+  if [ -z "$(queue_state)" ]; then
+    say "there is no $name in $zone; somebody has deleted it, or --name, --zone or --project is another"
+    return 0
+  fi
   error "$name cannot be deleted: $(tail -n 5 "$work/delete.err"). It costs money until it is gone: try delete again"
   return 1
+}
+
+# tell_costs: for whoever leaves a pod behind.
+tell_costs() {
+  say "$name costs money until it is gone: launch/tpu_pod.sh delete --name=$name --zone=$zone\
+${project:+ --project=$project}"
+}
+
+# check_slices: what is there must be what a new request would ask for.
+check_slices() {
+  [ ${#nodes[@]} -eq 0 ] || [ ${#nodes[@]} -eq "${slices:-1}" ] ||
+    bad_input "$name in $zone has ${#nodes[@]} slices and not ${slices:-1}; give --slices=${#nodes[@]}, or delete it"
 }
 
 # Waits for capacity as long as it takes, which may be days.
@@ -277,6 +292,36 @@ complain() {
   done
   say "$2"
   return 1
+}
+
+# show_failures: how the run has ended on each worker where it failed, and the last lines there.
+show_failures() {
+  local number
+  each_worker tail_of_log
+  for ((number = 0; number < count; number++)); do
+    case ${states[number]} in
+      *" 0" | running | none | "") ;;
+      *) say "worker $number: ${states[number]}" && sed "s/^/[$number] /" "$work/$number.out" >&2 ;;
+    esac
+  done
+}
+
+# check_work: what is at work must be what train would start in its place after a preemption.
+check_work() {
+  local said
+  said=$(remote 0 "cat r2d2_jax/run/command" 2> "$work/0.err") || return
+  [ "$said" = "$(printf '%q ' "${program[@]}")" ] || bad_input "another program is at work on $name: $said
+Expected the one that is given; give that of the run to watch it, or stop it first."
+  tell_commit
+}
+
+# tell_commit: what the workers run, if it is not the commit of this clone.
+tell_commit() {
+  local installed here
+  installed=$(remote 0 "cat r2d2_jax/commit" 2> /dev/null) || return 0
+  here=$(git -C "$root" rev-parse HEAD 2> /dev/null) || return 0
+  [ "$installed" = "$here" ] ||
+    say "$name runs commit ${installed:0:12}; this clone is at ${here:0:12}, which the next installation brings"
 }
 
 # read_states: what each worker says, into `states`; nothing for those that cannot be reached.

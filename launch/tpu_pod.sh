@@ -26,14 +26,15 @@ launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- PROGRAM FLAGS OF T
   --spot             cheaper, may be taken away at any time
   --reserved         from a reservation of the project
   --setup=FILE       a bash script that install runs on every worker, for example to mount what they share
-  --delete           train gives the pod back when it ends, however it ends
+  --delete           train gives the pod back when it ends, however it ends, unless Ctrl-C ends it
 
 Workers are numbered over all slices, as JAX numbers the processes on them.
 
   launch/tpu_pod.sh train --name=r2d2 --zone=us-west4-a --type=v5litepod-128 --runtime=v2-alpha-tpuv5-lite --spot \
-    --setup=mount.sh -- launch/main.py --config=vitl_250m --workdir=/mnt/shared/runs/vitl_250m --distributed
+    --setup=../mount.sh -- launch/main.py --config=vitl_250m --workdir=gs://BUCKET/runs/vitl_250m \
+    --config.data.directory=/mnt/shared/data/zero_250m --distributed
 
-Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, of this program or of the one that it runs.
+Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, here or of the program that it runs; 130 Ctrl-C.
 Environment: POLL_SECONDS (30) between two looks; REACH_TRIES (20) looks at a worker that cannot be reached;
 RETRIES (3) failures in a row after which train gives up; HEALTHY_SECONDS (3600) of running, after which a failure is
 again the first.
@@ -93,6 +94,7 @@ parse() {
         tier=$argument
         ;;
       --now) now=yes ;;
+      -h | --help) usage && exit ;;
       --delete) delete_after=yes ;;
       --)
         program=("$@")
@@ -110,6 +112,14 @@ need() {
   done
 }
 
+check_numbers() {
+  local setting
+  for setting in REACH_TRIES RETRIES HEALTHY_SECONDS; do
+    [[ ${!setting} =~ ^[0-9]+$ ]] || bad_input "$setting=${!setting} is no whole number; expected 0 or more"
+  done
+  [[ $POLL_SECONDS =~ ^[0-9]+([.][0-9]+)?$ ]] || bad_input "POLL_SECONDS=$POLL_SECONDS is no number of seconds"
+}
+
 check_setup() {
   [ -z "$setup" ] || [ -f "$setup" ] || bad_input "--setup=$setup is no file; expected a bash script"
 }
@@ -120,13 +130,17 @@ check_program() {
   [ -f "$root/${program[0]}" ] || bad_input "there is no program ${program[0]} in $root; expected one of launch/"
   for argument in "${program[@]}"; do
     case $argument in
-      --workdir=/* | --workdir=*://*) ;; # what is wrong with an address, the program says
+      --workdir=/* | --workdir=*://* | --config.data.directory=/*) ;; # what is wrong with an address, the program says
+      --workdir | --config.data.directory) bad_input "$argument has no value; expected $argument=FOLDER" ;;
       --workdir=*) bad_input "$argument is relative; expected a folder that all workers see, like /mnt/shared/run" ;;
+      --config.data.directory=*) bad_input "$argument is no absolute path; expected one that every worker has" ;;
     esac
   done
+  [ "${program[0]}" = launch/main.py ] || return 0
   # Without it every worker would train for itself, in the same folder.
-  [ "${program[0]}" != launch/main.py ] || [[ " ${program[*]} " == *" --distributed "* ]] ||
+  [[ " ${program[*]} " == *" --distributed "* ]] ||
     bad_input "launch/main.py is given without --distributed; add it, so that the workers of $name train together"
+  [[ " ${program[*]}" == *" --workdir="* ]] || bad_input "launch/main.py is given without --workdir=FOLDER; add it"
 }
 
 # ---- install, run, watch --------------------------------------------------------------------------------------------
@@ -158,9 +172,8 @@ run_program() {
   say "starting ${program[*]} on $count workers"
   each_worker start "${program[@]}"
   [ ${#failed[@]} -gt 0 ] || return 0
-  complain "starting" "It runs on all workers or on none, so the others are ended. If it is not installed, install." || true
-  # But not what was at work before this call.
-  grep -qs "is at work" "$work"/*.err || each_worker end
+  ! grep -qs "is at work" "$work"/*.err || complain "starting" "What was at work before goes on." || return
+  complain "starting" "All workers or none: the others are ended. If it is not installed, install." || each_worker end
   return 1
 }
 
@@ -195,25 +208,7 @@ watch() {
   done
 }
 
-# show_failures: how the run has ended on each worker where it failed, and the last lines there.
-show_failures() {
-  local number
-  each_worker tail_of_log
-  for ((number = 0; number < count; number++)); do
-    case ${states[number]} in
-      *" 0" | running) ;;
-      *) say "worker $number: ${states[number]}" && sed "s/^/[$number] /" "$work/$number.out" >&2 ;;
-    esac
-  done
-}
-
 # ---- train ----------------------------------------------------------------------------------------------------------
-
-# check_slices: what is there must be what a new request would ask for.
-check_slices() {
-  [ ${#nodes[@]} -eq 0 ] || [ ${#nodes[@]} -eq "${slices:-1}" ] ||
-    bad_input "$name in $zone has ${#nodes[@]} slices and not ${slices:-1}; give --slices=${#nodes[@]}, or delete it"
-}
 
 was_there="" # whether the pod has been there in this attempt
 requested="" # whether there should be a request, because train has seen or made one, and has not deleted it
@@ -223,10 +218,9 @@ ensure_pod() {
   state=$(queue_state)
   if [ -n "$state" ] || [ -n "$requested" ]; then
     check_pod 2> "$work/fate" || outcome=$?
-    if [ "$outcome" -eq "$DELETED" ]; then
-      cat "$work/fate" >&2
-      return "$DELETED"
-    fi
+    # That a pod which train has watched was taken away, it has said already.
+    [ "$outcome" -eq "$PREEMPTED" ] && [ -n "$requested" ] || cat "$work/fate" >&2
+    [ "$outcome" -ne "$DELETED" ] || return "$DELETED"
     check_slices
   fi
   if [ "$outcome" -eq "$PREEMPTED" ]; then
@@ -244,6 +238,7 @@ attempt() {
   ensure_pod || return
   read_states
   if [ ${#failed[@]} -eq 0 ] && any running; then
+    check_work || return
     say "a run is at work on $name; watching it"
   else
     install || return
@@ -295,7 +290,7 @@ conclude() {
       error "the program refuses its input, so it is not tried again; mend what it says above"
       return "$BAD_INPUT"
       ;;
-    *) return 1 ;;
+    *) requested="" && return 1 ;; # somebody has deleted it
   esac
 }
 
@@ -313,16 +308,17 @@ logs() {
 }
 
 status() {
-  local number shown=""
+  local number queue shown=""
   find_nodes || return
   read_nodes
-  for number in "${!nodes[@]}"; do shown+=", ${nodes[number]} ${node_states[number]}"; done
-  [ ${#nodes[@]} -gt 1 ] || shown=", pod ${node_states[0]}"
-  echo "$name in $zone: queue $(queue_state)$shown"
+  for number in "${!nodes[@]}"; do shown+=", ${nodes[number]} ${node_states[number]:-none}"; done
+  [ ${#nodes[@]} -gt 1 ] || shown=", pod ${node_states[0]:-none}"
+  queue=$(queue_state)
+  echo "$name in $zone: queue ${queue:-none}$shown"
   count_workers || return
   each_worker last
   for ((number = 0; number < count; number++)); do
-    echo "[$number] $(tail -n 1 "$work/$number.out")"
+    echo "[$number] $(tail -n 1 "$work/$number.out" | grep . || echo "no answer")"
   done
   [ ${#failed[@]} -eq 0 ] || unreachable
 }
@@ -339,7 +335,7 @@ stop() {
   # One worker is enough to stop the run.
   [ ${#failed[@]} -eq 0 ] || complain "stopping" "$((count - ${#failed[@]})) of $count workers were asked." ||
     [ ${#failed[@]} -lt "$count" ] || return
-  [ -z "$now" ] || return 0
+  [ -z "$now" ] || { say "killed; the same program resumes from its newest checkpoint" && return; }
   say "asked to save and end; waiting"
   watch || outcome=$?
   case $outcome in
@@ -365,6 +361,7 @@ main() {
   esac
   parse "${@:2}"
   need name zone
+  check_numbers
   command -v gcloud > /dev/null || bad_input "gcloud is not found on PATH; install the Google Cloud CLI and log in"
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
@@ -381,6 +378,7 @@ main() {
       check_program
       count_workers
       run_program
+      tell_commit
       ;;
     train)
       need type runtime
@@ -388,8 +386,9 @@ main() {
       check_setup
       pack
       local outcome=0
+      trap 'say "Ctrl-C: $name is no longer watched, nor resumed; a run there goes on" && tell_costs; exit 130' INT
       train || outcome=$?
-      [ -z "$delete_after" ] || delete_pod || outcome=1
+      if [ -n "$delete_after" ]; then delete_pod || outcome=1; elif [ -n "$requested" ]; then tell_costs; fi
       return "$outcome"
       ;;
     delete) delete_pod ;;

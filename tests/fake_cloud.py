@@ -9,6 +9,7 @@ STAND_INS = ROOT / "tests" / "stand_ins" / "cloud"
 POD = ("--name=pod", "--zone=us-west4-a", "--type=v5litepod-16", "--runtime=v2-alpha-tpuv5-lite")
 PLACE = POD[:2]
 PROGRAM = ("--", "launch/main.py", "--config=vitl_250m", "--workdir=/mnt/a run", "--distributed")
+COSTS = "pod costs money until it is gone: launch/tpu_pod.sh delete --name=pod --zone=us-west4-a"
 
 
 class Cloud:
@@ -61,3 +62,10 @@ def refusal(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
     """What it says, if it ends with this status."""
     assert done.returncode == status, done.stderr
     return done.stderr
+
+
+def read_until(process: subprocess.Popen[str], said: str) -> None:
+    """Reads its messages up to the line that says so; fails if it ends without."""
+    assert process.stderr is not None
+    while said not in (line := process.stderr.readline()):
+        assert line, f"it has ended without saying {said}"

@@ -174,6 +174,7 @@ def test_a_failing_scancel_is_told(cluster: Cluster) -> None:
     [
         ({"SLURM_JOB_ID": ""}, "this is no job; expected to be submitted: sbatch launch/slurm.sbatch"),
         ({"PYTHON": "no/python"}, "there is no no/python in"),
+        ({"MAX_FAILURES": "few"}, "MAX_FAILURES=few is no whole number"),  # it would be requeued without end
     ],
 )
 def test_bad_input_of_the_job_is_refused(cluster: Cluster, settings: dict[str, str], message: str) -> None:

@@ -1,13 +1,14 @@
 """launch/tpu_pod.sh against a Google Cloud that is a folder: tests/stand_ins/cloud/gcloud."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fake_cloud import PLACE, POD, PROGRAM, STAND_INS, Cloud, install, refusal
+from fake_cloud import COSTS, PLACE, POD, PROGRAM, STAND_INS, Cloud, install, read_until, refusal
 from programs import ROOT
 
 QUOTA = "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' exceeded."
@@ -28,6 +29,7 @@ def test_a_run_from_nothing_to_its_end(cloud: Cloud) -> None:
         "starting launch/main.py --config=vitl_250m --workdir=/mnt/a run --distributed on 2 workers",
         "watching; launch/tpu_pod.sh logs --name=pod --zone=us-west4-a shows what the workers print",
         "the run has finished",
+        f"{COSTS} --project=mine",
     ]
     (create,) = [call for call in cloud.lines("calls") if " create " in call]
     assert create == (
@@ -42,7 +44,9 @@ def test_a_run_from_nothing_to_its_end(cloud: Cloud) -> None:
 
 
 def test_delete_gives_the_pod_back_at_the_end(cloud: Cloud) -> None:
-    assert cloud.call("train", *POD, "--delete", *PROGRAM).returncode == 0
+    done = cloud.call("train", *POD, "--delete", *PROGRAM)
+    assert done.returncode == 0
+    assert COSTS not in done.stderr
     assert cloud.verbs() == ["create", "delete"]
 
 
@@ -51,6 +55,7 @@ def test_a_refused_quota_is_told_and_not_asked_for_again(cloud: Cloud) -> None:
     said = refusal(cloud.call("train", *POD, *PROGRAM), 1)
     assert f"Google Cloud refuses v5litepod-16 in us-west4-a as pod: {QUOTA}" in said
     assert "Ask for quota" in said
+    assert COSTS not in said
     assert cloud.verbs() == ["create"]
 
 
@@ -67,12 +72,21 @@ def test_after_a_preemption_the_same_command_runs_on_a_new_pod(cloud: Cloud) -> 
     cloud.write("play-1", "preempted", "exit 0")
     done = cloud.call("train", *POD, *PROGRAM, RETRIES="0")
     assert done.returncode == 0, done.stderr
-    assert "pod in us-west4-a was taken away: queue SUSPENDED, pod PREEMPTED" in done.stderr
+    assert done.stderr.count("pod in us-west4-a was taken away: queue SUSPENDED, pod PREEMPTED") == 1
     assert "resumes from its newest checkpoint" in done.stderr
-    assert done.stderr.endswith("the run has finished\n")
+    assert done.stderr.endswith(f"the run has finished\n{COSTS}\n")
     assert cloud.verbs() == ["create", "delete", "create"]
     assert cloud.lines("started-0") == [f"-u {' '.join(PROGRAM[1:])}"] * 2
     assert len(cloud.lines("installed")) == 4
+
+
+def test_a_pod_that_was_taken_away_before_is_replaced_and_that_is_told(cloud: Cloud) -> None:
+    assert cloud.call("create", *POD).returncode == 0
+    cloud.write("queue", "SUSPENDED")
+    done = cloud.call("train", *POD, *PROGRAM)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("error: pod in us-west4-a was taken away: queue SUSPENDED, pod READY")
+    assert cloud.verbs() == ["create", "delete", "create"]
 
 
 def test_a_machine_that_shuts_down_has_not_finished_the_run(cloud: Cloud) -> None:
@@ -102,6 +116,7 @@ def test_a_pod_that_somebody_deletes_is_not_created_again(
         _, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "pod in us-west4-a was deleted by somebody" in said
+    assert COSTS not in said
     assert cloud.verbs() == ["create", "delete"]
 
 
@@ -130,6 +145,7 @@ def test_too_many_failures_end_it(cloud: Cloud) -> None:
     cloud.write("play-1", "exit 1")
     said = refusal(cloud.call("train", *POD, *PROGRAM, RETRIES="1"), 1)
     assert "2 failures in a row on pod; mend what is said above" in said
+    assert said.endswith(f"{COSTS}\n")
     assert len(cloud.lines("started-1")) == 2
 
 
@@ -168,8 +184,34 @@ def test_train_watches_what_is_at_work(cloud: Cloud) -> None:
         assert cloud.call("stop", *PLACE).returncode == 0
         _, said = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert said.endswith("the run was stopped and has saved; the same command resumes it\n")
+    assert said.endswith(f"the run was stopped and has saved; the same command resumes it\n{COSTS}\n")
     assert len(cloud.lines("started-0")) == 1
+
+
+def test_ctrl_c_leaves_the_run_alone_and_says_so(cloud: Cloud) -> None:
+    cloud.write("play", "work")
+    with cloud.start("train", *POD, "--delete", *PROGRAM) as process:
+        read_until(process, "watching")
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.endswith(f"Ctrl-C: pod is no longer watched, nor resumed; a run there goes on\n{COSTS}\n")
+    assert "[0] running" in cloud.call("status", *PLACE).stdout
+
+
+def test_what_runs_at_another_commit_than_the_clone_is_told(cloud: Cloud, tmp_path: Path) -> None:
+    cloud.write("play", "work")
+    install(cloud)
+    old = subprocess.check_output(["git", "-C", cloud.repository, "rev-parse", "HEAD"], text=True)[:12]
+    assert "commit" not in cloud.call("run", *PLACE, *PROGRAM).stderr
+    cloud.repository = Path(shutil.copytree(cloud.repository, tmp_path / "newer"))
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", "-C", cloud.repository, *identity, "commit", "-q", "--allow-empty", "-m", "b"], check=True)
+    with cloud.start("train", *POD, *PROGRAM) as process:
+        read_until(process, f"pod runs commit {old}; this clone is at ")
+        assert cloud.call("stop", *PLACE).returncode == 0
+        process.communicate(timeout=30)
+    assert f"pod runs commit {old}; this clone is at " in cloud.call("run", *PLACE, *PROGRAM).stderr
 
 
 def test_stop_lets_the_run_save(cloud: Cloud) -> None:
@@ -195,7 +237,8 @@ def test_stop_now_kills(cloud: Cloud) -> None:
     cloud.write("play", "work")
     install(cloud)
     assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
-    assert cloud.call("stop", "--now", *PLACE).returncode == 0
+    done = cloud.call("stop", "--now", *PLACE)
+    assert (done.returncode, done.stderr) == (0, "killed; the same program resumes from its newest checkpoint\n")
     assert "[0] lost, commit" in cloud.call("status", *PLACE).stdout
 
 
@@ -234,6 +277,10 @@ def test_python_is_installed_where_it_is_missing(cloud: Cloud) -> None:
     assert "apt-get update failed" in refusal(cloud.call("install", *PLACE), 1)
 
 
+def test_help_is_shown_after_a_command_too(cloud: Cloud) -> None:
+    assert cloud.call("train", "--help").stdout == cloud.call("--help").stdout
+
+
 def test_help_names_every_command(cloud: Cloud) -> None:
     done = cloud.call("--help")
     assert done.returncode == 0
@@ -250,6 +297,7 @@ def test_one_worker_that_hears_is_enough_to_stop(cloud: Cloud) -> None:
     said = refusal(cloud.call("stop", *PLACE), 1)
     assert "stopping failed on worker 1 of pod: ssh: connect to host worker-1" in said
     assert "1 of 2 workers were asked." in said
+    assert "\n[1] no answer\n" in cloud.call("status", *PLACE).stdout
     cloud.write("unreachable")
     assert cloud.call("stop", *PLACE).returncode == 0
 

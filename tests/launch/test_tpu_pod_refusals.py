@@ -21,7 +21,9 @@ def test_one_run_at_a_time(cloud: Cloud) -> None:
     cloud.write("play", "work")
     install(cloud)
     assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
-    assert "error: a run is at work here" in refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
+    said = refusal(cloud.call("run", *PLACE, *PROGRAM), 1)
+    assert "error: a run is at work here" in said
+    assert said.endswith("What was at work before goes on.\n")
     assert "error: a run is at work here" in refusal(cloud.call("install", *PLACE), 1)
     assert "[0] running" in cloud.call("status", *PLACE).stdout
 
@@ -46,8 +48,9 @@ def test_run_before_install_is_told(cloud: Cloud) -> None:
 def test_a_failed_installation_names_the_worker(cloud: Cloud) -> None:
     assert cloud.call("create", *POD).returncode == 0
     cloud.write("no_space", "ERROR: No space left on device")
-    said = refusal(cloud.call("install", *PLACE), 1)
+    said = refusal(cloud.call("train", *POD, *PROGRAM, RETRIES="0"), 1)
     assert "installing failed on worker 1 of pod: ERROR: No space left on device" in said
+    assert "worker 1: " not in said  # no run has ended there
 
 
 def test_uncommitted_changes_are_refused_before_anything_is_asked_for(cloud: Cloud, tmp_path: Path) -> None:
@@ -71,6 +74,10 @@ def test_a_cloud_that_does_not_answer_is_not_waited_for(cloud: Cloud) -> None:
 def test_a_pod_that_is_not_there_is_told(cloud: Cloud) -> None:
     assert "there is no queued resource pod in us-west4-a" in refusal(cloud.call("wait", *PLACE), 1)
     assert "pod in us-west4-a has no workers, its state is none" in refusal(cloud.call("logs", *PLACE), 1)
+    assert cloud.call("status", *PLACE).stdout == "pod in us-west4-a: queue none, pod none\n"
+    done = cloud.call("delete", *PLACE)
+    assert done.returncode == 0
+    assert "there is no pod in us-west4-a; somebody has deleted it, or --name, --zone or --project is" in done.stderr
 
 
 def test_a_pod_that_was_taken_away_in_the_queue_is_told(cloud: Cloud) -> None:
@@ -88,6 +95,9 @@ def test_a_pod_that_was_taken_away_in_the_queue_is_told(cloud: Cloud) -> None:
         (("create", *PLACE), "--type is not given"),
         (("create", *POD, "--spot", "--reserved"), "--spot and --reserved exclude each other"),
         (("install", *PLACE, "--setup=nowhere.sh"), "--setup=nowhere.sh is no file"),
+        (("train", *POD, "--", "launch/main.py", "--distributed"), "launch/main.py is given without --workdir=FOLDER"),
+        (("run", *PLACE, "--", "launch/main.py", "--workdir", "runs/a"), "--workdir has no value; expected --workdir="),
+        (("run", *PLACE, *PROGRAM, "--config.data.directory=data/a"), "--config.data.directory=data/a is no absolute"),
         (("run", *PLACE), "no program is given"),
         (("run", *PLACE, "--", "launch/none.py"), "there is no program launch/none.py"),
         (("run", *PLACE, "--", "launch/main.py", "--workdir=/a"), "launch/main.py is given without --distributed"),
@@ -97,6 +107,29 @@ def test_a_pod_that_was_taken_away_in_the_queue_is_told(cloud: Cloud) -> None:
 def test_bad_flags_are_refused(cloud: Cloud, arguments: tuple[str, ...], message: str) -> None:
     assert message in refusal(cloud.call(*arguments))
     assert cloud.lines("calls") == []
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"RETRIES": "x"}, "RETRIES=x is no whole number; expected 0 or more"),
+        ({"REACH_TRIES": "-1"}, "REACH_TRIES=-1 is no whole number"),
+        ({"POLL_SECONDS": "1m"}, "POLL_SECONDS=1m is no number of seconds"),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused(cloud: Cloud, setting: dict[str, str], message: str) -> None:
+    """With it, train would try again without end."""
+    assert message in refusal(cloud.call("train", *POD, *PROGRAM, **setting))
+
+
+def test_another_program_than_the_one_at_work_is_refused(cloud: Cloud) -> None:
+    """After a preemption, train would start what it was told in the place of what was at work."""
+    cloud.write("play", "work")
+    install(cloud)
+    assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
+    said = refusal(cloud.call("train", *POD, "--delete", *PROGRAM, "--config.seed=1"))
+    assert "another program is at work on pod: launch/main.py --config=vitl_250m --workdir=/mnt/a\\ run" in said
+    assert cloud.verbs() == ["create"]
 
 
 def test_a_missing_gcloud_is_told(cloud: Cloud, tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from fake_cloud import PLACE, POD, PROGRAM, Cloud, install, refusal
+from fake_cloud import COSTS, PLACE, POD, PROGRAM, Cloud, install, read_until, refusal
 
 SLICES = (*POD, "--slices=2")
 WORKERS = "0123"
@@ -26,19 +25,13 @@ def calls_of(cloud: Cloud, verb: str) -> list[str]:
     return [call for call in cloud.lines("calls") if f" {verb} " in call]
 
 
-def read_until(process: subprocess.Popen[str], said: str) -> None:
-    assert process.stderr is not None
-    while said not in process.stderr.readline():
-        continue
-
-
 def test_a_run_on_two_slices_from_nothing_to_its_end(cloud: Cloud) -> None:
     done = cloud.call("train", *SLICES, "--spot", *PROGRAM)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert lines[0] == "asking for 2 slices of v5litepod-16 in us-west4-a as pod, spot"
     assert "pod is there: 4 workers in 2 slices, all reachable" in lines
-    assert lines[-1] == "the run has finished"
+    assert lines[-2:] == ["the run has finished", COSTS]
     (create,) = calls_of(cloud, "create")
     assert "--node-count=2 --node-prefix=pod " in create
     assert "--node-id" not in create
@@ -88,7 +81,7 @@ def test_after_a_preemption_of_one_slice_all_are_asked_for_anew(cloud: Cloud) ->
     assert cloud.verbs() == ["create", "delete", "create"]
     assert all("--node-count=2 " in call for call in calls_of(cloud, "create"))
     assert [len(cloud.lines(f"started-{worker}")) for worker in WORKERS] == [2] * 4
-    assert done.stderr.endswith("the run has finished\n")
+    assert done.stderr.endswith(f"the run has finished\n{COSTS}\n")
 
 
 def test_a_slice_that_google_repairs_is_waited_for(cloud: Cloud) -> None:
