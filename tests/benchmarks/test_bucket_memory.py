@@ -63,7 +63,7 @@ def test_a_state_is_saved_and_restored(
     workdir = f"{request.getfixturevalue('bucket')}/run" if place == "bucket" else str(tmp_path)
     for act in ("save", "restore"):
         row = program.measured(act, workdir, 1)
-        assert 50 < row["before"] <= row["peak"]
+        assert 50 < row["before"] < row["peak"] + 1  # MiB: the kernel's two counts may differ by some pages
 
 
 def test_a_child_and_the_bucket_as_a_process(program: ModuleType, tmp_path: Path) -> None:
