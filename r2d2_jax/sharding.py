@@ -121,6 +121,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def everywhere(values: jax.Array, mesh: Mesh) -> jax.Array:
+    """The same values, whole on every device."""
+    return jax.lax.with_sharding_constraint(values, replicated(mesh))
+
+
 def apply_by_rows(
     model: nn.Module,
     params: Any,
@@ -171,7 +176,7 @@ def _rows_stay(rows: NamedSharding) -> Callable[..., Any]:
 def _whole_tables(params: Any, mesh: Mesh) -> Any:
     def gather(path: Sequence[Any], leaf: jax.Array) -> jax.Array:
         is_table = path_end(TABLE).search(path_name(path))
-        return jax.lax.with_sharding_constraint(leaf, replicated(mesh)) if is_table else leaf
+        return everywhere(leaf, mesh) if is_table else leaf
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
@@ -196,7 +201,7 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     """
     placed, by_rows = jax.lax.with_sharding_constraint, batch_sharding(mesh)
     by_columns = NamedSharding(mesh, PartitionSpec(None, (DATA, FSDP)))
-    index = placed(index, replicated(mesh))
+    index = everywhere(index, mesh)
 
     def found(columns: jax.Array) -> jax.Array:
         padding = -columns.shape[1] % mesh.size

@@ -7,11 +7,17 @@ from r2d2_jax.arrays import Array, Bool, Float, checked, exact_if_float32
 
 
 @checked
+def similarity(row_embed: Float[Array, "b e"], key_embed: Float[Array, "m e"]) -> Float[Array, "b m"]:
+    """Cosine similarity of unit-norm rows and keys, in exact float32."""
+    return jnp.einsum("be,me->bm", row_embed, key_embed, precision=exact_if_float32(row_embed.dtype))
+
+
+@checked
 def similarity_logits(
     row_embed: Float[Array, "b e"], key_embed: Float[Array, "m e"], temperature: Float[Array, ""]
 ) -> Float[Array, "b m"]:
-    """Cosine similarity / temperature of unit-norm rows and keys, in exact float32."""
-    return jnp.einsum("be,me->bm", row_embed, key_embed, precision=exact_if_float32(row_embed.dtype)) / temperature
+    """Similarity / temperature."""
+    return similarity(row_embed, key_embed) / temperature
 
 
 @checked

@@ -1,51 +1,50 @@
 """The two distillations: target-guided (TgD, over candidates) and feature-guided (FgD, over the feature axis)."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from r2d2_jax.arrays import Array, Bool, Float, Int, checked, unit_norm
-from r2d2_jax.losses.contrastive import ground_truth, similarity_logits, weighted_cross_entropy
+from r2d2_jax.losses.contrastive import ground_truth, similarity, weighted_cross_entropy
 
 
 @struct.dataclass
 class Candidates:
     """The keys of target-guided distillation: the teacher's embeddings of the global batch, then the queue.
 
-    image_embed, text_embed: float32 [m e], unit-norm, without gradient.
+    image_embed, text_embed: float32 [m_1 e], [m_2 e] and so on, unit-norm, without gradient. They stay apart, because
+        joined they would lie in memory twice; their similarities [b m] are joined, m being the sum of m_1, m_2, ...
     weight: float32 [m]; 1 for the batch, the queue's weights after it.
     valid: bool [m]; False on unfilled queue slots.
     """
 
-    image_embed: jax.Array
-    text_embed: jax.Array
+    image_embed: tuple[jax.Array, ...]
+    text_embed: tuple[jax.Array, ...]
     weight: jax.Array
     valid: jax.Array
 
 
+def candidate_similarity(row_embed: Float[Array, "b e"], key_embeds: tuple[jax.Array, ...]) -> Float[Array, "b m"]:
+    """Cosine similarity of rows with all candidates, see `Candidates`."""
+    return jnp.concatenate([similarity(row_embed, keys) for keys in key_embeds], axis=1)
+
+
 @checked
 def soft_target(
-    teacher_embed: Float[Array, "b e"],
-    key_embed: Float[Array, "m e"],
-    positive: Bool[Array, "b m"],
-    valid: Bool[Array, " m"],
-    temperature: Float[Array, ""],
-    share: Float[Array, ""],
+    logits: Float[Array, "b m"], positive: Bool[Array, "b m"], valid: Bool[Array, " m"], share: Float[Array, ""]
 ) -> Float[Array, "b m"]:
     """share * softmax(teacher similarity / temperature) + (1 - share) * ground truth, without gradient (article).
 
     Args:
-        teacher_embed: the teacher's embeddings of the rows, unit-norm.
-        key_embed: the candidates.
+        logits: the teacher's similarity / temperature of rows and candidates.
         positive: True where row and candidate belong together.
         valid: False on unfilled candidates, whose target is zero.
-        temperature: a positive scalar.
         share: alpha in [0, 1].
     """
-    logits = jnp.where(valid, similarity_logits(teacher_embed, key_embed, temperature), -jnp.inf)
-    teacher = jax.nn.softmax(logits, axis=1)
+    teacher = jax.nn.softmax(jnp.where(valid, logits, -jnp.inf), axis=1)
     return jax.lax.stop_gradient(share * teacher + (1 - share) * ground_truth(positive & valid))
 
 
@@ -65,6 +64,9 @@ def tgd(
     loss_i = mean over both directions of -sum_j w_j * target_ij * log_softmax(s_ij / temperature), where s_ij is the
     similarity of student row i and teacher key j. The loss is the mean over all rows, of which these may be a part.
 
+    The forward pass computes the gradient, too: so between it and the backward pass stay [b e] numbers alone, not the
+    [b m] similarities and the candidates from which they are made (our decision).
+
     Args:
         image_embed, text_embed: the student's, unit-norm.
         teacher_image_embed, teacher_text_embed: the teacher's of the same rows, unit-norm; receive no gradient.
@@ -73,17 +75,37 @@ def tgd(
         temperature: a positive scalar; learns through the student's logits only.
         share: alpha in [0, 1], the teacher's share of the target.
     """
-    keys = jax.lax.stop_gradient(candidates)
-    fixed_temperature = jax.lax.stop_gradient(temperature)
+    fixed = (teacher_image_embed, teacher_text_embed, candidates, positive, jax.lax.stop_gradient(temperature), share)
+    return _differentiated_losses((image_embed, text_embed, jnp.broadcast_to(temperature, len(image_embed))), fixed)
 
-    def one_direction(row: jax.Array, teacher_row: jax.Array, key_embed: jax.Array) -> jax.Array:
-        target = soft_target(teacher_row, key_embed, positive, keys.valid, fixed_temperature, share)
-        logits = similarity_logits(row, key_embed, temperature)
+
+def _losses(trained: tuple[jax.Array, ...], fixed: tuple[Any, ...]) -> jax.Array:
+    """Of what has a gradient, row by row, and of what has none."""
+    image_embed, text_embed, temperature = trained
+    teacher_image_embed, teacher_text_embed, keys, positive, fixed_temperature, share = fixed
+
+    def one_direction(row: jax.Array, teacher_row: jax.Array, key_embeds: tuple[jax.Array, ...]) -> jax.Array:
+        teacher_logits = candidate_similarity(teacher_row, key_embeds) / fixed_temperature
+        target = soft_target(teacher_logits, positive, keys.valid, share)
+        logits = candidate_similarity(row, key_embeds) / temperature[:, None]
         return weighted_cross_entropy(logits, target, keys.weight, keys.valid)
 
     i2t = one_direction(image_embed, teacher_image_embed, keys.text_embed)
     t2i = one_direction(text_embed, teacher_text_embed, keys.image_embed)
     return (i2t + t2i) / 2
+
+
+def _losses_and_gradients(trained: tuple[jax.Array, ...], fixed: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+    losses, gradients = jax.vjp(lambda trained: _losses(trained, fixed), trained)
+    return losses, gradients(jnp.ones_like(losses))[0]  # row i of the losses reads row i of `trained` alone
+
+
+def _scaled(gradients: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[Any, None]:
+    return tuple(jax.vmap(jnp.multiply)(cotangent, gradient) for gradient in gradients), None
+
+
+_differentiated_losses = jax.custom_vjp(_losses)
+_differentiated_losses.defvjp(_losses_and_gradients, _scaled)
 
 
 @checked

@@ -23,7 +23,7 @@ from r2d2_jax.losses.distillation import Candidates, distilled_feature, fgd, run
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
 from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import in_micro_batches, replicated
+from r2d2_jax.sharding import everywhere, in_micro_batches
 from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
 from r2d2_jax.tasks.stages import (
     Forward,
@@ -232,11 +232,11 @@ class Pretraining(Task):
         b = len(batch.image_id)
 
         def keys(of_batch: jax.Array, of_queue: jax.Array) -> jax.Array:
-            return jnp.concatenate([jax.lax.with_sharding_constraint(of_batch, replicated(mesh)), of_queue])
+            return jnp.concatenate([everywhere(of_batch, mesh), of_queue])
 
         candidates = Candidates(
-            image_embed=keys(teacher.image.embed, queue.image_embed),
-            text_embed=keys(teacher.text.embed, queue.text_embed),
+            image_embed=(everywhere(teacher.image.embed, mesh), queue.image_embed),
+            text_embed=(everywhere(teacher.text.embed, mesh), queue.text_embed),
             weight=jnp.concatenate([jnp.ones(b), queue.weight(self.terms.queue_decay)]),
             valid=jnp.concatenate([jnp.ones(b, bool), queue.valid]),
         )

@@ -26,7 +26,7 @@ from r2d2_jax.losses.contrastive import similarity_logits
 from r2d2_jax.losses.masked_lm import label_is_best, label_log_probability
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.rng import stream
-from r2d2_jax.sharding import apply_by_rows, in_micro_batches, replicated, rows_of_all_devices
+from r2d2_jax.sharding import apply_by_rows, everywhere, in_micro_batches, rows_of_all_devices
 from r2d2_jax.tasks.task import FeatureProbe, Metrics, Task
 
 # One stage of the model with bound parameters: `forward("encode_text", input_ids, attention_mask)`; see
@@ -129,15 +129,11 @@ class Similarities:
 @checked
 def similarities(towers: Towers, batch: Batch, temperature: Float[Array, ""], mesh: Mesh) -> Similarities:
     """Compares each row with the rows of all devices: this is what makes the contrastive loss global."""
-
-    def everywhere(rows: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(rows, replicated(mesh))
-
-    text_keys = None if batch.text_id is None else everywhere(batch.text_id)
+    text_keys = None if batch.text_id is None else everywhere(batch.text_id, mesh)
     return Similarities(
-        positive=right_pairs(batch.image_id, batch.text_id, everywhere(batch.image_id), text_keys),
-        i2t=similarity_logits(towers.image.embed, everywhere(towers.text.embed), temperature),
-        t2i=similarity_logits(towers.text.embed, everywhere(towers.image.embed), temperature),
+        positive=right_pairs(batch.image_id, batch.text_id, everywhere(batch.image_id, mesh), text_keys),
+        i2t=similarity_logits(towers.image.embed, everywhere(towers.text.embed, mesh), temperature),
+        t2i=similarity_logits(towers.text.embed, everywhere(towers.image.embed, mesh), temperature),
     )
 
 
