@@ -78,7 +78,10 @@ def recording(optimizer: Optimizer) -> Optimizer:
 
 
 def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
-    """Gradients and metrics of the first step, metrics and state after `STEPS`, for retrieval the terms' weights."""
+    """Gradients and metrics of the first step, metrics and state after `STEPS`, for retrieval the terms' weights.
+
+    In the last step all rows but one show the same image, so that this one is the hard negative of each.
+    """
     devices = jax.devices()[: mesh_config.data * mesh_config.fsdp]
     mesh = make_mesh(mesh_config, devices)
     plan = small_plan(config, total_steps=10, epoch_steps=2, mesh=mesh, text_ids=True)
@@ -89,6 +92,8 @@ def steps(config: Config, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
         rows, part = small_rows(number, 16), 16 // jax.process_count()
         rows |= {"text_id": small_text_ids(number, 16)} if plan.task.reads_text_ids else {}
         rows |= {"label": small_labels(number, 16)} if plan.task.reads_labels else {}
+        if number == STEPS - 1:
+            rows["image_id"][:-1] = rows["image_id"][0]
         own = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
         batch = global_batch(mesh, {name: value[own] for name, value in rows.items()})
         if config.task == "retrieval" and number == 0:
