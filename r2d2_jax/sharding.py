@@ -189,7 +189,8 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     together. Each time a device sends and receives as much as it has rows, and holds no more, whatever the number of
     devices and whoever asks for what; so it is, backwards, with the gradients (our decision).
 
-    Columns go `EXCHANGED_BYTES` of a device at a time.
+    Columns go `EXCHANGED_BYTES` of a device at a time. Each time every device has as many of them, or XLA would move
+    columns to a neighbour beforehand.
 
     Args:
         values: [b ...], any dtype.
@@ -204,14 +205,16 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     index = everywhere(index, mesh)
 
     def found(columns: jax.Array) -> jax.Array:
-        padding = -columns.shape[1] % mesh.size
-        parts = placed(jnp.pad(columns, ((0, 0), (0, padding))), by_columns)
-        return placed(placed(parts[index], by_columns), by_rows)[:, : columns.shape[1]]
+        parts = placed(columns, by_columns)
+        return placed(placed(parts[index], by_columns), by_rows)
 
-    columns = placed(values.reshape(len(values), -1), by_rows)
-    count = -(-columns.size * columns.dtype.itemsize // (mesh.size * EXCHANGED_BYTES))
-    pieces = [found(each) for each in jnp.array_split(columns, count, axis=1)]
-    return jnp.concatenate(pieces, axis=1).reshape(values.shape)
+    rows, width = len(values), math.prod(values.shape[1:])
+    columns = placed(jnp.pad(values.reshape(rows, width), ((0, 0), (0, -width % mesh.size))), by_rows)
+    of_device = columns.shape[1] // mesh.size
+    count = -(-of_device * rows * columns.dtype.itemsize // EXCHANGED_BYTES)
+    most = -(-of_device // count) * mesh.size
+    pieces = [found(columns[:, at : at + most]) for at in range(0, columns.shape[1], most)]
+    return jnp.concatenate(pieces, axis=1)[:, :width].reshape(values.shape)
 
 
 def in_micro_batches(part: Callable[..., Any], count: int, mesh: Mesh, inputs: Any) -> Any:

@@ -208,3 +208,26 @@ ENTRY %main (x: f32[10]) -> f32[10] {
 }
 """
 )
+
+# Of four slices: a gather and a sum that the host takes to the others, and what each slice makes of what has come.
+SLICES = (
+    HEADER
+    + """
+ENTRY %main (x: f32[8], y: f32[8]) -> (f32[32], f32[8]) {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %embed = f32[8]{0} multiply(%x, %x), metadata={op_name="jit(step)/jvp(R2D2.encode_text)/mul" stack_frame_id=1}
+  %gradient = f32[8]{0} add(%y, %y), metadata={op_name="jit(step)/transpose(jvp(R2D2.encode_text))/dot_general"}
+  %token = token[] after-all()
+  %send.1 = (f32[8]{0}, u32[], token[]) send(%embed, %token), channel_id=7, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-gather.1_0",_xla_megascale_target="{1,2,3,4}x{0:255}",_xla_megascale_transfer_type="ALL_GATHER"}
+  %send.2 = (f32[8]{0}, u32[], token[]) send(%gradient, %token), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_target="{1,2,3,4}x{0:255}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send.3 = (f32[8]{0}, u32[], token[]) send(%embed, %token), channel_id=11, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-to-all.1_0",_xla_megascale_target={{100000,100001,200000,200001}},_xla_megascale_transfer_type="ALL_TO_ALL"}
+  %send.4 = (f32[8]{0}, u32[], token[]) send(%embed, %token), channel_id=13, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="collective-permute.1_0",_xla_megascale_target={{100000->200000}},_xla_megascale_transfer_type="ONE_TO_ONE"}
+  %recv.2 = (f32[8]{0}, u32[], token[]) recv(%token), channel_id=10, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done.2 = (f32[8]{0}, token[]) recv-done(%recv.2), channel_id=10, is_host_transfer=true
+  %summed = f32[8]{0} get-tuple-element(%recv-done.2), index=0
+  %all = f32[32]{0} all-gather(%summed), channel_id=15, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %made = (f32[32]{0}, f32[8]{0}) tuple(%all, %summed)
+}
+"""
+)

@@ -1,6 +1,7 @@
 """What chips say to each other in a step: every collective of a compiled program, and which part of the method asks."""
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,10 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
+# What TPUs send over the network to other slices is a kind of its own.
+BETWEEN_SLICES = " between slices"
+ONE_TO_ONE = "one-to-one", "collective-permute"  # TPUs' name, and XLA's
+STATE = "state."  # how names of the step's arguments begin
 STARTS = 'custom_call_target="AsyncCollectiveStart"'
 HARD_NEGATIVES, CONTRASTIVE, GATHERS, GRADIENTS, OTHER = (
     "hard negatives",
@@ -35,10 +40,11 @@ _FUNCTIONS = (
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective operation of a program.
+    """A collective operation of a program, or the part of one between slices.
 
-    kind: of `KINDS`. times: how often it is run in a step. group: how many chips take part together.
-    bytes: its result on each chip, for one run. origin: of `ORIGINS`. op_name: where it comes from.
+    kind: of `KINDS`, or that and `BETWEEN_SLICES`. times: how often it is run in a step. group: how many chips take
+    part together, or slices. bytes: its result on each chip, for one run; between slices what each chip gives to it.
+    origin: of `ORIGINS`. op_name: where it comes from.
     """
 
     kind: str
@@ -52,8 +58,9 @@ class Collective:
     def sent(self) -> float:
         """Bytes that each chip sends, and as many receives, in one run: those of a ring, the least that is possible."""
         others = (self.group - 1) / self.group
-        share = {"all-reduce": 2 * others, "reduce-scatter": float(self.group - 1)}
-        return self.bytes * share.get(self.kind, 1.0 if self.kind.startswith("collective") else others)
+        shares = {"all-reduce": 2 * others, "reduce-scatter": float(self.group - 1)}
+        shares |= {"all-gather" + BETWEEN_SLICES: float(self.group - 1), "all-reduce" + BETWEEN_SLICES: 2 * others}
+        return self.bytes * shares.get(self.kind, 1.0 if self.kind.startswith("collective") else others)
 
 
 def collectives(program: Program) -> list[Collective]:
@@ -62,16 +69,75 @@ def collectives(program: Program) -> list[Collective]:
     for computation, outer, times in program.executed(fused=False):
         for inner, instruction in _within(program, computation, outer):
             kind = instruction.opcode.removesuffix("-start")
+            if kind == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
+                found.append(_between_slices(program, computation, instruction, times))
             if kind not in KINDS or _goes_on(inner, instruction, program):
                 continue
-            result = _result(inner, instruction)
+            result, within = _result(inner, instruction), [(inner, instruction), (computation, outer)]
             if inner.name.startswith("all-reduce-scatter"):  # how TPUs write it: a fusion of a sum and a slice of it
-                kind, result = "reduce-scatter", outer
-            named = instruction if instruction.op_name else outer
-            origin = _origin(kind, named.op_name, program.stack(named))
+                kind, result, within = "reduce-scatter", outer, within[1:]
+            asked = _asked(program, kind, within)
             size, group = sum(shape.bytes for shape in result.shapes), _group(instruction, program.partitions)
-            found.append(Collective(kind, times, group, size, origin, named.op_name))
+            found.append(Collective(kind, times, group, size, *asked))
     return found
+
+
+def _between_slices(program: Program, where: Computation, send: Instruction, times: int) -> Collective:
+    """The part of a collective that goes over the network, which a TPU's program hands to its host."""
+    asked = _asked(program, _between(send), [(where, send)])
+    return Collective(_between(send) + BETWEEN_SLICES, times, _slices(send), send.shapes[0].bytes, *asked)
+
+
+def _between(transfer: Instruction) -> str:
+    """The kind of collective that a `send` or `recv` is a part of."""
+    return _attribute(transfer, "_xla_megascale_transfer_type").lower().replace("_", "-").replace(*ONE_TO_ONE)
+
+
+def _attribute(instruction: Instruction, name: str) -> str:
+    found = re.search(rf'\b{name}="?(\w[\w.-]*)', instruction.attributes)
+    return found.group(1) if found else ""
+
+
+def _slices(send: Instruction) -> int:
+    """How many take part: those listed as in "{1,2,3,4}x{0:255}", or those of chips such as 300017, of the third."""
+    target = re.search(r"_xla_megascale_target=(.*?),_xla_", send.attributes)
+    text = target.group(1) if target else ""
+    if found := re.search(r"\{([\d,]+)\}x", text):
+        return found.group(1).count(",") + 1
+    return len({int(chip) // 100_000 for chip in re.findall(r"\d{6,}", text)}) or 1
+
+
+def _asked(program: Program, kind: str, within: list[tuple[Computation, Instruction]]) -> tuple[str, str]:
+    """The part of the method that asks for a collective, and where in the traced program that is.
+
+    That is where its operands were made: the nearest instruction with a name, also behind what came from other slices.
+
+    Args:
+        program: the whole module.
+        kind: of collective.
+        within: a computation and the collective in it, then the fusion of another computation that calls it, if any.
+    """
+    outer, waiting = within[1:], deque([(*within[0], kind)])
+    seen: set[str] = set()
+    while waiting:
+        where, this, part_of = waiting.popleft()
+        if this.op_name.startswith(("jit(", STATE)):
+            return _origin(part_of, this.op_name, program.stack(this)), this.op_name
+        read = [(where, each, part_of) for name in this.operands if (each := where.instructions.get(name))]
+        if this.opcode == "recv":
+            read = [(where, each, _between(each)) for each in where.instructions.values() if _is_met(each, this)]
+        if this.opcode == "parameter":
+            number = int(this.operands[0])
+            read = [(caller, each, part_of) for caller, fusion in outer if (each := caller.operand(fusion, number))]
+        waiting.extend(each for each in read if each[1].name not in seen)
+        seen.update(each[1].name for each in read)
+    caller = within[-1][1]  # which computes something meanwhile
+    return _origin(kind, caller.op_name, program.stack(caller)), caller.op_name
+
+
+def _is_met(send: Instruction, received: Instruction) -> bool:
+    name = "_xla_host_transfer_rendezvous"
+    return send.opcode == "send" and _attribute(send, name) == _attribute(received, name) != ""
 
 
 def _within(program: Program, where: Computation, outer: Instruction) -> Iterator[tuple[Computation, Instruction]]:
@@ -142,5 +208,9 @@ def _origin(kind: str, op_name: str, stack: tuple[str, ...]) -> str:
     if kind in ("all-to-all", "ragged-all-to-all"):
         return HARD_NEGATIVES  # nothing else exchanges rows
     if kind == "all-gather":
-        return GATHERS if "R2D2." in op_name or "_whole_tables.<locals>.gather" in functions else OTHER
+        return (
+            GATHERS
+            if op_name.startswith(STATE) or "R2D2." in op_name or "_whole_tables.<locals>.gather" in functions
+            else OTHER
+        )
     return GRADIENTS if "transpose(" in op_name else OTHER

@@ -1,7 +1,7 @@
 """Collectives: which, how often, how many bytes, and for which part of the method."""
 
 import pytest
-from small_programs import NESTED, TPU
+from small_programs import NESTED, SLICES, TPU
 
 from r2d2_jax.planning.hlo import parse
 from r2d2_jax.planning.traffic import (
@@ -36,6 +36,27 @@ def test_collectives_of_tpus_that_several_fusions_repeat() -> None:
     assert (gather.kind, gather.times, gather.bytes, gather.origin) == ("all-gather", 10, bf16 * 8 * 16, GATHERS)
     assert (scatter.kind, scatter.times, scatter.group) == ("reduce-scatter", 10, 4)
     assert (scatter.bytes, scatter.sent, scatter.origin) == (bf16 * 2 * 16, bf16 * 6 * 16, GRADIENTS)
+
+
+def test_what_a_host_takes_to_other_slices() -> None:
+    """Its origin is what was sent, also that of the gather within the slice of a sum that came back."""
+    gather, reduce, exchange, one, within = collectives(parse(SLICES))
+    assert [each.kind.removesuffix(" between slices") for each in (gather, reduce, exchange, one)] == [
+        "all-gather",
+        "all-reduce",
+        "all-to-all",
+        "collective-permute",
+    ]
+    assert [each.group for each in (gather, reduce, exchange, one)] == [4, 4, 2, 2]
+    whole = F32 * 8
+    assert [each.sent for each in (gather, reduce, exchange, one)] == [3 * whole, 1.5 * whole, whole / 2, whole]
+    assert [reduce.origin, exchange.origin] == [GRADIENTS, HARD_NEGATIVES]
+    assert "encode_text" in gather.op_name
+    assert (within.kind, within.group, within.origin) == ("all-gather", 4, GRADIENTS)
+
+
+def test_a_gather_of_an_argument_of_the_step_gathers_parameters() -> None:
+    assert _origin("all-gather", "state.params['text_encoder']['word_embedding']", ()) == GATHERS
 
 
 @pytest.mark.parametrize(
