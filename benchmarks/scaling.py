@@ -33,7 +33,7 @@ from r2d2_jax.planning.chips import GIB, chip_of
 from r2d2_jax.planning.devices import tpu_chips
 from r2d2_jax.planning.estimate import Estimate, estimate, with_batch
 from r2d2_jax.planning.report import traffic_rows
-from r2d2_jax.planning.traffic import CONTRASTIVE, GATHERS, GRADIENTS, HARD_NEGATIVES, OTHER
+from r2d2_jax.planning.traffic import BETWEEN_SLICES, CONTRASTIVE, GATHERS, GRADIENTS, HARD_NEGATIVES, OTHER
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,9 @@ class Row:
     """One compiled step; sizes in bytes of a chip.
 
     config, kind, chips, pairs, remat: what was compiled; pairs a chip. needed, temporaries, limit: memory; temporaries
-    None where it ended. sent: by the part of the method that asks. tokens: see "own tokens" above. step: seconds by the
-    roofline. overrides: of the configuration, as they were given; those of the rematerialisation too.
+    None where it ended. sent: by the part of the method that asks. between: of all that, what goes to other slices.
+    tokens: see "own tokens" above. step: seconds by the roofline. overrides: of the configuration, as they were given;
+    those of the rematerialisation too.
     """
 
     config: str
@@ -78,6 +79,7 @@ class Row:
     compile_seconds: float
     jax: str
     overrides: str = ""
+    between: float = 0.0
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -136,6 +138,7 @@ def compiled(name: str, config: Config, kind: str, devices: list[Any], pairs: in
         bound="" if work is None or work.time is None else work.time.bound,
         compile_seconds=made.compile_seconds,
         jax=jax.__version__,
+        between=sum(row["sent_bytes"] for row in traffic_rows(made) if row["kind"].endswith(BETWEEN_SLICES)),
     )
 
 
@@ -169,7 +172,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     head = (
         "configuration", "chips", "pairs a chip", "memory (GiB)", "temporaries (GiB)", "hard negatives (MiB)",
         "of own tokens", "contrastive (MiB)", "parameter gathers (GiB)", "gradients (GiB)", "rest (MiB)",
-        "step by the roofline (ms)", "pairs/s a chip",
+        "of all, between slices (MiB)", "step by the roofline (ms)", "pairs/s a chip",
     )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
@@ -180,7 +183,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"`{row.config}`", f"{row.chips} {row.kind}", row.pairs, fits,
             "-" if row.temporaries is None else f"{row.temporaries / GIB:.2f}",
             mib[HARD_NEGATIVES], f"{row.sent.get(HARD_NEGATIVES, 0.0) / row.tokens:.2f}", mib[CONTRASTIVE],
-            gib[GATHERS], gib[GRADIENTS], mib[OTHER],
+            gib[GATHERS], gib[GRADIENTS], mib[OTHER], f"{row.between / 2**20:,.1f}" if row.between else "-",
             "-" if row.step is None else f"{1e3 * row.step:.1f}, {row.bound}",
             "-" if row.step is None else f"{row.pairs / row.step:,.0f}",
         )  # fmt: skip

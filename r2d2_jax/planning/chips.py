@@ -7,6 +7,8 @@ Rates are those of the makers' sheets, which no program reaches; matrix rates wi
   v5e's 1,600 is). v4: /v4 likewise; its links, six of 50 GB/s each way: Jouppi et al., arXiv 2304.01433, table 4.
 - A100: NVIDIA A100 data sheet (80 GB, SXM). H100, H200: their data sheets (SXM), whose matrix rates are with sparsity
   and so halved here. NVLink has half of its bandwidth in each direction.
+- The network between slices of v5e and v6e: "data center network bandwidth per Pod" of the same pages (6.4 and 25.6
+  Tbit/s), of which each of the 256 chips has its part; that of v4 and v5p is not there.
 - Exact float32 products are six bfloat16 passes on TPUs (XLA's precision "highest"), and run beside the matrix units on
   GPUs, at the sheet's FP32 rate.
 - Memory is what libtpu's compiler says that it may use of a TPU ("available HBM"), a little less than the sheet's; of a
@@ -28,7 +30,8 @@ class Chip:
     kinds: what JAX calls it (`device_kind`). memory: bytes. rate, exact_rate: operations a second, two for each
     multiply-add, of bfloat16 products and of exact float32 ones. bandwidth: bytes a second of its large memory. links:
     bytes a second that it sends to other chips, all links together. node: chips that these links join; 0: any number.
-    handed_out: share of the memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+    network: bytes a second that it sends to other slices; None where that is not known. handed_out: share of the memory
+    that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
     """
 
     name: str
@@ -39,12 +42,22 @@ class Chip:
     bandwidth: float
     links: float
     node: int = 0
+    network: float | None = None
     handed_out: float = 1.0
 
 
-def _tpu(name: str, kinds: tuple[str, ...], gib: float, tflops: float, gb_per_second: float, links: float) -> Chip:
+def _tpu(
+    name: str,
+    kinds: tuple[str, ...],
+    gib: float,
+    tflops: float,
+    bandwidth: float,
+    links: float,
+    pod_network: float | None = None,
+) -> Chip:
     rate = tflops * 1e12
-    return Chip(name, kinds, gib * GIB, rate, rate / 6, gb_per_second * 1e9, links * 1e9)
+    network = pod_network and pod_network * 1e12 / 8 / 256
+    return Chip(name, kinds, gib * GIB, rate, rate / 6, bandwidth * 1e9, links * 1e9, network=network)
 
 
 def _gpu(
@@ -56,9 +69,9 @@ def _gpu(
 
 CHIPS = (
     _tpu("v4", ("TPU v4",), 30.75, 275, 1200, 300),
-    _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 15.75, 197, 819, 200),
+    _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 15.75, 197, 819, 200, 6.4),
     _tpu("v5p", ("TPU v5", "TPU v5p"), 95.74, 459, 2765, 600),
-    _tpu("v6e", ("TPU v6 lite", "TPU v6e"), 31.25, 918, 1600, 400),
+    _tpu("v6e", ("TPU v6 lite", "TPU v6e"), 31.25, 918, 1600, 400, 25.6),
     _gpu("A100", ("NVIDIA A100-SXM4-80GB",), 80, (312, 19.5), 2039, 300),
     _gpu("H100", ("NVIDIA H100 80GB HBM3",), 80, (989.5, 67), 3350, 450),
     _gpu("H200", ("NVIDIA H200",), 141, (989.5, 67), 4800, 450),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r2d2_jax.planning.chips import Chip
-from r2d2_jax.planning.traffic import Collective
+from r2d2_jax.planning.traffic import BETWEEN_SLICES, Collective
 from r2d2_jax.planning.work import Operation
 
 MATRIX, MEMORY, LINKS = "matrix rate", "memory bandwidth", "links"
@@ -16,6 +16,7 @@ ASSUMPTIONS = (
 TORUS = "links form a torus; rows of an all-to-all cross the mean distance in it"
 NODE = "links between all chips are as fast as those within a node of {} chips"
 SLICES = "links between the {} slices are as fast as those within one, which the network between them is not"
+NETWORK = "the network between the {} slices carries {:g} GB/s of each chip"
 OTHER = "the program is what XLA compiles for {}, whose fusions and layouts are not the chip's"
 
 
@@ -62,7 +63,11 @@ def roofline(
         matrix += each.times * products
         memory += each.times * moving
         computing += each.times * max(products, moving)
-    links = sum(each.times * crossed(each, torus) for each in traffic) / chip.links
+    network = chip.network or chip.links
+    links = sum(
+        each.times * crossed(each, torus) / (network if each.kind.endswith(BETWEEN_SLICES) else chip.links)
+        for each in traffic
+    )
     return Roofline(matrix, memory, links, computing)
 
 
@@ -93,5 +98,6 @@ def assumptions(chip: Chip, chips: int, *, torus: bool, other: str = "", slices:
     """
     more = [TORUS] if torus else []
     more += [NODE.format(chip.node)] if chip.node and chips > chip.node else []
-    more += [SLICES.format(slices)] if slices > 1 else []
+    if slices > 1:
+        more += [NETWORK.format(slices, chip.network / 1e9) if chip.network else SLICES.format(slices)]
     return [*ASSUMPTIONS, *more, *([OTHER.format(other)] if other else [])]

@@ -1,5 +1,6 @@
 """The table of chips, and the time of a step worked out by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,12 @@ def test_a_chip_by_what_jax_calls_it_and_by_name() -> None:
         of("tpu", "TPU v2")
     with pytest.raises(UserError, match=r"^--chip=TX: there is no such chip in the table; it has v4, v5e"):
         named_chip("TX")
+
+
+def test_what_goes_to_other_slices_takes_the_rate_of_the_network() -> None:
+    sent = [Collective("all-to-all between slices", 1, 4, 100, "", ""), Collective("all-to-all", 1, 4, 100, "", "")]
+    assert roofline([], sent, SLOW).links == 75 / 5 + 75 / 5
+    assert roofline([], sent, replace(SLOW, network=0.5)).links == 75 / 0.5 + 75 / 5
 
 
 def test_what_a_program_was_compiled_for_where_it_is_no_such_chip() -> None:
@@ -80,7 +87,10 @@ def test_assumptions_name_what_they_depend_on() -> None:
     whole = assumptions(named_chip("H100"), 16, torus=True, other="TPU v4")
     assert len(plain) == 3
     assert len(whole) == 6
-    assert any("4 slices" in each for each in assumptions(named_chip("v5e"), 1024, torus=True, slices=4))
+    assert any(
+        "4 slices carries 3.125 GB/s" in each for each in assumptions(named_chip("v5e"), 1024, torus=True, slices=4)
+    )
+    assert any("4 slices are as fast" in each for each in assumptions(named_chip("v4"), 1024, torus=True, slices=4))
     assert any("100 %" in each for each in plain)
     assert any("node of 8 chips" in each for each in whole)
     assert any("compiles for TPU v4, whose" in each for each in whole)
