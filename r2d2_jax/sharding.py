@@ -205,7 +205,7 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     index = everywhere(index, mesh)
 
     def found(columns: jax.Array) -> jax.Array:
-        parts = placed(columns, by_columns)
+        parts = placed(placed(columns, by_rows), by_columns)
         return placed(placed(parts[index], by_columns), by_rows)
 
     rows, width = len(values), math.prod(values.shape[1:])

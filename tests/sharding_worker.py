@@ -8,7 +8,7 @@ batch is 8 * 7, and nothing else has a size that 7 divides.
 "masks": arrays of that program as large as a mask of dropout, "u32[21,2,17,9]": with one device's rows, and with all.
 "whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
 "rows_of_all_devices": rows that it takes for each of `draws`, and the gradient of their weighted sum; "rows_in_pieces":
-the same, with columns in two pieces of different size.
+the same, with columns in two pieces; "kinds_in_pieces": the kinds of collectives that it has.
 """
 
 import json
@@ -76,20 +76,25 @@ def masks(program: str) -> dict[str, list[str]]:
     return {"own": with_rows(ROWS), "all": with_rows(DEVICES * ROWS)}
 
 
-def rows_taken(mesh: Mesh) -> list[dict[str, Any]]:
-    """The rows of each of `draws` of a random array, and the gradient of their sum, weighted with another."""
+def taken(mesh: Mesh) -> tuple[jax.stages.Compiled, list[tuple[jax.Array, jax.Array]]]:
+    """A program that takes rows of a random array, with the gradient of their weighted sum, and its `draws`."""
     rows, (values, weights) = batch_sharding(mesh), np.random.default_rng(0).normal(size=(2, 24, 3, 5))
 
     @partial(jax.grad, has_aux=True)
     def weighted(values: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        taken = rows_of_all_devices(values, index, mesh)
-        return jnp.sum(taken * weights), taken
+        found = rows_of_all_devices(values, index, mesh)
+        return jnp.sum(found * weights), found
 
-    step = jax.jit(weighted)
     inputs = [(jax.device_put(values.astype(np.float32), rows), jax.device_put(index, rows)) for index in draws()]
+    return jax.jit(weighted).lower(*inputs[0]).compile(), inputs
+
+
+def rows_taken(mesh: Mesh) -> list[dict[str, Any]]:
+    """The rows of each of `draws`, and the gradient of their weighted sum."""
+    program, inputs = taken(mesh)
     return [
-        {"rows": np.asarray(taken).tolist(), "gradient": np.asarray(gradient).tolist()}
-        for gradient, taken in (step(*of_draw) for of_draw in inputs)
+        {"rows": np.asarray(rows).tolist(), "gradient": np.asarray(gradient).tolist()}
+        for gradient, rows in (program(*of_draw) for of_draw in inputs)
     ]
 
 
@@ -126,6 +131,7 @@ def main() -> None:
         found = {"collectives": collectives_of_rows(program), "rows_of_all_devices": rows_taken(mesh)}
         with mock.patch.object(sharding, "EXCHANGED_BYTES", PIECE):
             found["rows_in_pieces"] = rows_taken(mesh)
+            found["kinds_in_pieces"] = sorted({kind for kind, _ in collectives(taken(mesh)[0].as_text())})
         found["masks"] = masks(program)
         print(json.dumps(found | {"whole_words": whole_words(mesh)}))
 

@@ -170,6 +170,12 @@ def test_rows_from_all_devices_are_those_of_plain_indexing(
     check_rows(worker[place][how])
 
 
+def test_pieces_of_rows_move_no_further_than_they_must(worker: list[dict[str, Any]]) -> None:
+    """All gather the index, and the rest is exchanged: no column goes to a neighbour first."""
+    for found in worker:
+        assert set(found["kinds_in_pieces"]) <= {"all-to-all", "all-gather", "all-reduce"}
+
+
 def test_rows_of_one_device_are_those_of_plain_indexing() -> None:
     check_rows(rows_taken(small_plan(small_config()).mesh))
 
