@@ -105,8 +105,9 @@ class OurDraws(Draws):
         """The negatives of a step."""
         right = jnp.asarray(positive.cpu().numpy())
         text_key, image_key = jax.random.split(stream(self.key, "hard_negative", step.steps))
-        text, _ = sample_negatives(text_key, jnp.asarray(i2t.cpu().numpy()), right)
-        image, _ = sample_negatives(image_key, jnp.asarray(t2i.cpu().numpy()), right)
+        rows = jnp.arange(len(right))
+        text, _ = sample_negatives(text_key, jnp.asarray(i2t.cpu().numpy()), right, rows)
+        image, _ = sample_negatives(image_key, jnp.asarray(t2i.cpu().numpy()), right, rows)
         return as_torch(text, step.device), as_torch(image, step.device)
 
 

@@ -55,25 +55,16 @@ def weighted_cross_entropy(
 
 
 @checked
-def gcpr(
-    image_embed: Float[Array, "b e"],
-    text_embed: Float[Array, "b e"],
-    positive: Bool[Array, "b b"],
-    temperature: Float[Array, ""],
-) -> Float[Array, ""]:
+def gcpr(i2t: Float[Array, "b m"], t2i: Float[Array, "b m"], positive: Bool[Array, "b m"]) -> Float[Array, " b"]:
     """Global contrastive pre-ranking: the mean of the i2t and the t2i cross-entropy (article).
 
-    Gradients reach the embeddings on both sides of every similarity.
+    The loss is the mean over all rows, of which these may be a part.
 
     Args:
-        image_embed, text_embed: unit-norm; row i of both is a matching pair.
-        positive: True where image i and text j belong together; symmetric, True on the diagonal.
-        temperature: a positive scalar.
+        i2t: similarity / temperature of images and all texts of the global batch. t2i: of texts and all images.
+        positive: True where row and column belong together; every row needs at least one.
     """
-    every_key = jnp.ones(len(image_embed), bool)
-    target, weight = ground_truth(positive), jnp.ones(len(image_embed))
-    # Two products rather than one and its transpose: with rows split over devices the transpose would have to move.
-    i2t = similarity_logits(image_embed, text_embed, temperature)
-    t2i = similarity_logits(text_embed, image_embed, temperature)
+    every_key = jnp.ones(i2t.shape[1], bool)
+    target, weight = ground_truth(positive), jnp.ones(i2t.shape[1])
     losses = [weighted_cross_entropy(logits, target, weight, every_key) for logits in (i2t, t2i)]
-    return jnp.mean(jnp.stack(losses))
+    return jnp.mean(jnp.stack(losses), axis=0)

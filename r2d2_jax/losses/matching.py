@@ -7,7 +7,7 @@ from r2d2_jax.arrays import Array, Bool, Float, Int, checked
 
 
 @checked
-def negative_logits(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float[Array, "b b"]:
+def negative_logits(logits: Float[Array, "b m"], positive: Bool[Array, "b m"]) -> Float[Array, "b m"]:
     """Log-weights from which hard negatives are drawn: the similarity logits, -inf where the two belong together.
 
     Their row-softmax is the published sampling weight. Kept as logarithms, so that negatives of vanishing weight can
@@ -18,14 +18,16 @@ def negative_logits(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -
 
 @checked
 def sample_negatives(
-    key: jax.Array, logits: Float[Array, "b b"], positive: Bool[Array, "b b"]
+    key: jax.Array, logits: Float[Array, "b m"], positive: Bool[Array, "b m"], row: Int[Array, " b"]
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
     """Draws one hard negative per row from the row-softmax of the logits over all that do not belong together.
 
     Args:
         key: random key.
-        logits: similarity / temperature of the whole global batch.
+        logits: similarity / temperature of rows and the whole global batch.
         positive: True where row and column belong together.
+        row: the number of each row in the global batch, with which the key gives it draws of its own: the same ones,
+            whichever rows are drawn for with it.
 
     Returns:
         The drawn columns, and whether the row has any negative at all. A row without one gets an arbitrary column.
@@ -33,7 +35,8 @@ def sample_negatives(
     # A row of nothing but -inf has no distribution; it draws from the plain logits, and `exists` marks it.
     exists = jnp.any(~positive, axis=1)
     weights = jnp.where(exists[:, None], negative_logits(logits, positive), logits)
-    return jax.random.categorical(key, weights, axis=1), exists
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row)
+    return jax.vmap(jax.random.categorical)(keys, weights), exists
 
 
 @checked

@@ -33,7 +33,7 @@ ORIGINS = (HARD_NEGATIVES, CONTRASTIVE, GATHERS, GRADIENTS, OTHER)
 # Functions on the stack that say which part of the method a collective belongs to; the first that matches counts.
 _FUNCTIONS = (
     (HARD_NEGATIVES, {"with_negatives", "sample_negatives", "rows_of_all_devices"}),
-    (CONTRASTIVE, {"similarities", "contrastive_metrics", "gcpr", "tgd", "Pretraining._target_guided", "unit_norm"}),
+    (CONTRASTIVE, {"pre_ranking", "similarities", "gcpr", "tgd", "Pretraining._target_guided", "unit_norm"}),
     (OTHER, {"mask_tokens", "mask_words", "enqueue", "match_loss", "masked_lm"}),
 )
 

@@ -18,7 +18,6 @@ from r2d2_jax.arrays import Array, Batch, Embedded, Encoded, Float, Int, Params,
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import LossConfig
 from r2d2_jax.errors import UserError
-from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.losses.distillation import Candidates, distilled_feature, fgd, running_mean, tgd
 from r2d2_jax.losses.masked_lm import MaskedText, mask_tokens, mask_words, masked_lm
 from r2d2_jax.models.r2d2 import R2D2
@@ -28,12 +27,11 @@ from r2d2_jax.tasks.queue import Queue, empty_queue, enqueue
 from r2d2_jax.tasks.stages import (
     Forward,
     Towers,
-    contrastive_metrics,
     forward_in_parts,
     label_scores,
+    pre_ranking,
     ranking,
     share_of,
-    similarities,
     student_forward,
 )
 from r2d2_jax.tasks.task import FeatureProbe, LossResult, Metrics, SpecialTokens, Task, trainable_parts
@@ -120,21 +118,24 @@ class Pretraining(Task):
         teacher = self._teacher(params, memory, student, batch, mesh)
 
         temperature = params["temperature"]
-        found = similarities(student, batch, temperature, mesh)
-        metrics = contrastive_metrics(found, temperature)
+        draw = stream(key, "hard_negative", step) if self.terms.fgr else None
+        hardness, hard_targets = self.terms.negative_hardness, self.terms.contrastive == "gcpr"
+        found = pre_ranking(
+            self, student, batch, temperature, mesh, draw=draw, hardness=hardness, hard_targets=hard_targets
+        )
+        metrics = found.metrics() | {"temperature": temperature}
         terms: Metrics = {}
         if memory.queue is not None and teacher is not None:
             share = self.soft_target_share(step)
             terms["tgd"] = self._target_guided(student, teacher, memory.queue, batch, temperature, share, mesh)
             metrics |= {"queue_fill": memory.queue.fill(), "soft_target_share": share}
-        else:
-            terms["gcpr"] = gcpr(student.image.embed, student.text.embed, found.positive, temperature)
+        if found.gcpr is not None:
+            terms["gcpr"] = jnp.mean(found.gcpr)
         masked_tokens = None
-        if self.terms.fgr:
+        if found.negatives is not None:
             wanted = masked.position if self.terms.mlm_reads_ranking else masked.position[:, :0]
-            draw, weights = stream(key, "hard_negative", step), self.terms.match_class_weights
-            drawn_from = found.softened(self.terms.negative_hardness)
-            ranked = ranking(forward, student, batch, drawn_from, draw, mesh, weights, wanted)
+            weights = self.terms.match_class_weights
+            ranked = ranking(forward, student, batch, found.negatives, mesh, weights, wanted)
             terms["fgr"], masked_tokens = ranked.loss, ranked.positive_tokens
             metrics |= ranked.metrics
         if self.terms.mlm:

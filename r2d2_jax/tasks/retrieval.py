@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch, Params
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.tasks import RetrievalConfig
-from r2d2_jax.losses.contrastive import gcpr
 from r2d2_jax.models.r2d2 import R2D2
 from r2d2_jax.rng import stream
-from r2d2_jax.tasks.stages import Towers, contrastive_metrics, ranking, similarities, student_forward
+from r2d2_jax.tasks.stages import Towers, pre_ranking, ranking, student_forward
 from r2d2_jax.tasks.task import FeatureProbe, LossResult, Metrics, Task, trainable_parts
 
 
@@ -44,13 +44,14 @@ class Retrieval(Task):
             image=forward("encode_pixels", batch.images),
             text=forward("encode_text", batch.input_ids, batch.attention_mask),
         )
-        found = similarities(towers, batch, params["temperature"], mesh)
-        metrics = contrastive_metrics(found, params["temperature"])
-        terms: Metrics = {"gcpr": gcpr(towers.image.embed, towers.text.embed, found.positive, params["temperature"])}
-        if self.terms.fgr:
-            draw, weights = stream(key, "hard_negative", step), self.terms.match_class_weights
-            drawn_from = found.softened(self.terms.negative_hardness)
-            ranked = ranking(forward, towers, batch, drawn_from, draw, mesh, weights, batch.input_ids[:, :0])
+        temperature, draw = params["temperature"], stream(key, "hard_negative", step) if self.terms.fgr else None
+        found = pre_ranking(self, towers, batch, temperature, mesh, draw=draw, hardness=self.terms.negative_hardness)
+        assert found.gcpr is not None
+        metrics = found.metrics() | {"temperature": temperature}
+        terms: Metrics = {"gcpr": jnp.mean(found.gcpr)}
+        if found.negatives is not None:
+            weights, nowhere = self.terms.match_class_weights, batch.input_ids[:, :0]
+            ranked = ranking(forward, towers, batch, found.negatives, mesh, weights, nowhere)
             terms["fgr"] = ranked.loss
             metrics |= ranked.metrics
         return LossResult(terms, metrics)

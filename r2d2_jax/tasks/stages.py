@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from r2d2_jax.arrays import (
     right_pairs,
     unit_norm,
 )
-from r2d2_jax.losses.contrastive import similarity_logits
+from r2d2_jax.losses.contrastive import gcpr, similarity_logits
 from r2d2_jax.losses.masked_lm import label_is_best, label_log_probability
 from r2d2_jax.losses.matching import match_loss, match_probability, sample_negatives
 from r2d2_jax.rng import stream
@@ -106,10 +107,31 @@ class Towers:
 
 
 @struct.dataclass
-class Similarities:
-    """Similarity / temperature of every row of the batch with every row of it, on all devices.
+class Rows:
+    """What rows of the batch are compared by.
 
-    i2t, t2i: float32 [b b]. positive: bool [b b], True where image and text belong together, see `right_pairs`.
+    number: int32 [r], of the row in the global batch. image_embed, text_embed: float32 [r e], unit-norm.
+    image_id: uint32 [r 2]. text_id: uint32 [r 2], or None; see `Batch`.
+    """
+
+    number: jax.Array
+    image_embed: jax.Array
+    text_embed: jax.Array
+    image_id: jax.Array
+    text_id: jax.Array | None
+
+
+def rows_of(towers: Towers, batch: Batch) -> Rows:
+    """All rows of a batch."""
+    number = jnp.arange(len(batch.image_id))
+    return Rows(number, towers.image.embed, towers.text.embed, batch.image_id, batch.text_id)
+
+
+@struct.dataclass
+class Similarities:
+    """Similarity / temperature of rows of the batch with every row of it, on all devices.
+
+    i2t, t2i: float32 [r b]. positive: bool [r b], True where image and text belong together, see `right_pairs`.
     """
 
     i2t: jax.Array
@@ -126,31 +148,107 @@ class Similarities:
         return Similarities(hardness * self.i2t, hardness * self.t2i, self.positive)
 
 
-@checked
-def similarities(towers: Towers, batch: Batch, temperature: Float[Array, ""], mesh: Mesh) -> Similarities:
-    """Compares each row with the rows of all devices: this is what makes the contrastive loss global."""
-    text_keys = None if batch.text_id is None else everywhere(batch.text_id, mesh)
+def similarities(rows: Rows, every: Rows, temperature: jax.Array) -> Similarities:
+    """Compares some rows of a batch with every row of it."""
+    # Two products rather than one and its transpose: with rows split over devices the transpose would have to move.
     return Similarities(
-        positive=right_pairs(batch.image_id, batch.text_id, everywhere(batch.image_id, mesh), text_keys),
-        i2t=similarity_logits(towers.image.embed, everywhere(towers.text.embed, mesh), temperature),
-        t2i=similarity_logits(towers.text.embed, everywhere(towers.image.embed, mesh), temperature),
+        i2t=similarity_logits(rows.image_embed, every.text_embed, temperature),
+        t2i=similarity_logits(rows.text_embed, every.image_embed, temperature),
+        positive=right_pairs(rows.image_id, rows.text_id, every.image_id, every.text_id),
     )
 
 
-def contrastive_metrics(found: Similarities, temperature: jax.Array) -> Metrics:
-    """Contrastive accuracy both ways, and the temperature."""
-    return {
-        "i2t_accuracy": hit_rate(found.i2t, found.positive),
-        "t2i_accuracy": hit_rate(found.t2i, found.positive),
-        "temperature": temperature,
-    }
+@struct.dataclass
+class Negatives:
+    """The hard negative of each row, a row of the global batch.
+
+    text, image: int [b], of its image and of its text. has_text, has_image: bool [b]; False where a pair has no such
+    negative in the whole batch.
+    """
+
+    text: jax.Array
+    image: jax.Array
+    has_text: jax.Array
+    has_image: jax.Array
+
+
+def hard_negatives(key: jax.Array, found: Similarities, number: jax.Array) -> Negatives:
+    """Draws one hard negative text per image and one hard negative image per text (article).
+
+    Args:
+        key: random key of the draw.
+        found: similarities of some rows; receive no gradient.
+        number: int [r], of these rows in the global batch.
+    """
+    text_key, image_key = jax.random.split(key)
+    text, has_text = sample_negatives(text_key, jax.lax.stop_gradient(found.i2t), found.positive, number)
+    image, has_image = sample_negatives(image_key, jax.lax.stop_gradient(found.t2i), found.positive, number)
+    return Negatives(text, image, has_text, has_image)
+
+
+@struct.dataclass
+class PreRanked:
+    """What comparing each row of the batch with every row of it leaves, each [b].
+
+    i2t_hit, t2i_hit: bool, whether the most similar column belongs to the row. negatives: None unless any are drawn.
+    gcpr: float32, the loss of each row; None unless it is wanted.
+    """
+
+    i2t_hit: jax.Array
+    t2i_hit: jax.Array
+    negatives: Negatives | None
+    gcpr: jax.Array | None
+
+    def metrics(self) -> Metrics:
+        """Contrastive accuracy both ways."""
+        return {"i2t_accuracy": jnp.mean(self.i2t_hit), "t2i_accuracy": jnp.mean(self.t2i_hit)}
+
+
+def pre_ranking(
+    task: Task,
+    towers: Towers,
+    batch: Batch,
+    temperature: jax.Array,
+    mesh: Mesh,
+    *,
+    draw: jax.Array | None,
+    hardness: float = 1.0,
+    hard_targets: bool = True,
+) -> PreRanked:
+    """Compares each row with the rows of all devices: this is what makes the contrastive loss global.
+
+    In the task's micro batches, so that no more rows of similarities than theirs exist at a time.
+
+    Args:
+        task: the task.
+        towers: embeddings of the student.
+        batch: the global batch.
+        temperature: a positive scalar.
+        mesh: the devices.
+        draw: random key of hard negatives; None draws none.
+        hardness: of the draw, see `Similarities.softened`.
+        hard_targets: whether GCPR is wanted; otherwise nothing here has a gradient.
+    """
+    rows = rows_of(towers, batch)
+    every = jax.tree.map(partial(everywhere, mesh=mesh), rows)
+
+    def part(_: Any, own: Rows) -> PreRanked:
+        found = similarities(own, every, temperature)
+        return PreRanked(
+            i2t_hit=hits(found.i2t, found.positive),
+            t2i_hit=hits(found.t2i, found.positive),
+            negatives=None if draw is None else hard_negatives(draw, found.softened(hardness), own.number),
+            gcpr=gcpr(found.i2t, found.t2i, found.positive) if hard_targets else None,
+        )
+
+    return in_micro_batches(part, task.micro_batches, mesh, rows)
 
 
 @checked
-def hit_rate(logits: Float[Array, "b b"], positive: Bool[Array, "b b"]) -> Float[Array, ""]:
-    """Share of the rows whose most similar column in the global batch belongs to it."""
+def hits(logits: Float[Array, "r b"], positive: Bool[Array, "r b"]) -> Bool[Array, " r"]:
+    """Whether the most similar column of each row belongs to it."""
     best = best_column(logits)
-    return jnp.mean((jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] & (best >= 0)).astype(jnp.float32))
+    return jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] & (best >= 0)
 
 
 @checked
@@ -188,14 +286,11 @@ class PairsAndNegatives:
     So a batch that is split over devices stays where it is.
 
     image_tokens: [2b n d]. text_tokens: [2b l d]. attention_mask: bool [2b l].
-    has_image, has_text: bool [b]; False where a pair has no such negative in the whole batch.
     """
 
     image_tokens: jax.Array
     text_tokens: jax.Array
     attention_mask: jax.Array
-    has_image: jax.Array
-    has_text: jax.Array
 
 
 @struct.dataclass
@@ -216,8 +311,7 @@ def ranking(
     forward: Forward,
     towers: Towers,
     batch: Batch,
-    found: Similarities,
-    key: jax.Array,
+    negatives: Negatives,
     mesh: Mesh,
     class_weights: tuple[float, float],
     wanted_positions: Int[Array, "b s"],
@@ -228,17 +322,16 @@ def ranking(
         forward: the model's stages.
         towers: tokens of the student.
         batch: the global batch.
-        found: similarities, from which the negatives are drawn.
-        key: random key of the draw.
+        negatives: of each pair.
         mesh: the devices.
         class_weights: of (no match, match) in the cross-entropy.
         wanted_positions: text positions whose hidden states are wanted for the matching pairs; s may be 0.
     """
-    rows = with_negatives(towers, batch.attention_mask, found, key, mesh)
+    rows = with_negatives(towers, batch.attention_mask, negatives, mesh)
     logits, tokens = forward("rank", wanted_positions, rows.text_tokens, rows.attention_mask, rows.image_tokens)
-    every = jnp.ones_like(rows.has_image)
+    every = jnp.ones_like(negatives.has_image)
     label = interleaved(every, ~every, ~every)
-    has_negative = interleaved(every, rows.has_image, rows.has_text)
+    has_negative = interleaved(every, negatives.has_image, negatives.has_text)
     return Ranking(
         loss=match_loss(logits, label, has_negative, class_weights),
         metrics=match_metrics(logits, label, has_negative),
@@ -247,20 +340,13 @@ def ranking(
 
 
 @checked
-def with_negatives(
-    towers: Towers, mask: Bool[Array, "b l"], found: Similarities, key: jax.Array, mesh: Mesh
-) -> PairsAndNegatives:
-    """Draws one hard negative text per image and one hard negative image per text from all devices' rows (article)."""
-    text_key, image_key = jax.random.split(key)
-    text, has_text = sample_negatives(text_key, jax.lax.stop_gradient(found.i2t), found.positive)
-    image, has_image = sample_negatives(image_key, jax.lax.stop_gradient(found.t2i), found.positive)
+def with_negatives(towers: Towers, mask: Bool[Array, "b l"], negatives: Negatives, mesh: Mesh) -> PairsAndNegatives:
+    """The pairs, and from all devices' rows the negatives of each."""
     images, texts = towers.image.tokens, towers.text.tokens
     return PairsAndNegatives(
-        image_tokens=interleaved(images, rows_of_all_devices(images, image, mesh)),
-        text_tokens=interleaved(texts, rows_of_all_devices(texts, text, mesh)),
-        attention_mask=interleaved(mask, mask[text]),
-        has_image=has_image,
-        has_text=has_text,
+        image_tokens=interleaved(images, rows_of_all_devices(images, negatives.image, mesh)),
+        text_tokens=interleaved(texts, rows_of_all_devices(texts, negatives.text, mesh)),
+        attention_mask=interleaved(mask, mask[negatives.text]),
     )
 
 

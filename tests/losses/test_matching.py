@@ -18,7 +18,7 @@ from r2d2_jax.losses.matching import (
 
 IDS = np.array([0, 1, 0, 2, 3, 1])
 POSITIVE = IDS[:, None] == IDS[None, :]
-sample_many = jax.jit(jax.vmap(sample_negatives, in_axes=(0, None, None)))
+sample_many = jax.jit(jax.vmap(sample_negatives, in_axes=(0, None, None, None)))
 compiled_loss = jax.jit(match_loss, static_argnums=3)
 loss_gradient = jax.jit(jax.grad(match_loss), static_argnums=3)
 
@@ -28,7 +28,7 @@ DRAWS = 4000
 
 def draw(logits: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    columns, exists = sample_many(keys, jnp.array(logits, jnp.float32), jnp.array(positive))
+    columns, exists = sample_many(keys, jnp.array(logits, jnp.float32), jnp.array(positive), jnp.arange(len(logits)))
     return np.asarray(columns), np.asarray(exists)
 
 
@@ -99,10 +99,18 @@ def test_a_batch_of_one_image_has_no_negatives() -> None:
 
 
 def test_the_draw_is_a_function_of_the_key() -> None:
-    arguments = (jnp.zeros((6, 6)), jnp.array(POSITIVE))
+    arguments = (jnp.zeros((6, 6)), jnp.array(POSITIVE), jnp.arange(6))
     first, again, other = (sample_negatives(jax.random.key(seed), *arguments)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_a_row_has_the_same_draw_whichever_rows_are_drawn_for_with_it() -> None:
+    logits, key = jnp.array(np.random.default_rng(4).normal(size=(6, 6))), jax.random.key(3)
+    whole, _ = sample_negatives(key, logits, jnp.array(POSITIVE), jnp.arange(6))
+    part = jnp.array([5, 1, 2])
+    few, _ = sample_negatives(key, logits[part], jnp.array(POSITIVE)[part], part)
+    np.testing.assert_array_equal(few, whole[part])
 
 
 def pairs(seed: int = 3, rows: int = 7, encoders: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

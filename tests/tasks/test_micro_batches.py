@@ -11,6 +11,7 @@ import pytest
 from small_model import (
     BATCH_SIZE,
     MATCHING,
+    QUEUE_LENGTH,
     RETRIEVAL,
     TEXT_LENGTH,
     VARIANTS,
@@ -86,3 +87,20 @@ def test_nothing_within_the_model_exists_for_more_than_a_part_of_the_batch() -> 
 
     assert most_rows(1) == 3 * BATCH_SIZE * TEXT_LENGTH
     assert most_rows(4) == 3 * BATCH_SIZE * TEXT_LENGTH // 4
+
+
+@pytest.mark.parametrize("changes", [{}, VARIANTS["prd2"], RETRIEVAL], ids=["tgd", "prd2", "retrieval"])
+def test_no_similarities_of_the_whole_batch_exist(changes: dict[str, Any]) -> None:
+    """Neither with the rows of the batch, 8, nor with those and a queue of 20."""
+
+    def of_whole_batch(micro_batches: int) -> list[str]:
+        plan = plan_of(changes, micro_batches)
+        lowered = differentiated(plan).lower(
+            trainable_of(random_state(plan).params, plan.task), random_state(plan), small_batch(0)
+        )
+        return re.findall(
+            rf"tensor<{BATCH_SIZE}x(?:{BATCH_SIZE}|{QUEUE_LENGTH}|{BATCH_SIZE + QUEUE_LENGTH})xf32>", lowered.as_text()
+        )
+
+    assert of_whole_batch(1)
+    assert not of_whole_batch(4)

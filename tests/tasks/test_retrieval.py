@@ -21,10 +21,9 @@ from small_model import (
 )
 
 from r2d2_jax.arrays import Batch
-from r2d2_jax.losses.matching import sample_negatives
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
-from r2d2_jax.tasks.stages import Towers, similarities, with_negatives
+from r2d2_jax.tasks.stages import Towers, hard_negatives, pre_ranking, rows_of, similarities, with_negatives
 from r2d2_jax.tasks.task import Task
 
 KEY = jax.random.key(5)
@@ -114,15 +113,17 @@ def test_texts_of_several_images_share_the_target() -> None:
         positive[one, other] = positive[other, one] = True
     expected = oracles.gcpr(np.array(seen.image.embed), np.array(seen.text.embed), positive, 0.07)
     np.testing.assert_allclose(metrics["gcpr"], expected, rtol=2e-5, atol=2e-6)
-    found = similarities(seen, batch, jnp.float32(0.07), shared.plan.mesh)
+    rows = rows_of(seen, batch)
+    found = similarities(rows, rows, jnp.float32(0.07))
     np.testing.assert_array_equal(found.positive, positive)
     for way in ("i2t", "t2i"):
         best = np.argmax(np.array(getattr(found, way)), axis=1)
         assert float(metrics[f"{way}_accuracy"]) == np.mean(positive[np.arange(BATCH_SIZE), best])
     for draw in range(50):
-        for logits in (found.i2t, found.t2i):
-            drawn, exists = sample_negatives(jax.random.key(draw), logits, found.positive)
-            assert exists.all()
+        negatives = hard_negatives(jax.random.key(draw), found, rows.number)
+        assert negatives.has_image.all()
+        assert negatives.has_text.all()
+        for drawn in (negatives.image, negatives.text):
             assert not positive[np.arange(BATCH_SIZE), drawn].any()
 
 
@@ -131,11 +132,11 @@ def test_ranking_equals_the_match_stage_on_the_drawn_pairs(variant: str) -> None
     this = made(variant)
     task, batch, params = this.plan.task, this.batch, this.before.params
     seen = towers(task, params, batch)
-    drawn_from = similarities(seen, batch, jnp.float32(0.07), this.plan.mesh)
-    if variant == "softened":
-        drawn_from = drawn_from.softened(0.25)
     key = stream(KEY, "hard_negative", int(this.before.step))
-    rows = with_negatives(seen, batch.attention_mask, drawn_from, key, this.plan.mesh)
+    hardness = 0.25 if variant == "softened" else 1.0
+    found = pre_ranking(task, seen, batch, jnp.float32(0.07), this.plan.mesh, draw=key, hardness=hardness)
+    assert found.negatives is not None
+    rows = with_negatives(seen, batch.attention_mask, found.negatives, this.plan.mesh)
     text, image = np.array([0, 0, 1]), np.array([0, 1, 0])  # of the pair itself, and of its negatives
     places = 2 * np.arange(BATCH_SIZE)[:, None]
     text, image = (places + text).ravel(), (places + image).ravel()

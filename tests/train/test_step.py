@@ -28,7 +28,7 @@ from r2d2_jax.losses.masked_lm import mask_tokens, mask_words
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import apply_by_rows
-from r2d2_jax.tasks.stages import Towers, ranking, similarities
+from r2d2_jax.tasks.stages import Towers, pre_ranking, ranking
 from r2d2_jax.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("forget_cases")
@@ -202,10 +202,11 @@ def test_negatives_are_as_hard_as_the_configuration_says(full: Case) -> None:
     this = Case("full", {"loss": {"negative_hardness": 0.25}})
     task, mesh, state, batch = this.plan.task, this.plan.mesh, this.before, this.batch
     seen = Towers(*towers(state.params, batch, masked_ids(batch, 3)))
-    found = similarities(seen, batch, jnp.float32(0.07), mesh).softened(0.25)
-    forward = partial(apply_by_rows, task.model, state.params, mesh)
     draw, nowhere = stream(KEY, "hard_negative", 3), batch.input_ids[:, :0]
-    expected = ranking(forward, seen, batch, found, draw, mesh, (1.0, 2.0), nowhere).loss
+    found = pre_ranking(task, seen, batch, jnp.float32(0.07), mesh, draw=draw, hardness=0.25)
+    assert found.negatives is not None
+    forward = partial(apply_by_rows, task.model, state.params, mesh)
+    expected = ranking(forward, seen, batch, found.negatives, mesh, (1.0, 2.0), nowhere).loss
     np.testing.assert_allclose(this.metrics["fgr"], expected, **CLOSE)
     assert abs(float(full.metrics["fgr"]) - float(expected)) > 1e-4
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_model import (
@@ -22,7 +23,7 @@ from small_model import (
 from small_runs import NO_EVALUATION, before_batch, run
 
 from r2d2_jax.arrays import right_pairs, unit_norm
-from r2d2_jax.losses.contrastive import gcpr
+from r2d2_jax.losses.contrastive import gcpr, similarity_logits
 from r2d2_jax.losses.distillation import distilled_feature, fgd, running_mean
 from r2d2_jax.models.r2d2 import normalise_images
 from r2d2_jax.rng import stream
@@ -66,7 +67,8 @@ class Weighed:
         positive = right_pairs(batch.image_id, None, batch.image_id, None)
 
         def contrast(image: jax.Array, text: jax.Array) -> jax.Array:
-            return gcpr(unit_norm(image), unit_norm(text), positive, state.params["temperature"])
+            i2t = similarity_logits(unit_norm(image), unit_norm(text), state.params["temperature"])
+            return jnp.mean(gcpr(i2t, i2t.T, positive))
 
         def distil(text: jax.Array) -> jax.Array:
             distilled = fgd(distilled_feature(text, task.terms.fgd_features), target, mean, *temperatures)
