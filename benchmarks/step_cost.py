@@ -96,4 +96,5 @@ if __name__ == "__main__":
     try:
         app.run(main)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict
-from planned_steps import CONFIGS, planned, with_dropout
+from planned_steps import CONFIGS, check_listed, planned, with_dropout
 
 from r2d2_jax.arrays import exact_if_float32
 from r2d2_jax.config.run import MeshConfig
@@ -100,7 +100,9 @@ def main(_: list[str]) -> None:
     if JSON.value:
         check_json_path(JSON.value)
     device, start = jax.devices()[0], time.perf_counter()
-    kinds, tasks = chosen(KIND.value, KINDS), chosen(TASK.value, TASKS)
+    check_listed("kind", KIND.value, KINDS)
+    check_listed("task", TASK.value, TASKS)
+    kinds, tasks = KIND.value, TASK.value
     sizes = {kind: batch_sizes(kind) for kind in kinds}
     rates = {dtype: matrix_rate(device, MATRIX.value, dtype) for dtype in ("bfloat16", "float32")}
     report: dict[str, Any] = {
@@ -257,17 +259,6 @@ def batch_sizes(kind: str) -> list[int]:
     return sorted(int(size) for size in BATCHES.value)
 
 
-def chosen(names: list[str], known: Any) -> list[str]:
-    """The names, if all are known.
-
-    Raises:
-        UserError: one is not, or there is none.
-    """
-    if unknown := [name for name in names or [""] if name not in known]:
-        raise UserError(f"{unknown[0]!r} is not known here; expected of {', '.join(known)}")
-    return names
-
-
 def peak_bytes(device: Any) -> int:
     """The most that the device's allocator has given out so far; 0 where it does not say."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
@@ -305,4 +296,5 @@ if __name__ == "__main__":
     try:
         app.run(main)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -82,10 +82,13 @@ def test_names_what_there_was_no_time_for(train_step: ModuleType) -> None:
 
 
 def test_unknown_kinds_and_wrong_batch_sizes_are_named(train_step: ModuleType) -> None:
-    with pytest.raises(UserError, match=r"'int8' is not known here; expected of bfloat16, bfloat16_products"):
-        train_step.chosen(["int8"], train_step.KINDS)
-    with pytest.raises(UserError, match=r"'' is not known here; expected of pretraining, retrieval"):
-        train_step.chosen([], train_step.TASKS)
+    with (
+        flagsaver.flagsaver(kind=["int8"]),
+        pytest.raises(UserError, match=r"^--kind=int8: expected of bfloat16, bfloat16_products"),
+    ):
+        train_step.main([])
+    with flagsaver.flagsaver(task=[]), pytest.raises(UserError, match=r"^--task=: expected of pretraining, retrieval"):
+        train_step.main([])
     with (
         flagsaver.flagsaver(batch_sizes=["32", "many"]),
         pytest.raises(UserError, match=r"--batch_sizes=32,many: expected numbers above 1"),
