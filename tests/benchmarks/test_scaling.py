@@ -44,9 +44,9 @@ def asked(scaling: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
         usage = Usage({}, 3.0 * GIB, 1.0 * GIB, (1 + count / 1000) * GIB, 15.75 * GIB, [])
         exchange = Collective("all-to-all", 2, count, 4 * TOKEN_BYTES, HARD_NEGATIVES, "")
         gather = Collective("all-gather", 1, count, 64.0 * count, CONTRASTIVE, "")
-        return Estimate(
-            "none", 4 * count, {"data": count}, "TPU", chip, usage, Work([], [exchange, gather], None, []), 7
-        )
+        far = [Collective("all-gather between slices", 1, 4, 2.0**20, CONTRASTIVE, "")] if count == 1024 else []
+        work = Work([], [exchange, gather, *far], None, [])
+        return Estimate("none", 4 * count, {"data": count}, "TPU", chip, usage, work, 7)
 
     monkeypatch.setattr(scaling, "tpu_chips", chips)
     monkeypatch.setattr(scaling, "estimate", estimate)
@@ -67,6 +67,16 @@ def test_compiles_each_topology_once(scaling: ModuleType, asked: list[tuple[str,
     lines = ended.stdout.splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == ["8 v5e", "16 v5e", "64 v5e"]
     assert lines[4].split(" | ")[6] == f"{2 * 63 / 64:.2f}"
+
+
+@pytest.mark.usefixtures("asked")
+def test_says_what_goes_between_slices(scaling: ModuleType, tmp_path: Path) -> None:
+    """A gather among four slices sends what a chip has to the three others."""
+    config_file = write_config(tmp_path, config_values({"loss": {"queue_length": 4096}}))
+    flags = f"--config={config_file}", "--kinds=v5e", "--pairs=4", f"--json={tmp_path / 'rows.json'}"
+    lines = called(scaling.main, *flags, "--chips=16,1024").stdout.splitlines()
+    titles, *rows = ([cell.strip() for cell in line.split("|")] for line in (lines[0], *lines[2:]))
+    assert [row[titles.index("of all, between slices (MiB)")] for row in rows] == ["-", "3.0"]
 
 
 def test_a_row_is_of_its_overrides(scaling: ModuleType, asked: list[tuple[str, int, int]], tmp_path: Path) -> None:
