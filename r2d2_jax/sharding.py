@@ -189,8 +189,8 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     together. Each time a device sends and receives as much as it has rows, and holds no more, whatever the number of
     devices and whoever asks for what; so it is, backwards, with the gradients (our decision).
 
-    Columns go `EXCHANGED_BYTES` of a device at a time. Each time every device has as many of them, or XLA would move
-    columns to a neighbour beforehand.
+    At most `EXCHANGED_BYTES` of a device go at a time, or one column. Every piece gives each device equally many
+    columns; otherwise XLA first moves columns to neighbours.
 
     Args:
         values: [b ...], any dtype.
@@ -205,19 +205,19 @@ def rows_of_all_devices(values: jax.Array, index: jax.Array, mesh: Mesh) -> jax.
     index = everywhere(index, mesh)
 
     def found(columns: jax.Array) -> jax.Array:
+        # By rows until here: slicing columns that are split would move them.
         parts = placed(placed(columns, by_rows), by_columns)
         return placed(placed(parts[index], by_columns), by_rows)
 
     rows, width = len(values), math.prod(values.shape[1:])
     columns = placed(jnp.pad(values.reshape(rows, width), ((0, 0), (0, -width % mesh.size))), by_rows)
-    of_device = columns.shape[1] // mesh.size
-    count = -(-of_device * rows * columns.dtype.itemsize // EXCHANGED_BYTES)
-    most = -(-of_device // count) * mesh.size
-    pieces = [found(columns[:, at : at + most]) for at in range(0, columns.shape[1], most)]
+    of_device, most = columns.shape[1] // mesh.size, max(1, EXCHANGED_BYTES // (rows * columns.dtype.itemsize))
+    each = -(-of_device // -(-of_device // most)) * mesh.size  # as few pieces as possible, of much the same size
+    pieces = [found(columns[:, at : at + each]) for at in range(0, columns.shape[1], each)]
     return jnp.concatenate(pieces, axis=1)[:, :width].reshape(values.shape)
 
 
-def in_micro_batches(part: Callable[..., Any], count: int, mesh: Mesh, inputs: Any) -> Any:
+def in_micro_batches(part: Callable[..., Any], count: int, mesh: Mesh, inputs: Any, *, recompute: bool = True) -> Any:
     """`part(0, inputs)` of a whole batch, computed for one micro batch after the other, and each again backwards.
 
     So only one micro batch's intermediate results exist at a time, and gradients are those of the whole batch.
@@ -229,6 +229,7 @@ def in_micro_batches(part: Callable[..., Any], count: int, mesh: Mesh, inputs: A
         mesh: the devices.
         inputs: a tree of arrays whose leading axis is the number of pairs b at least once, and otherwise a multiple of
             it, with all rows of a pair side by side; so are those of the result.
+        recompute: whether the backward pass computes each part again; False where the part itself keeps little for it.
     """
     if count == 1:
         return part(0, inputs)
@@ -247,8 +248,9 @@ def in_micro_batches(part: Callable[..., Any], count: int, mesh: Mesh, inputs: A
             by_pair.swapaxes(0, 1).reshape(rows, *parts.shape[2:]), batch_sharding(mesh)
         )
 
-    recomputed = jax.checkpoint(part, prevent_cse=False)  # a scan never finds what it has computed before
-    step = lambda _, numbered: (None, recomputed(*numbered))  # noqa: E731
+    # A scan never finds what it has computed before.
+    one = jax.checkpoint(part, prevent_cse=False) if recompute else part
+    step = lambda _, numbered: (None, one(*numbered))  # noqa: E731
     _, parts = jax.lax.scan(step, None, (jnp.arange(count), jax.tree.map(split, inputs)))
     return jax.tree.map(merged, parts)
 

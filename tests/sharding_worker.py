@@ -8,7 +8,7 @@ batch is 8 * 7, and nothing else has a size that 7 divides.
 "masks": arrays of that program as large as a mask of dropout, "u32[21,2,17,9]": with one device's rows, and with all.
 "whole_words": texts of which `mask_words` masks words, and how many collectives it has beyond those of `mask_tokens`.
 "rows_of_all_devices": rows that it takes for each of `draws`, and the gradient of their weighted sum; "rows_in_pieces":
-the same, with columns in two pieces; "kinds_in_pieces": the kinds of collectives that it has.
+the same, with columns in pieces of two sizes; "kinds_in_pieces": the kinds of collectives that it has.
 """
 
 import json
@@ -35,7 +35,7 @@ from r2d2_jax.sharding import batch_sharding, rows_of_all_devices
 from r2d2_jax.train.plan import step_plan
 
 DEVICES, ROWS = 8, 7
-PIECE = 100  # bytes; a device has 24 * 15 * 4 / 8 = 180 of the rows that are taken
+PIECE = 200  # bytes; of 24 rows of float32 these are two columns for a device, which has three
 # Wider than a device's rows are many: XLA then finds it cheaper to move activations than kernels, if it may choose.
 WIDE = {"width": 64, "layers": 2, "heads": 2, "mlp_width": 128}
 CONFIG = small_config(
@@ -78,7 +78,7 @@ def masks(program: str) -> dict[str, list[str]]:
 
 def taken(mesh: Mesh) -> tuple[jax.stages.Compiled, list[tuple[jax.Array, jax.Array]]]:
     """A program that takes rows of a random array, with the gradient of their weighted sum, and its `draws`."""
-    rows, (values, weights) = batch_sharding(mesh), np.random.default_rng(0).normal(size=(2, 24, 3, 5))
+    rows, (values, weights) = batch_sharding(mesh), np.random.default_rng(0).normal(size=(2, 24, 3, 7))
 
     @partial(jax.grad, has_aux=True)
     def weighted(values: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -181,11 +181,11 @@ def test_rows_of_one_device_are_those_of_plain_indexing() -> None:
 
 
 def check_rows(taken: list[dict[str, Any]]) -> None:
-    """24 rows of 15 columns, which 8 devices do not divide, also if all want one row; so are the gradients."""
-    values, weights = np.random.default_rng(0).normal(size=(2, 24, 3, 5))
+    """24 rows of 21 columns, which 8 devices do not divide, also if all want one row; so are the gradients."""
+    values, weights = np.random.default_rng(0).normal(size=(2, 24, 3, 7))
     assert 0 < (np.bincount(draws()[0], minlength=24) == 0).sum() < 24
     for index, found in zip(draws(), taken, strict=True):
-        gradient = np.zeros((24, 3, 5))
+        gradient = np.zeros((24, 3, 7))
         np.add.at(gradient, index, weights)
         np.testing.assert_array_equal(np.float32(found["rows"]), values.astype(np.float32)[index])
         np.testing.assert_allclose(found["gradient"], gradient, rtol=1e-6, atol=1e-6)

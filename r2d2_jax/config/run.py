@@ -91,7 +91,8 @@ LARGEST_SEED = 2**32 - 1  # JAX reads the lower 32 bits alone, so that a larger 
 class TrainConfig:
     """The run: `batch_size` is global, in pairs; `epochs` counts visits to every image.
 
-    micro_batches: parts of each batch that go through the model one after the other, for a batch that does not fit.
+    micro_batches: parts of each batch that go through the model, and are compared with the whole batch, one after the
+        other, for a batch that does not fit.
         Nothing changes but memory, time and rounding: all losses, hard negatives included, are those of the whole
         batch, because the fewer pairs, the worse a contrastive loss (our decision). Dropout draws other masks.
 

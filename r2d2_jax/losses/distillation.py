@@ -27,6 +27,7 @@ class Candidates:
     valid: jax.Array
 
 
+@checked
 def candidate_similarity(row_embed: Float[Array, "b e"], key_embeds: tuple[jax.Array, ...]) -> Float[Array, "b m"]:
     """Cosine similarity of rows with all candidates, see `Candidates`."""
     return jnp.concatenate([similarity(row_embed, keys) for keys in key_embeds], axis=1)
@@ -75,12 +76,17 @@ def tgd(
         temperature: a positive scalar; learns through the student's logits only.
         share: alpha in [0, 1], the teacher's share of the target.
     """
-    fixed = (teacher_image_embed, teacher_text_embed, candidates, positive, jax.lax.stop_gradient(temperature), share)
+    fixed = (teacher_image_embed, teacher_text_embed, candidates, positive, temperature, share)
     return _differentiated_losses((image_embed, text_embed, jnp.broadcast_to(temperature, len(image_embed))), fixed)
 
 
 def _losses(trained: tuple[jax.Array, ...], fixed: tuple[Any, ...]) -> jax.Array:
-    """Of what has a gradient, row by row, and of what has none."""
+    """Those of `tgd`.
+
+    Args:
+        trained: image_embed, text_embed and, for each row, the temperature: what has a gradient.
+        fixed: the other arguments of `tgd`, in their order, and again the temperature in its place.
+    """
     image_embed, text_embed, temperature = trained
     teacher_image_embed, teacher_text_embed, keys, positive, fixed_temperature, share = fixed
 

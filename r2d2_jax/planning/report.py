@@ -93,15 +93,16 @@ def _traffic(made: Estimate) -> Iterator[str]:
     rows = traffic_rows(made)
     if not rows:
         yield "  nothing"
+    width = max((len(row["kind"]) for row in rows), default=0)
     for row in rows:
         yield (
-            f"  {row['kind']:<19}{row['times']:>6} x among {row['group']:<6}{_size(row['sent_bytes']):>12}  "
+            f"  {row['kind']:<{width}} {row['times']:>6} x among {row['group']:<6}{_size(row['sent_bytes']):>12}  "
             f"{row['origin']}"
         )
 
 
 def traffic_rows(made: Estimate) -> list[dict[str, Any]]:
-    """Collectives of a step by kind, origin and number of chips that take part; the origins in a fixed order."""
+    """Collectives of a step by kind, origin and number of chips (or slices) that take part, in the order of origins."""
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     for each in made.work.traffic if made.work is not None else []:
         row = rows.setdefault(

@@ -84,8 +84,9 @@ def collectives(program: Program) -> list[Collective]:
 
 def _between_slices(program: Program, where: Computation, send: Instruction, times: int) -> Collective:
     """The part of a collective that goes over the network, which a TPU's program hands to its host."""
-    asked = _asked(program, _between(send), [(where, send)])
-    return Collective(_between(send) + BETWEEN_SLICES, times, _slices(send), send.shapes[0].bytes, *asked)
+    asked, given = _asked(program, _between(send), [(where, send)]), where.operand(send)
+    size = sum(shape.bytes for shape in (given or send).shapes)
+    return Collective(_between(send) + BETWEEN_SLICES, times, _slices(send), size, *asked)
 
 
 def _between(transfer: Instruction) -> str:
@@ -99,12 +100,17 @@ def _attribute(instruction: Instruction, name: str) -> str:
 
 
 def _slices(send: Instruction) -> int:
-    """How many take part: those listed as in "{1,2,3,4}x{0:255}", or those of chips such as 300017, of the third."""
+    """How many take part: those listed as in "{1,2,3,4}x{0:255}", or those of chips such as 300017, of the third.
+
+    Of several groups of chips it is the first.
+    """
     target = re.search(r"_xla_megascale_target=(.*?),_xla_", send.attributes)
     text = target.group(1) if target else ""
     if found := re.search(r"\{([\d,]+)\}x", text):
         return found.group(1).count(",") + 1
-    return len({int(chip) // 100_000 for chip in re.findall(r"\d{6,}", text)}) or 1
+    slices = {int(chip) // 100_000 for chip in re.findall(r"\d{6,}", text.partition("}")[0])}
+    assert slices, f"{send.name} goes to slices that its attributes do not tell: {send.attributes[:200]}"
+    return len(slices)
 
 
 def _asked(program: Program, kind: str, within: list[tuple[Computation, Instruction]]) -> tuple[str, str]:
@@ -115,7 +121,7 @@ def _asked(program: Program, kind: str, within: list[tuple[Computation, Instruct
     Args:
         program: the whole module.
         kind: of collective.
-        within: a computation and the collective in it, then the fusion of another computation that calls it, if any.
+        within: a computation and the collective in it, then the outermost fusion that calls it, if any.
     """
     outer, waiting = within[1:], deque([(*within[0], kind)])
     seen: set[str] = set()
@@ -131,7 +137,7 @@ def _asked(program: Program, kind: str, within: list[tuple[Computation, Instruct
             read = [(caller, each, part_of) for caller, fusion in outer if (each := caller.operand(fusion, number))]
         waiting.extend(each for each in read if each[1].name not in seen)
         seen.update(each[1].name for each in read)
-    caller = within[-1][1]  # which computes something meanwhile
+    caller = within[-1][1]  # no name anywhere: take the fusion's, though it may be that of what it computes meanwhile
     return _origin(kind, caller.op_name, program.stack(caller)), caller.op_name
 
 
@@ -208,9 +214,6 @@ def _origin(kind: str, op_name: str, stack: tuple[str, ...]) -> str:
     if kind in ("all-to-all", "ragged-all-to-all"):
         return HARD_NEGATIVES  # nothing else exchanges rows
     if kind == "all-gather":
-        return (
-            GATHERS
-            if op_name.startswith(STATE) or "R2D2." in op_name or "_whole_tables.<locals>.gather" in functions
-            else OTHER
-        )
+        of_parameters = op_name.startswith(STATE) or "R2D2." in op_name or "_whole_tables.<locals>.gather" in functions
+        return GATHERS if of_parameters else OTHER
     return GRADIENTS if "transpose(" in op_name else OTHER

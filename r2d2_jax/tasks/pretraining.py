@@ -119,10 +119,8 @@ class Pretraining(Task):
 
         temperature = params["temperature"]
         draw = stream(key, "hard_negative", step) if self.terms.fgr else None
-        hardness, hard_targets = self.terms.negative_hardness, self.terms.contrastive == "gcpr"
-        found = pre_ranking(
-            self, student, batch, temperature, mesh, draw=draw, hardness=hardness, hard_targets=hard_targets
-        )
+        hardness, with_gcpr = self.terms.negative_hardness, self.terms.contrastive == "gcpr"
+        found = pre_ranking(self, student, batch, temperature, mesh, draw=draw, hardness=hardness, with_gcpr=with_gcpr)
         metrics = found.metrics() | {"temperature": temperature}
         terms: Metrics = {}
         if memory.queue is not None and teacher is not None:
@@ -228,7 +226,8 @@ class Pretraining(Task):
     ) -> jax.Array:
         """TgD over the teacher's embeddings of the global batch and of the queue (article).
 
-        In the task's micro batches, so that no more rows of similarities than theirs exist at a time.
+        In the task's micro batches, so that no more rows of similarities than theirs exist at a time; the backward pass
+        needs none of them.
         """
         b = len(batch.image_id)
 
@@ -252,7 +251,7 @@ class Pretraining(Task):
 
         own, teachers = ((towers.image.embed, towers.text.embed) for towers in (student, teacher))
         rows = (batch.image_id, batch.text_id, own, teachers)
-        return jnp.mean(in_micro_batches(part, self.micro_batches, mesh, rows))
+        return jnp.mean(in_micro_batches(part, self.micro_batches, mesh, rows, recompute=False))
 
     def _feature_guided(
         self, masked_text: Encoded, teacher: Teacher, mean: jax.Array, step: jax.Array

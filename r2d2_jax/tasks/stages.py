@@ -148,7 +148,8 @@ class Similarities:
         return Similarities(hardness * self.i2t, hardness * self.t2i, self.positive)
 
 
-def similarities(rows: Rows, every: Rows, temperature: jax.Array) -> Similarities:
+@checked
+def similarities(rows: Rows, every: Rows, temperature: Float[Array, ""]) -> Similarities:
     """Compares some rows of a batch with every row of it."""
     # Two products rather than one and its transpose: with rows split over devices the transpose would have to move.
     return Similarities(
@@ -213,11 +214,13 @@ def pre_ranking(
     *,
     draw: jax.Array | None,
     hardness: float = 1.0,
-    hard_targets: bool = True,
+    with_gcpr: bool = True,
 ) -> PreRanked:
     """Compares each row with the rows of all devices: this is what makes the contrastive loss global.
 
-    In the task's micro batches, so that no more rows of similarities than theirs exist at a time.
+    In the task's micro batches, so that no more rows of similarities than theirs exist at a time; but GCPR on several
+    devices for all rows of a device at once. Its gradients reach the embeddings on both sides of every similarity
+    (article), and those of the columns would be added up over the devices for every micro batch (our decision).
 
     Args:
         task: the task.
@@ -227,7 +230,7 @@ def pre_ranking(
         mesh: the devices.
         draw: random key of hard negatives; None draws none.
         hardness: of the draw, see `Similarities.softened`.
-        hard_targets: whether GCPR is wanted; otherwise nothing here has a gradient.
+        with_gcpr: whether its loss is wanted; otherwise nothing here has a gradient.
     """
     rows = rows_of(towers, batch)
     every = jax.tree.map(partial(everywhere, mesh=mesh), rows)
@@ -238,10 +241,10 @@ def pre_ranking(
             i2t_hit=hits(found.i2t, found.positive),
             t2i_hit=hits(found.t2i, found.positive),
             negatives=None if draw is None else hard_negatives(draw, found.softened(hardness), own.number),
-            gcpr=gcpr(found.i2t, found.t2i, found.positive) if hard_targets else None,
+            gcpr=gcpr(found.i2t, found.t2i, found.positive) if with_gcpr else None,
         )
 
-    return in_micro_batches(part, task.micro_batches, mesh, rows)
+    return in_micro_batches(part, 1 if with_gcpr and mesh.size > 1 else task.micro_batches, mesh, rows)
 
 
 @checked

@@ -80,8 +80,8 @@ class Task(abc.ABC):
         reads_words: whether the batches must say which word each token belongs to.
         reads_text_ids: whether they must say which rows have the same text.
         reads_labels: whether they must say which of their pairs match.
-        micro_batches: parts in which the model's passes are computed, one after the other; the loss stays that of the
-            global batch.
+        micro_batches: parts in which the model's passes and similarities are computed, one after the other; the loss
+            stays that of the global batch.
     """
 
     model: R2D2

@@ -130,6 +130,25 @@ def test_tgd_sends_no_gradient_into_the_candidates(case: Case) -> None:
         np.testing.assert_array_equal(gradient, 0)
 
 
+def test_tgd_gradients_of_an_uneven_sum_are_those_of_each_row(case: Case) -> None:
+    """Row i of the losses reads row i of the embeddings alone, and the temperature."""
+    share = np.array([0.0, 3.0, -1.0, 0.5], np.float32)
+
+    def summed(rows: np.ndarray, *arguments: Any) -> jax.Array:
+        return jnp.sum(jnp.asarray(rows) * tgd(*arguments))
+
+    gradients = jax.jit(jax.grad(summed, argnums=(1, 2, 7)))
+    found, each = gradients(share, *case.arguments(0.1, 0.4)), np.diag(share)
+    parts = [gradients(row, *case.arguments(0.1, 0.4)) for row in each]
+    for way in (0, 1):
+        np.testing.assert_array_equal(found[way][0], 0)
+        own = np.stack([parts[row][way][row] for row in range(B)])
+        np.testing.assert_allclose(found[way], own, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found[2], sum(part[2] for part in parts), rtol=1e-5)
+    whole = case.gradients()  # of the mean
+    np.testing.assert_allclose(found[0][1], 3 * B * whole[0][1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("garbage", [0.0, 3.0, -1e30, 1e30])
 def test_unfilled_queue_slots_take_part_in_nothing(case: Case, garbage: float) -> None:
     clean = (case.loss(), *case.gradients())

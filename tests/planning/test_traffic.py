@@ -13,6 +13,7 @@ from r2d2_jax.planning.traffic import (
     Collective,
     _group,
     _origin,
+    _slices,
     collectives,
 )
 
@@ -53,6 +54,17 @@ def test_what_a_host_takes_to_other_slices() -> None:
     assert [reduce.origin, exchange.origin] == [GRADIENTS, HARD_NEGATIVES]
     assert "encode_text" in gather.op_name
     assert (within.kind, within.group, within.origin) == ("all-gather", 4, GRADIENTS)
+
+
+@pytest.mark.parametrize(
+    ("target", "slices"),
+    [('"{1,2,3}x{0:255}"', 3), ("{{100000,200000},{300000,400000}}", 2), ("{{100000->200000},{200000->100000}}", 2)],
+)
+def test_how_many_slices_take_part(target: str, slices: int) -> None:
+    """Of several groups those of the first."""
+    instruction = next(iter(parse(NESTED).computations["main"].instructions.values()))
+    attributes = f'frontend_attributes={{_xla_megascale_target={target},_xla_megascale_transfer_type="ALL_TO_ALL"}}'
+    assert _slices(type(instruction)("x", "f32[]", "send", (), attributes)) == slices
 
 
 def test_a_gather_of_an_argument_of_the_step_gathers_parameters() -> None:

@@ -91,16 +91,32 @@ def test_nothing_within_the_model_exists_for_more_than_a_part_of_the_batch() -> 
 
 @pytest.mark.parametrize("changes", [{}, VARIANTS["prd2"], RETRIEVAL], ids=["tgd", "prd2", "retrieval"])
 def test_no_similarities_of_the_whole_batch_exist(changes: dict[str, Any]) -> None:
-    """Neither with the rows of the batch, 8, nor with those and a queue of 20."""
+    """Neither with the rows of the batch, 8, nor with those and a queue of 20; nor are those of all parts kept."""
 
     def of_whole_batch(micro_batches: int) -> list[str]:
         plan = plan_of(changes, micro_batches)
-        lowered = differentiated(plan).lower(
-            trainable_of(random_state(plan).params, plan.task), random_state(plan), small_batch(0)
-        )
-        return re.findall(
-            rf"tensor<{BATCH_SIZE}x(?:{BATCH_SIZE}|{QUEUE_LENGTH}|{BATCH_SIZE + QUEUE_LENGTH})xf32>", lowered.as_text()
-        )
+        state = random_state(plan)
+        lowered = differentiated(plan).lower(trainable_of(state.params, plan.task), state, small_batch(0))
+        rows = f"(?:{BATCH_SIZE}|{micro_batches}x{BATCH_SIZE // micro_batches})"
+        columns = f"(?:{BATCH_SIZE}|{QUEUE_LENGTH}|{BATCH_SIZE + QUEUE_LENGTH})"
+        return re.findall(rf"tensor<{rows}x{columns}xf32>", lowered.as_text())
 
     assert of_whole_batch(1)
     assert not of_whole_batch(4)
+
+
+def test_target_guided_distillation_in_parts_keeps_gradients_alone() -> None:
+    """The backward pass has no products with the keys, so there are as many as in the pass of the whole batch."""
+
+    def products(micro_batches: int) -> int:
+        plan = plan_of({}, micro_batches)
+        state = random_state(plan)
+        lowered = differentiated(plan).lower(trainable_of(state.params, plan.task), state, small_batch(0))
+        columns = f"(?:{QUEUE_LENGTH}|{BATCH_SIZE})"
+        return len(
+            re.findall(
+                rf"stablehlo.dot_general .*-> tensor<{BATCH_SIZE // micro_batches}x{columns}xf32>", lowered.as_text()
+            )
+        )
+
+    assert products(4) == products(1) > 0

@@ -40,8 +40,8 @@ def _as_published(monkeypatch: pytest.MonkeyPatch, expected: dict[str, np.ndarra
     """The reference's images are normalised, and its hard negatives given."""
     negatives = itertools.cycle((expected["negative_text_index"], expected["negative_image_index"]))
 
-    def drawn(*arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.asarray(next(negatives), jnp.int32), jnp.ones(len(arguments[1]), bool)
+    def drawn(key: jax.Array, logits: jax.Array, positive: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.asarray(next(negatives), jnp.int32), jnp.ones(len(logits), bool)
 
     monkeypatch.setattr(stages, "sample_negatives", drawn)
     monkeypatch.setattr(R2D2, "encode_pixels", R2D2.encode_image)
