@@ -50,8 +50,8 @@ def test_similarities_and_match_heads_are_exact_in_a_bfloat16_model(changes: tup
     ).total()
     key = jax.eval_shape(lambda: jax.random.key(0))
     found = products(jax.jit(loss).lower(state, abstract_batch(plan.task, plan.batch_size, plan.mesh), key))
-    # Similarities both ways of GCPR's metrics, of TgD, and of its targets, and two match heads.
-    assert found["f32", True] == 8
+    # Similarities both ways for accuracies and draws; those of TgD and of its targets with batch and queue; two heads.
+    assert found["f32", True] == 2 + 2 * 2 * 2 + 2
     assert set(found) == {("f32", True), ("bf16", False)}
 
 
