@@ -44,10 +44,10 @@ from r2d2_jax.forwards import compiled_forwards
 from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse_known, run
-from r2d2_jax.losses.matching import sample_negatives
 from r2d2_jax.rng import stream
 from r2d2_jax.sharding import global_batch
 from r2d2_jax.tasks.pretraining import Pretraining
+from r2d2_jax.tasks.stages import Similarities, hard_negatives
 from r2d2_jax.tasks.task import LOSS
 from r2d2_jax.train.plan import StepPlan
 from r2d2_jax.train.state import TrainState, abstract_state
@@ -103,12 +103,9 @@ class OurDraws(Draws):
         self, step: TorchPretraining, i2t: torch.Tensor, t2i: torch.Tensor, positive: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The negatives of a step."""
-        right = jnp.asarray(positive.cpu().numpy())
-        text_key, image_key = jax.random.split(stream(self.key, "hard_negative", step.steps))
-        rows = jnp.arange(len(right))
-        text, _ = sample_negatives(text_key, jnp.asarray(i2t.cpu().numpy()), right, rows)
-        image, _ = sample_negatives(image_key, jnp.asarray(t2i.cpu().numpy()), right, rows)
-        return as_torch(text, step.device), as_torch(image, step.device)
+        found = Similarities(*(jnp.asarray(array.cpu().numpy()) for array in (i2t, t2i, positive)))
+        drawn = hard_negatives(stream(self.key, "hard_negative", step.steps), found, jnp.arange(len(found.i2t)))
+        return as_torch(drawn.text, step.device), as_torch(drawn.image, step.device)
 
 
 def as_torch(array: jax.Array, device: str) -> torch.Tensor:

@@ -50,6 +50,13 @@ def differentiated(plan: StepPlan) -> Any:
     return jax.jit(jax.grad(total, has_aux=True))
 
 
+def lowered_text(changes: dict[str, Any], micro_batches: int) -> str:
+    """The program of `differentiated`."""
+    plan = plan_of(changes, micro_batches)
+    state = random_state(plan)
+    return differentiated(plan).lower(trainable_of(state.params, plan.task), state, small_batch(0)).as_text()
+
+
 @pytest.mark.parametrize("changes, count", CASES.values(), ids=CASES)
 def test_terms_metrics_and_gradients_are_those_of_the_whole_batch(changes: dict[str, Any], count: int) -> None:
     batch = small_batch(0).replace(label=jnp.asarray(small_labels(0)))
@@ -79,10 +86,7 @@ def test_nothing_within_the_model_exists_for_more_than_a_part_of_the_batch() -> 
     """
 
     def most_rows(micro_batches: int) -> int:
-        plan = plan_of({}, micro_batches)
-        state = random_state(plan)
-        lowered = differentiated(plan).lower(trainable_of(state.params, plan.task), state, small_batch(0))
-        shapes = re.findall(r"tensor<((?:\d+x)+)32xf32>", lowered.as_text())
+        shapes = re.findall(r"tensor<((?:\d+x)+)32xf32>", lowered_text({}, micro_batches))
         return max(math.prod(map(int, shape.split("x")[:-1])) for shape in shapes)
 
     assert most_rows(1) == 3 * BATCH_SIZE * TEXT_LENGTH
@@ -94,12 +98,9 @@ def test_no_similarities_of_the_whole_batch_exist(changes: dict[str, Any]) -> No
     """Neither with the rows of the batch, 8, nor with those and a queue of 20; nor are those of all parts kept."""
 
     def of_whole_batch(micro_batches: int) -> list[str]:
-        plan = plan_of(changes, micro_batches)
-        state = random_state(plan)
-        lowered = differentiated(plan).lower(trainable_of(state.params, plan.task), state, small_batch(0))
         rows = f"(?:{BATCH_SIZE}|{micro_batches}x{BATCH_SIZE // micro_batches})"
         columns = f"(?:{BATCH_SIZE}|{QUEUE_LENGTH}|{BATCH_SIZE + QUEUE_LENGTH})"
-        return re.findall(rf"tensor<{rows}x{columns}xf32>", lowered.as_text())
+        return re.findall(rf"tensor<{rows}x{columns}xf32>", lowered_text(changes, micro_batches))
 
     assert of_whole_batch(1)
     assert not of_whole_batch(4)
@@ -109,14 +110,7 @@ def test_target_guided_distillation_in_parts_keeps_gradients_alone() -> None:
     """The backward pass has no products with the keys, so there are as many as in the pass of the whole batch."""
 
     def products(micro_batches: int) -> int:
-        plan = plan_of({}, micro_batches)
-        state = random_state(plan)
-        lowered = differentiated(plan).lower(trainable_of(state.params, plan.task), state, small_batch(0))
-        columns = f"(?:{QUEUE_LENGTH}|{BATCH_SIZE})"
-        return len(
-            re.findall(
-                rf"stablehlo.dot_general .*-> tensor<{BATCH_SIZE // micro_batches}x{columns}xf32>", lowered.as_text()
-            )
-        )
+        result = rf"tensor<{BATCH_SIZE // micro_batches}x(?:{QUEUE_LENGTH}|{BATCH_SIZE})xf32>"
+        return len(re.findall(rf"stablehlo.dot_general .*-> {result}", lowered_text({}, micro_batches)))
 
     assert products(4) == products(1) > 0

@@ -22,7 +22,9 @@ from r2d2_jax.tasks.stages import (
     match_metrics,
     pre_ranking,
     ranking,
+    rows_of,
     share_of,
+    similarities,
     with_negatives,
 )
 
@@ -72,8 +74,13 @@ def test_each_pair_stands_beside_its_negatives(towers: Towers) -> None:
 
 
 def test_ranking_equals_the_match_stage_on_every_pair(params: Any, towers: Towers) -> None:
-    """Also where a pair has no negative text: it then counts nowhere."""
-    negatives = drawn(towers).replace(has_text=jnp.arange(BATCH_SIZE) != 2)
+    """Of a pair without a negative text, which counts nowhere: its image is that of all other texts."""
+    positive = np.eye(BATCH_SIZE, dtype=bool)
+    positive[2] = True
+    rows_compared = rows_of(towers, BATCH)
+    found = similarities(rows_compared, rows_compared, jnp.float32(0.07)).replace(positive=jnp.asarray(positive))
+    negatives = hard_negatives(jax.random.key(0), found, rows_compared.number)
+    assert negatives.has_text.tolist() == [row != 2 for row in range(BATCH_SIZE)]
     forward = partial(apply_by_rows, PLAN.task.model, params, PLAN.mesh)
     ranked = ranking(forward, towers, BATCH, negatives, PLAN.mesh, (1.0, 2.0), BATCH.input_ids[:, :0])
     rows = with_negatives(towers, BATCH.attention_mask, negatives, PLAN.mesh)
