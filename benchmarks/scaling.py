@@ -2,12 +2,12 @@
 
     python benchmarks/scaling.py --config=vitl_250m --pairs=32 --kinds=v5e,v6e --json=scaling.json
 
-Each row is one compilation of the whole step by libtpu, which takes minutes; rows that the JSON file has from an
-earlier call are not compiled again, so the same command goes on after a stop. Prints a table in Markdown. Bytes are
-those that a chip sends in a step. "Own tokens" are the image and text tokens of a chip's pairs, in the model's dtype,
-which it would send if each of them were another chip's hard negative once. Fails, with exit status 1, where temporaries
-are more than --growth times those of 16 chips of the same kind, or hard negatives make a chip send more than four times
-its own tokens.
+Each row is one compilation of the whole step by libtpu, but for the machine code, for which half a GiB is counted. Rows
+that the JSON file has from an earlier call are not compiled again, so the same command goes on after a stop. Prints a
+table in Markdown. Bytes are those that a chip sends in a step. "Own tokens" are the image and text tokens of a chip's
+pairs, in the model's dtype, which it would send if each of them were another chip's hard negative once. Fails, with
+exit status 1, where temporaries are more than --growth times those of 16 chips of the same kind, or hard negatives make
+a chip send more than four times its own tokens.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse_known, run
-from r2d2_jax.planning.chips import GIB, chip_of
-from r2d2_jax.planning.devices import tpu_chips
-from r2d2_jax.planning.estimate import Estimate, estimate, with_batch
+from r2d2_jax.planning.chips import GIB, chip_of_topology
+from r2d2_jax.planning.devices import Topology, described
+from r2d2_jax.planning.estimate import Estimate, estimate_topology, with_batch
 from r2d2_jax.planning.report import traffic_rows
 from r2d2_jax.planning.traffic import BETWEEN_SLICES, CONTRASTIVE, GATHERS, GRADIENTS, HARD_NEGATIVES, OTHER
 
@@ -98,7 +98,6 @@ def _work(arguments: Sequence[str]) -> int:
     check_listed("kinds", KIND.value, KINDS)
     check_listed("chips", CHIPS.value, FLAT)
     check_json_path(str(JSON.value))
-    jax.config.update("jax_platforms", "cpu")
     name, path = Path(str(CONFIG.value)).name.removesuffix(".py"), Path(str(JSON.value))
     rows, changes = {row.key: row for row in read_rows(path)}, " ".join(overrides)
     found = []
@@ -107,7 +106,7 @@ def _work(arguments: Sequence[str]) -> int:
         if key not in rows:
             logger.info("compiling %s for %d x %s", name, count, kind)
             shape, slices = KINDS[kind][count]
-            row = compiled(name, config, kind, tpu_chips(f"{kind}:{shape}", slices), PAIRS.value)
+            row = compiled(name, config, described(f"{kind}:{shape}", slices), PAIRS.value)
             rows[key] = dataclasses.replace(row, overrides=changes)
             write_json({"rows": [dataclasses.asdict(row) for row in rows.values()]}, str(path))
         found.append(rows[key])
@@ -118,15 +117,16 @@ def _work(arguments: Sequence[str]) -> int:
     return 1 if complaints else 0
 
 
-def compiled(name: str, config: Config, kind: str, devices: list[Any], pairs: int) -> Row:
-    """Compiles the step for devices, so many pairs on each."""
-    made = estimate(with_batch(config, pairs * len(devices)), devices, chip_of(devices[0]))
+def compiled(name: str, config: Config, topology: Topology, pairs: int) -> Row:
+    """Compiles the step for a topology, so many pairs on each chip, without machine code."""
+    asked, chip = with_batch(config, pairs * topology.chips), chip_of_topology(topology)
+    made = estimate_topology(asked, topology, chip, machine_code=False)
     usage, work = made.usage, made.work
     assert usage.limit is not None
     return Row(
         config=name,
-        kind=kind,
-        chips=len(devices),
+        kind=topology.kind,
+        chips=topology.chips,
         pairs=pairs,
         remat=made.remat,
         needed=usage.needed,

@@ -24,6 +24,7 @@ from r2d2_jax.launch.program import parse_known, run
 
 if TYPE_CHECKING:
     from r2d2_jax.planning.chips import Chip
+    from r2d2_jax.planning.devices import Topology
     from r2d2_jax.planning.estimate import Estimate
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,12 @@ SLICES = flags.DEFINE_integer(
 )
 DEVICES = flags.DEFINE_integer(
     "devices", None, "CPU devices to imitate and compile for.", lower_bound=1, flag_values=FLAGS
+)
+MACHINE_CODE = flags.DEFINE_bool(
+    "machine_code",
+    False,
+    "With --topology: also generate the machine code, to count it; minutes in place of seconds for a large model.",
+    flag_values=FLAGS,
 )
 CHIP = flags.DEFINE_string(
     "chip",
@@ -88,7 +95,7 @@ def _work(arguments: Sequence[str]) -> int:
     if JSON.value:
         check_json_path(JSON.value)
     logger.info("loading libraries")
-    from r2d2_jax.planning.chips import chip_of, named_chip
+    from r2d2_jax.planning.chips import named_chip
     from r2d2_jax.planning.epoch import pairs_of_epoch
     from r2d2_jax.planning.report import Plan, document, table
     from r2d2_jax.train.plan import traced_forward_cost
@@ -97,9 +104,7 @@ def _work(arguments: Sequence[str]) -> int:
     config = Config.from_config_dict(with_sizes(values))
     named = named_chip(CHIP.value) if CHIP.value is not None else None
     pairs = PAIRS.value or pairs_of_epoch(config.data)
-    devices = _devices()
-    chip = named or chip_of(devices[0])
-    estimate = _estimated(config, devices, chip)
+    estimate = _estimated(config, *_target(named))
     logger.info("counting the multiply-adds of the forward")
     name = Path(str(CONFIG.value)).name.removesuffix(".py")
     plan = Plan(name, estimate, traced_forward_cost(config), config.train.epochs, pairs)
@@ -112,34 +117,46 @@ def _work(arguments: Sequence[str]) -> int:
 def _check_flags() -> None:
     if SLICES.value > 1 and not TOPOLOGY.value:
         raise UserError("--slices joins several of a --topology, which is not given")
+    if MACHINE_CODE.value and not TOPOLOGY.value:
+        raise UserError("--machine_code is for a --topology, which is not given; devices at hand always generate it")
     if TOPOLOGY.value and DEVICES.value:
         raise UserError("--topology and --devices are both given; name TPU chips, or how many CPU devices to imitate")
 
 
-def _devices() -> list[Any]:
-    from r2d2_jax.planning.devices import tpu_chips
+def _target(named: "Chip | None") -> "tuple[Topology | list[Any], Chip | None]":
+    """What is compiled for, and the chip whose rates and memory count: the one of --chip, if it is given."""
+    from r2d2_jax.planning.chips import chip_of, chip_of_topology
+    from r2d2_jax.planning.devices import described
 
-    if TOPOLOGY.value is None and not DEVICES.value:
-        return jax.devices()
-    jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
+    if TOPOLOGY.value is not None or DEVICES.value:
+        jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
     if TOPOLOGY.value is not None:
-        return tpu_chips(TOPOLOGY.value, SLICES.value)
-    jax.config.update("jax_num_cpu_devices", DEVICES.value)
-    return jax.devices()
+        topology = described(TOPOLOGY.value, SLICES.value)
+        return topology, named or chip_of_topology(topology)
+    if DEVICES.value:
+        jax.config.update("jax_num_cpu_devices", DEVICES.value)
+    devices = jax.devices()
+    return devices, named or chip_of(devices[0])
 
 
-def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Estimate":
+def _estimated(config: Config, target: "Topology | list[Any]", chip: "Chip | None") -> "Estimate":
     """The step that the flags ask for, found by several compilations with --fit."""
-    from r2d2_jax.planning.estimate import estimate, is_allowed, with_batch, with_remat
+    from r2d2_jax.planning.devices import Topology
+    from r2d2_jax.planning.estimate import estimate, estimate_topology, is_allowed, with_batch, with_remat
     from r2d2_jax.planning.fit import SIZES, cheapest, largest, rematerialisations
     from r2d2_jax.planning.report import choice
 
     batch_size = config.train.batch_size
+    chips, name = (target.chips, str(target)) if isinstance(target, Topology) else (
+        len(target), f"{len(target)} x {target[0].device_kind}")  # fmt: skip
 
     def compiled(remat: str, pairs: int) -> "Estimate":
-        logger.info("compiling for %d x %s: %d pairs, rematerialisation: %s", len(devices), devices[0].device_kind,
-                    pairs, remat)  # fmt: skip
-        return estimate(with_batch(with_remat(config, remat), pairs), devices, chip)
+        logger.info("compiling for %s: %d pairs, rematerialisation: %s", name, pairs, remat)
+        asked = with_batch(with_remat(config, remat), pairs)
+        if isinstance(target, Topology):
+            assert chip is not None
+            return estimate_topology(asked, target, chip, machine_code=MACHINE_CODE.value)
+        return estimate(asked, target, chip)
 
     if not FIT.value:
         return compiled(config.model.remat, batch_size)
@@ -148,7 +165,7 @@ def _estimated(config: Config, devices: list[Any], chip: "Chip | None") -> "Esti
     remats = [REMAT.value] if REMAT.value else rematerialisations(config.model)
     if BATCH_SIZE.value:
         return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
-    each = len(devices) * config.train.micro_batches
+    each = chips * config.train.micro_batches
     batches = [size * each for size in SIZES if is_allowed(config, size * each)]
     if not batches:
         raise UserError(f"no batch of {each} pairs or a multiple of it goes with the configuration; see --batch_size")

@@ -1,8 +1,10 @@
 """The devices that a plan is made for, which need not be there."""
 
 import importlib.util
+import math
 import os
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from jax.experimental import topologies
@@ -13,11 +15,57 @@ FLAT_KINDS, LONGEST_AXIS = ("v5e", "v6e"), 16
 _NAME = re.compile(r"[a-z]\w*:[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", re.ASCII)
 
 
-def tpu_chips(topology: str, slices: int = 1) -> list[Any]:
-    """The chips of a TPU topology that is only described, such as "v5e:4x4", or of several of them.
+@dataclass(frozen=True)
+class Topology:
+    """TPU chips that are only described: so many slices of chips that lie as in `name`, such as "v5e:4x4"."""
+
+    name: str
+    slices: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.slices} x {self.name}" if self.slices > 1 else self.name
+
+    @property
+    def kind(self) -> str:
+        """Of chip, such as "v5e"."""
+        return self.name.partition(":")[0]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Chips of a slice along each axis."""
+        return tuple(map(int, self.name.partition(":")[2].split("x")))
+
+    @property
+    def chips(self) -> int:
+        """Of all slices together."""
+        return self.slices * math.prod(self.axes)
+
+    def devices(self) -> list[Any]:
+        """The chips, described by libtpu.
+
+        Raises:
+            UserError: it does not know the topology.
+        """
+        options: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
+        # As on a real v4, where a device of JAX is a chip, not one of its two cores.
+        options |= {"chip_config_name": "megacore"} if self.kind == "v4" else {}
+        # It asks neither a metadata server nor other hosts for what this one is.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        try:
+            return list(topologies.get_topology_desc(self.name, "tpu", **options).devices)
+        except Exception as error:  # libtpu says all that it finds wrong with errors of its own
+            raise UserError(
+                f"there is no topology --topology={self.name}: {first_line(error)}; name one like v5e:8x8, v6e:4x4, "
+                "v4:4x4x4 or v5p:2x2x2"
+            ) from error
+
+
+def described(topology: str, slices: int = 1) -> Topology:
+    """A topology by its name, such as "v5e:4x4", or several of them.
 
     Raises:
-        UserError: libtpu is not installed, or it does not know the topology.
+        UserError: libtpu is not installed, or there is no topology of such a name.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -28,25 +76,13 @@ def tpu_chips(topology: str, slices: int = 1) -> list[Any]:
             f"there is no topology --topology={topology}; expected a kind of TPU and its chips along two or three "
             "axes, like v5e:8x8, v6e:4x4, v4:4x4x4 or v5p:2x2x2"
         )
-    kind, _, axes = topology.partition(":")
-    if kind in FLAT_KINDS and any(int(size) > LONGEST_AXIS for size in axes.split("x")):
+    named = Topology(topology, slices)
+    if named.kind in FLAT_KINDS and max(named.axes) > LONGEST_AXIS:
         raise UserError(  # libtpu would end the process
-            f"there is no topology --topology={topology}: {kind} has {LONGEST_AXIS} chips along an axis at most; name "
-            f"one like {kind}:16x16, and join several with --slices"
+            f"there is no topology --topology={topology}: {named.kind} has {LONGEST_AXIS} chips along an axis at most; "
+            f"name one like {named.kind}:16x16, and join several with --slices"
         )
-    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    # As on a real v4, where a device of JAX is a chip, not one of its two cores.
-    options |= {"chip_config_name": "megacore"} if kind == "v4" else {}
-    # It asks neither a metadata server nor other hosts for what this one is.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    try:
-        return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
-    except Exception as error:  # libtpu says all that it finds wrong with errors of its own
-        raise UserError(
-            f"there is no topology --topology={topology}: {first_line(error)}; name one like v5e:8x8, v6e:4x4, "
-            "v4:4x4x4 or v5p:2x2x2"
-        ) from error
+    return named
 
 
 def torus(devices: list[Any]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +13,20 @@ from ml_collections import ConfigDict
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.errors import UserError
-from r2d2_jax.planning.chips import Chip, other_than
-from r2d2_jax.planning.devices import torus
+from r2d2_jax.planning.child import in_child
+from r2d2_jax.planning.chips import GIB, Chip, other_than
+from r2d2_jax.planning.compiling import CompiledStep, with_code, without_code
+from r2d2_jax.planning.devices import Topology, torus
 from r2d2_jax.planning.hlo import Shape, parse, shapes
 from r2d2_jax.planning.memory import Temporary, largest_temporaries, readable, state_parts
 from r2d2_jax.planning.roofline import Roofline, assumptions, roofline
 from r2d2_jax.planning.traffic import Collective, collectives
 from r2d2_jax.planning.work import Operation, operations, uncounted_calls
-from r2d2_jax.train.plan import step_memory, step_plan
+from r2d2_jax.train.plan import step_plan
 
+Compiler = Callable[[jax.stages.Lowered], CompiledStep]
+# Bytes that are counted for machine code that was not generated.
+MACHINE_CODE = 0.5 * GIB
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -28,17 +34,20 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Usage:
     """Bytes on each chip.
 
-    parts: of the state and the batch, as their shapes say. needed: in all, as XLA says. arguments, temporaries: of
-    these; None where the compiler gave up because memory ends. limit: what the chip has; None of a CPU.
-    largest: arrays that are there when temporaries need most.
+    parts: of the state and the batch, as their shapes say. needed: in all, as XLA says. limit: what the chip has; None
+    of a CPU. largest: arrays that are there when temporaries need most. kept, temporaries, code: of what is needed, see
+    `CompiledStep`; None where the compiler gave up because memory ends. code_is_assumed: none was generated, and
+    `MACHINE_CODE` is counted.
     """
 
     parts: dict[str, int]
     needed: float
-    arguments: float | None
-    temporaries: float | None
     limit: float | None
-    largest: list[Temporary]
+    largest: list[Temporary] = field(default_factory=list)
+    kept: float | None = None
+    temporaries: float | None = None
+    code: float | None = None
+    code_is_assumed: bool = False
 
     @property
     def fits(self) -> bool:
@@ -120,13 +129,25 @@ def is_allowed(config: Config, batch_size: int) -> bool:
     return True
 
 
-def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
+def estimate_topology(config: Config, topology: Topology, chip: Chip, *, machine_code: bool) -> Estimate:
+    """As `estimate` for chips that are only described, in a process of its own, which alone holds libtpu."""
+    doing = f"compile for {topology}"
+    return in_child(doing, _estimate_topology, config, topology, chip, with_code if machine_code else without_code)
+
+
+def _estimate_topology(config: Config, topology: Topology, chip: Chip, compiled: Compiler) -> Estimate:
+    jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
+    return estimate(config, topology.devices(), chip, compiled)
+
+
+def estimate(config: Config, devices: list[Any], chip: Chip | None, compiled: Compiler = with_code) -> Estimate:
     """Compiles a configuration's step for devices and reads what it needs.
 
     Args:
         config: the whole configuration.
         devices: at hand, or of a topology that is only described.
         chip: whose memory and rates count; None says nothing of either.
+        compiled: how the traced step is compiled.
 
     Raises:
         UserError: the mesh does not fit the devices, or the batch the mesh.
@@ -136,20 +157,20 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
     axes, other = torus(devices), other_than(chip, devices[0]) if chip else ""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     try:
-        compiled = plan.compiled()
+        made = compiled(plan.lowered())
     except jax.errors.JaxRuntimeError as error:
         too_large = too_much(str(error), parts)
         if too_large is None:
             raise
         usage, work = too_large, None
     else:
-        program = parse(compiled.as_text() or "")
-        usage = _usage(compiled, parts, limit, largest_temporaries(program))
-        made, traffic = operations(program), collectives(program)
+        program = parse(made.text)
+        usage = _usage(made, parts, limit, largest_temporaries(program))
+        done, traffic = operations(program), collectives(program)
         notes = [f"a loop of unknown length counts once: {name}" for name in program.unknown_loops()]
         calls = uncounted_calls(program)
         notes += [f"products within {calls[name]} calls of {name} are not counted" for name in sorted(calls)]
-        work = Work(made, traffic, roofline(made, traffic, chip, axes) if chip else None, notes)
+        work = Work(done, traffic, roofline(done, traffic, chip, axes) if chip else None, notes)
     return Estimate(
         remat=config.model.remat,
         batch_size=config.train.batch_size,
@@ -163,11 +184,10 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None) -> Estimate:
     )
 
 
-def _usage(compiled: Any, parts: dict[str, int], limit: float | None, largest: list[Temporary]) -> Usage:
-    memory = step_memory(compiled)
-    kept = memory.arguments + max(0, memory.results - memory.donated)
-    temporaries = memory.temporaries + memory.program
-    return Usage(parts, kept + temporaries, kept, temporaries, limit, largest)
+def _usage(made: CompiledStep, parts: dict[str, int], limit: float | None, largest: list[Temporary]) -> Usage:
+    code = MACHINE_CODE if made.code is None else made.code
+    needed = made.kept + made.temporaries + code
+    return Usage(parts, needed, limit, largest, made.kept, made.temporaries, code, code_is_assumed=made.code is None)
 
 
 def too_much(message: str, parts: dict[str, int]) -> Usage | None:
@@ -196,4 +216,4 @@ def too_much(message: str, parts: dict[str, int]) -> Usage | None:
             shape: Shape | str = shapes(array.group(1))[0] if array and shapes(array.group(1)) else ""
             bytes_ = float(size.group(1)) * _UNITS[size.group(2)]
             largest.append(Temporary(readable(name.group(1)) if name else "", str(shape), bytes_, 1))
-    return Usage(parts, needed, None, None, limit, largest)
+    return Usage(parts, needed, limit, largest)

@@ -50,10 +50,12 @@ def _memory(made: Estimate) -> Iterator[str]:
     of = f" of {usage.limit / GIB:.2f} GiB" if usage.limit is not None else ""
     yield f"memory of a chip: {_size(usage.needed)}{of}{_verdict(made)}"
     yield from (f"  {name:<26}{_size(size):>12}" for name, size in usage.parts.items())
-    if usage.arguments is not None and usage.temporaries is not None:
-        padding = usage.arguments - sum(usage.parts.values())
+    if usage.kept is not None and usage.temporaries is not None and usage.code is not None:
+        padding = usage.kept - sum(usage.parts.values())
         yield f"  {'padding, key, metrics':<26}{_size(padding):>12}"
-        yield f"  {'temporaries and program':<26}{_size(usage.temporaries):>12}"
+        yield f"  {'temporaries':<26}{_size(usage.temporaries):>12}"
+        assumed = "  as much is assumed; --machine_code generates it" if usage.code_is_assumed else ""
+        yield f"  {'machine code':<26}{_size(usage.code):>12}{assumed}"
     if usage.largest:
         yield "  the largest temporaries, as many as are there at once:"
     for each in usage.largest[:SHOWN]:

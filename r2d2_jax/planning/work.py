@@ -13,13 +13,16 @@ from r2d2_jax.planning.hlo import Computation, Instruction, Program, Shape
 # Move nothing themselves: they name what is there, or what they run is looked at by itself.
 _MOVES_NOTHING = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
-    "opt-barrier", "partition-id", "replica-id", "async-update",
+    "opt-barrier", "partition-id", "replica-id", "async-update", "async-done",
 }  # fmt: skip
 _PASSES = {"bitcast", "copy", "reshape", "transpose", "convert", "get-tuple-element"}
 # Custom calls of cuBLAS are products whose axes are listed as those of a dot.
 _CUBLAS = re.compile(r'custom_call_target="__cublas\$')
-# Of other calls, those that multiply nothing: TPUs' own of collectives and indices, and the choice of the largest.
-_KNOWN = re.compile(r'custom_call_target="(__cublas\$|AsyncCollective|GatherScatter|AssumeGather|AllocateBuffer|TopK)')
+# Of other calls, those that multiply nothing: TPUs' own of collectives, indices and pieces that lie side by side, and
+# the choice of the largest.
+_KNOWN = re.compile(
+    r'custom_call_target="(__cublas\$|AsyncCollective|GatherScatter|AssumeGather|AllocateBuffer|ConcatBitcast|TopK)'
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,10 @@ def _moved(program: Program, where: Computation, instruction: Instruction) -> fl
             if (given := where.instructions.get(operand)) is not None and given.large_bytes
         )
         return sum(read) + _written(inner, inner.instructions[inner.root], instruction.shapes)
-    if opcode in ("dynamic-slice", "gather"):
-        return 2 * instruction.large_bytes
+    if opcode in ("slice", "dynamic-slice", "gather"):
+        source = where.operand(instruction)
+        far = source is not None and source.large_bytes > 0
+        return instruction.large_bytes + (sum(shape.bytes for shape in instruction.shapes) if far else 0.0)
     if opcode in ("dynamic-update-slice", "scatter"):
         update = where.operand(instruction, 1 if opcode == "dynamic-update-slice" else 2)
         return 2 * update.large_bytes if update is not None else 0.0

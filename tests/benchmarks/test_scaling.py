@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from small_model import config_values
 
 from r2d2_jax.config.reading import Config
 from r2d2_jax.planning.chips import GIB, Chip
+from r2d2_jax.planning.devices import Topology
 from r2d2_jax.planning.estimate import Estimate, Usage, Work
 from r2d2_jax.planning.traffic import CONTRASTIVE, HARD_NEGATIVES, Collective
 
@@ -33,23 +34,20 @@ def asked(scaling: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
     """Which topologies and batches were compiled, by a compiler that knows them all."""
     found: list[tuple[str, int, int]] = []
 
-    def chips(topology: str, slices: int) -> list[Any]:
-        count = next(chips for chips, known in scaling.KINDS[topology[:3]].items() if known == (topology[4:], slices))
-        found.append((topology, slices, count))
-        return [SimpleNamespace(platform="tpu", device_kind="TPU v5e")] * count
-
-    def estimate(config: Config, devices: list[Any], chip: Chip) -> Estimate:
-        count = len(devices)
+    def estimate(config: Config, topology: Topology, chip: Chip, *, machine_code: bool) -> Estimate:
+        count = topology.chips
+        found.append((topology.name, topology.slices, count))
+        assert not machine_code
         assert config.train.batch_size == 4 * count
-        usage = Usage({}, 3.0 * GIB, 1.0 * GIB, (1 + count / 1000) * GIB, 15.75 * GIB, [])
+        usage = Usage({}, 3.0 * GIB, 15.75 * GIB, temporaries=(1 + count / 1000) * GIB)
         exchange = Collective("all-to-all", 2, count, 4 * TOKEN_BYTES, HARD_NEGATIVES, "")
         gather = Collective("all-gather", 1, count, 64.0 * count, CONTRASTIVE, "")
         far = [Collective("all-gather between slices", 1, 4, 2.0**20, CONTRASTIVE, "")] if count == 1024 else []
         work = Work([], [exchange, gather, *far], None, [])
         return Estimate("none", 4 * count, {"data": count}, "TPU", chip, usage, work, 7)
 
-    monkeypatch.setattr(scaling, "tpu_chips", chips)
-    monkeypatch.setattr(scaling, "estimate", estimate)
+    monkeypatch.setattr(scaling, "described", Topology)  # without libtpu
+    monkeypatch.setattr(scaling, "estimate_topology", estimate)
     return found
 
 

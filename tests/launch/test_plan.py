@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from r2d2_jax.launch.plan import main
 from r2d2_jax.models.store import save_model
 from r2d2_jax.planning import devices, epoch, estimate
 from r2d2_jax.planning.chips import GIB, Chip, named_chip
+from r2d2_jax.planning.compiling import with_code, without_code
+from r2d2_jax.planning.devices import Topology
 from r2d2_jax.planning.estimate import Estimate, Usage, Work, is_allowed, with_batch, with_remat
 from r2d2_jax.planning.report import Plan, document, table
 from r2d2_jax.train import plan as train_plan
@@ -45,6 +49,10 @@ def small(tmp_path: Path) -> str:
         ((), "--config is not given; --help lists the flags"),
         (("--config=demo", "--topology=v5e:2x2", "--devices=2"), "--topology and --devices are both given; name TPU"),
         (("--config=demo", "--slices=2"), "--slices joins several of a --topology, which is not given"),
+        (
+            ("--config=demo", "--machine_code"),
+            "--machine_code is for a --topology, which is not given; devices at hand",
+        ),
         (("--config=demo", "--chip="), "--chip=: there is no such chip in the table; it has v4, v5e, v5p, v6e,"),
         (("--config=demo", "--chip=TX"), "--chip=TX: there is no such chip in the table; it has v4, v5e, v5p, v6e,"),
         (("--config=nothing",), "there is no configuration nothing; expected a file, or one of the built-in"),
@@ -77,16 +85,21 @@ def test_libtpu_that_is_not_installed(small: str, monkeypatch: pytest.MonkeyPatc
     assert "--topology=v5e:2x2 needs libtpu, which compiles for TPUs and is not installed: pip install" in done.stderr
 
 
-def test_a_topology_that_does_not_exist(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topology_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any, **__: Any) -> None:
         raise RuntimeError("INVALID_ARGUMENT: no such thing\nand more")
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(devices.topologies, "get_topology_desc", nothing)
-    done = called(main, small, "--topology=v5e:3x7")
+    said = "there is no topology --topology=v5e:3x7: INVALID_ARGUMENT: no such thing; name one like v5e:8x8"
+    with pytest.raises(UserError, match=re.escape(said)):
+        Topology("v5e:3x7").devices()
+
+
+def test_a_topology_of_unknown_chips(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    done = called(main, small, "--topology=v3:2x2")
     assert done.returncode == 2
-    said = "error: there is no topology --topology=v5e:3x7: INVALID_ARGUMENT: no such thing; name one like v5e:8x8"
-    assert said in done.stderr
+    assert "error: v3 is a chip that is in no table; plan for one of v4, v5e, v5p, v6e, A100, H100, H200" in done.stderr
 
 
 @pytest.mark.parametrize("topology", ["", "v5e", "v5e:4", "v5e:0x4", "v5e:4xx4", "v5e:2x2x2x2", "v5litepod-16"])
@@ -131,10 +144,15 @@ def test_how_libtpu_is_asked(
         asked.update(given)
         return SimpleNamespace(devices=TPUS)
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(devices.topologies, "get_topology_desc", described)
-    assert devices.tpu_chips(topology, slices) == TPUS
+    assert Topology(topology, slices).devices() == TPUS
     assert asked == options
+
+
+def test_a_topology_in_words_and_numbers() -> None:
+    one, four = Topology("v4:2x2x4"), Topology("v5e:16x16", 4)
+    assert (str(one), one.kind, one.axes, one.chips) == ("v4:2x2x4", "v4", (2, 2, 4), 16)
+    assert (str(four), four.kind, four.axes, four.chips) == ("4 x v5e:16x16", "v5e", (16, 16), 1024)
 
 
 def test_the_axes_of_a_topology() -> None:
@@ -146,10 +164,10 @@ def test_the_axes_of_a_topology() -> None:
 def fake(needs: dict[str, float]) -> Any:
     """An estimate of a step that takes so many GiB a pair of each chip, without compiling it."""
 
-    def estimated(config: Config, chips: list[Any], chip: Chip | None) -> Estimate:
+    def estimated(config: Config, topology: Topology, chip: Chip, *, machine_code: bool) -> Estimate:
         remat, pairs = config.model.remat, config.train.batch_size
-        needed = GIB + needs[remat] * GIB * pairs / len(chips)
-        usage = Usage({"parameters": GIB, "batch": 8}, needed, None, None, named_chip("v5e").memory, [])
+        needed = GIB + needs[remat] * GIB * pairs / topology.chips
+        usage = Usage({"parameters": GIB, "batch": 8}, needed, named_chip("v5e").memory)
         return Estimate(remat, pairs, {"data": 2, "fsdp": 2}, "TPU v5 lite", chip, usage, Work([], [], None, []), 1.0)
 
     return estimated
@@ -172,8 +190,9 @@ def test_exit_status_and_choice(
     small: str, flags: Sequence[str], status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 and the table where a step does not fit, 2 where no rematerialisation makes a batch fit."""
-    monkeypatch.setattr(devices, "tpu_chips", lambda topology, slices: TPUS)
-    monkeypatch.setattr(estimate, "estimate", fake({"none": 1.0, "products": 0.25, "all": 0.1, "cross:all": 0.12}))
+    monkeypatch.setattr(devices, "described", Topology)  # without libtpu
+    needs = {"none": 1.0, "products": 0.25, "all": 0.1, "cross:all": 0.12}
+    monkeypatch.setattr(estimate, "estimate_topology", fake(needs))
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     done = called(main, small, "--topology=v5e:2x2", *flags)
     assert done.returncode == status, done.stderr
@@ -185,18 +204,52 @@ def test_a_fine_tuning_has_the_sizes_of_its_initial_model(tmp_path: Path, monkey
     save_model(model, tmp_path / "model")
     planned: list[Config] = []
 
-    def estimated(config: Config, *given: Any) -> Estimate:
+    def estimated(config: Config, *given: Any, machine_code: bool) -> Estimate:
         planned.append(config)
-        return fake({"none": 1.0})(with_remat(config, "none"), *given)
+        return fake({"none": 1.0})(with_remat(config, "none"), *given, machine_code=machine_code)
 
-    monkeypatch.setattr(devices, "tpu_chips", lambda topology, slices: TPUS)
-    monkeypatch.setattr(estimate, "estimate", estimated)
+    monkeypatch.setattr(devices, "described", Topology)
+    monkeypatch.setattr(estimate, "estimate_topology", estimated)
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     flags = f"--config.initial.model={tmp_path / 'model'}", "--config.data.directory=elsewhere", "--topology=v5e:2x2"
     done = called(main, "--config=retrieval:own", *flags)
     assert done.returncode == 0, done.stderr
     assert planned[0].model.cross.layers == 2
     assert planned[0].model.image == model.config.image
+
+
+def test_machine_code_that_is_assumed_and_that_is_generated(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimated(*_: Any, machine_code: bool) -> Estimate:
+        usage = Usage({"batch": 8}, 3 * GIB, 15 * GIB, [], GIB, GIB, GIB, code_is_assumed=not machine_code)
+        return Estimate("none", 8, {"data": 1}, "TPU v5 lite", named_chip("v5e"), usage, None, 1.0)
+
+    monkeypatch.setattr(devices, "described", Topology)
+    monkeypatch.setattr(estimate, "estimate_topology", estimated)
+    monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
+    for flags, end in (
+        ((), "1.00 GiB  as much is assumed; --machine_code generates it"),
+        (["--machine_code"], "1.00 GiB"),
+    ):
+        printed = called(main, small, "--topology=v5e:2x2", *flags).stdout.splitlines()
+        assert next(line for line in printed if line.startswith("  machine code")).endswith(end)
+
+
+def test_a_topology_is_compiled_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def in_child(doing: str, *given: Any) -> str:
+        asked.extend([doing, *given])
+        return "made"
+
+    monkeypatch.setattr(estimate, "in_child", in_child)
+    config, chips, chip = Config.from_config_dict(_config_dict()), Topology("v5e:2x2"), named_chip("v5e")
+    for machine_code, compiled in ((False, without_code), (True, with_code)):
+        asked.clear()
+        assert estimate.estimate_topology(config, chips, chip, machine_code=machine_code) == "made"
+        doing, function, *given = pickle.loads(pickle.dumps(asked))
+        assert doing == "compile for v5e:2x2"
+        assert function is estimate._estimate_topology
+        assert given == [config, chips, chip, compiled]
 
 
 def test_pairs_of_an_epoch(tmp_path: Path) -> None:
@@ -248,8 +301,8 @@ def test_memory_of_a_real_step(planned: tuple[Any, dict[str, Any]]) -> None:
     assert planned[1]["fits"]
     assert memory["parts"].keys() == {"parameters", "optimizer moments", "batch"}
     assert memory["parts"]["batch"] == 4 * (16 * 16 * 3 + 10 * (4 + 1) + 8)
-    assert sum(memory["parts"].values()) <= memory["arguments"] <= 1.05 * sum(memory["parts"].values())
-    assert memory["needed"] == memory["arguments"] + memory["temporaries"]
+    assert sum(memory["parts"].values()) <= memory["kept"] <= 1.05 * sum(memory["parts"].values())
+    assert memory["needed"] == memory["kept"] + memory["temporaries"] + memory["code"]
     largest = sum(each["bytes"] for each in memory["largest"])
     assert 0.6 * memory["temporaries"] < largest < 1.5 * memory["temporaries"]
 
@@ -288,7 +341,7 @@ def test_the_table_of_a_real_step(planned: tuple[Any, dict[str, Any]]) -> None:
 
 
 def test_a_plan_without_a_chip_says_what_is_missing() -> None:
-    usage = Usage({"batch": 8}, 100, 8, 92, None, [])
+    usage = Usage({"batch": 8}, 100, None, kept=8, temporaries=90, code=2)
     made = Estimate("none", 8, {"data": 1}, "cpu", None, usage, Work([], [], None, ["once"]), 1.0)
     printed = table(Plan("small", made, 2e9, 4.0, None))
     assert "time: not known of a CPU; --chip names a chip" in printed
@@ -309,7 +362,7 @@ def test_a_plan_without_a_chip_says_what_is_missing() -> None:
 def test_what_a_plan_says_of_the_memory(chip: str, needed: float, verdict: str) -> None:
     """A GPU has more than JAX hands out."""
     known = named_chip(chip)
-    usage = Usage({"batch": 8}, needed, None, None, known.memory, [])
+    usage = Usage({"batch": 8}, needed, known.memory)
     made = Estimate("none", 8, {"data": 1}, "a chip", known, usage, None, 1.0)
     plan = Plan("small", made, 2e9, 4.0, None)
     line = next(line for line in table(plan).splitlines() if line.startswith("memory of a chip: "))

@@ -21,7 +21,7 @@ NEEDS = {"none": 0.5, "products": 0.2, "all": 0.05}
 
 def made(remat: str, batch_size: int, surprise: float = 0.0) -> Estimate:
     needed = STATE + NEEDS[remat] * GIB * batch_size / CHIPS + surprise * GIB
-    usage = Usage({"parameters": STATE, "batch": 7}, needed, None, None, LIMIT, [])
+    usage = Usage({"parameters": STATE, "batch": 7}, needed, LIMIT)
     return Estimate(remat, batch_size, {"data": CHIPS}, "TPU", None, usage, None, 0.0)
 
 

@@ -55,5 +55,29 @@ ENTRY %main (x: f32[100,8], i: s32[], u: f32[1,8]) -> f32[100,8] {
     assert made_by(HEADER + lines, "bytes") == [2 * F32 * 8, 2 * F32 * 24]
 
 
+def test_a_slice_that_is_begun_and_awaited_moves_once() -> None:
+    """In its short form and in the long one, from the large memory into one on the chip."""
+    long = """
+%slicing (y: f32[100,8]) -> f32[3,8] {
+  %y = f32[100,8]{1,0} parameter(0)
+  ROOT %part = f32[3,8]{1,0:S(1)} slice(%y), slice={[0:3], [0:8]}
+}
+
+ENTRY %main (x: f32[100,8]) -> f32[3,8] {
+  %x = f32[100,8]{1,0} parameter(0)
+  %begun = ((f32[100,8]{1,0}), f32[3,8]{1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%slicing
+  ROOT %done = f32[3,8]{1,0:S(1)} async-done(%begun)
+}
+"""
+    short = """
+ENTRY %main (x: f32[100,8]) -> f32[3,8] {
+  %x = f32[100,8]{1,0} parameter(0)
+  %begun = ((f32[100,8]{1,0}), f32[3,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:3], [0:8]}
+  ROOT %done = f32[3,8]{1,0:S(1)} slice-done(%begun)
+}
+"""
+    assert made_by(HEADER + long, "bytes") == made_by(HEADER + short, "bytes") == [F32 * 24]
+
+
 def test_calls_that_cannot_be_read_are_named() -> None:
     assert uncounted_calls(parse(PRODUCTS)) == {"__cudnn$fmhaSoftmax": 1}

@@ -1,0 +1,46 @@
+"""planning/child.py: a function in a process that is ended as soon as it has returned."""
+
+import os
+import threading
+
+import pytest
+
+from r2d2_jax.errors import UserError
+from r2d2_jax.planning.child import in_child
+
+
+def leave_something_running() -> int:
+    """A thread that would keep the process; returns the process's id."""
+    threading.Thread(target=threading.Event().wait).start()
+    return os.getpid()
+
+
+def refuse(message: str) -> None:
+    """Finds its input bad."""
+    raise UserError(message)
+
+
+def test_what_it_leaves_running_ends_with_it() -> None:
+    process = in_child("leave something", leave_something_running)
+    assert process != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_bad_input_is_told_as_it_is() -> None:
+    with pytest.raises(UserError, match="^no such thing$"):
+        in_child("refuse", refuse, "no such thing")
+
+
+def test_another_error_comes_with_the_traceback_of_its_process() -> None:
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        in_child("count", int, "many")
+    (note,) = raised.value.__notes__
+    assert note.startswith("in a process of its own:\nTraceback")
+
+
+def test_a_process_that_ends_before_it_is_done() -> None:
+    with pytest.raises(
+        UserError, match="the process that was to end at once ended with exit status 3; what it printed"
+    ):
+        in_child("end at once", os._exit, 3)
