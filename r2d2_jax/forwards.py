@@ -18,7 +18,7 @@ from r2d2_jax.losses.masked_lm import label_log_probability
 from r2d2_jax.losses.matching import match_probability
 from r2d2_jax.models.layers import ATTENTION, ATTENTION_CHANGE
 from r2d2_jax.models.r2d2 import R2D2, normalise_images
-from r2d2_jax.sharding import apply_by_rows, batch_sharding, replicated
+from r2d2_jax.sharding import apply_by_rows, batch_sharding, replicated, whole_kernels
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def compiled_forwards(model: R2D2, mesh: Mesh) -> CompiledForwards:
 
     embeddings = lambda embedded: (embedded.feature, embedded.embed)  # noqa: E731
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    jitted = partial(jax.jit, out_shardings=whole)
-    encoded = partial(jax.jit, out_shardings=Encoded(rows, whole, whole))  # type: ignore[arg-type]
+    compiled = partial(jax.jit, compiler_options=whole_kernels(mesh))
+    jitted = partial(compiled, out_shardings=whole)
+    encoded = partial(compiled, out_shardings=Encoded(rows, whole, whole))  # type: ignore[arg-type]
     return CompiledForwards(
         embed_image=jitted(lambda *inputs: embeddings(image("embed_image", *inputs))),
         encode_image=encoded(partial(image, "encode_image")),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r2d2_jax.arrays import Batch
-from r2d2_jax.sharding import batch_sharding, replicated
+from r2d2_jax.sharding import batch_sharding, replicated, whole_kernels
 from r2d2_jax.tasks.task import Metrics, Task
 from r2d2_jax.train.optimizer import Optimizer
 from r2d2_jax.train.state import TrainState, abstract_state
@@ -42,9 +42,8 @@ def lower_train_step(task: Task, optimizer: Optimizer, mesh: Mesh, batch_size: i
         return train_step(state, batch, key, task, optimizer, mesh)
 
     placed = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=placed).lower(
-        state, abstract_batch(task, batch_size, mesh), key
-    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=placed, compiler_options=whole_kernels(mesh))
+    return jitted.lower(state, abstract_batch(task, batch_size, mesh), key)
 
 
 def compile_train_step(task: Task, optimizer: Optimizer, mesh: Mesh, batch_size: int) -> jax.stages.Compiled:
@@ -62,6 +61,7 @@ def compile_term_gradients(
     weigh = jax.jit(
         lambda state, batch, key: term_gradients(state, batch, key, task, mesh, without=without),
         out_shardings=replicated(mesh),
+        compiler_options=whole_kernels(mesh),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     return weigh.lower(abstract_state(task, optimizer, mesh), abstract_batch(task, batch_size, mesh), key).compile()
