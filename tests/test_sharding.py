@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from sharding_worker import draws, rows_taken
 from small_model import TOKENS, small_config, small_plan, small_rows, small_words
 
-from r2d2_jax import sharding
+from r2d2_jax import forwards, sharding
 from r2d2_jax.config.reading import Config
 from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.errors import UserError
@@ -30,10 +30,13 @@ from r2d2_jax.sharding import (
     over_slices,
     path_name,
     state_shardings,
+    whole_kernels,
 )
 from r2d2_jax.tasks import build_task
+from r2d2_jax.train import compiled
+from r2d2_jax.train.compiled import abstract_batch
 from r2d2_jax.train.optimizer import make_optimizer
-from r2d2_jax.train.state import init_state
+from r2d2_jax.train.state import abstract_state, init_state
 
 ROOT = Path(__file__).resolve().parents[1]
 MESHES = ("8x1", "2x4")
@@ -199,6 +202,32 @@ def test_whole_words_are_drawn_as_on_one_device(worker: list[dict[str, Any]], pl
     texts = map(jnp.array, (rows["input_ids"], maskable, small_words(0, 24)))
     alone = mask_words(jax.random.key(0), *texts, TOKENS.mask_id, 0.15)
     assert worker[place]["whole_words"] == {"input_ids": alone.input_ids.tolist(), "more_collectives": 0}
+
+
+def test_split_kernels_are_gathered_whole_on_tpus() -> None:
+    """The option is libtpu's; a CPU's compiler would refuse it."""
+    tpu: Any = SimpleNamespace(devices=np.array([[SimpleNamespace(platform="tpu")]]))
+    assert whole_kernels(tpu) == {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+    assert whole_kernels(make_mesh(MeshConfig(), jax.devices()[:1])) is None
+
+
+def test_every_program_with_split_kernels_has_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is refused for an option that its compiler does not know."""
+    for module in (compiled, forwards):
+        monkeypatch.setattr(module, "whole_kernels", lambda mesh: {"no_such_option": "1"})
+    plan = small_plan(small_config())
+    made = (plan.task, plan.optimizer, plan.mesh, plan.batch_size)
+    state, batch = abstract_state(*made[:3]), abstract_batch(plan.task, plan.batch_size, plan.mesh)
+    calls = forwards.compiled_forwards.__wrapped__(plan.task.model, plan.mesh)
+    texts = (state.params, batch.input_ids, batch.attention_mask)
+    for compile_ in (
+        lambda: compiled.compile_train_step(*made),
+        lambda: compiled.compile_term_gradients(*made),
+        lambda: calls.embed_text.lower(*texts).compile(),
+        lambda: calls.encode_text.lower(*texts).compile(),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+            compile_()
 
 
 def test_mesh_has_two_automatic_axes() -> None:
