@@ -2,12 +2,12 @@
 
     python benchmarks/scaling.py --config=vitl_250m --pairs=32 --kinds=v5e,v6e --json=scaling.json
 
-Each row is one compilation of the whole step by libtpu, but for the machine code, for which half a GiB is counted. Rows
-that the JSON file has from an earlier call are not compiled again, so the same command goes on after a stop. Prints a
-table in Markdown. Bytes are those that a chip sends in a step. "Own tokens" are the image and text tokens of a chip's
-pairs, in the model's dtype, which it would send if each of them were another chip's hard negative once. Fails, with
-exit status 1, where temporaries are more than --growth times those of 16 chips of the same kind, or hard negatives make
-a chip send more than four times its own tokens.
+Each row is one compilation of the whole step by libtpu without machine code, for which half a GiB is assumed. Rows that
+the JSON file has from an earlier call are not compiled again, so the same command goes on after a stop. Prints a table
+in Markdown. Bytes are those that a chip sends in a step. "Own tokens" are the image and text tokens of a chip's pairs,
+in the model's dtype, which it would send if each of them were another chip's hard negative once. Fails, with exit
+status 1, where temporaries are more than --growth times those of 16 chips of the same kind, or hard negatives make a
+chip send more than four times its own tokens.
 """
 
 import dataclasses
@@ -58,10 +58,10 @@ flags.mark_flags_as_required(["json"], flag_values=FLAGS)
 class Row:
     """One compiled step; sizes in bytes of a chip.
 
-    config, kind, chips, pairs, remat: what was compiled; pairs a chip. needed, temporaries, limit: memory; temporaries
-    None where it ended. sent: by the part of the method that asks. between: of all that, what goes to other slices.
-    tokens: see "own tokens" above. step: seconds by the roofline. overrides: of the configuration, as they were given;
-    those of the rematerialisation too.
+    config, kind, chips, pairs, remat: what was compiled; pairs a chip. needed, temporaries, code, limit: memory;
+    temporaries and machine code, which is assumed, None where it ended. sent: by the part of the method that asks.
+    between: of all that, what goes to other slices. tokens: see "own tokens" above. step: seconds by the roofline.
+    overrides: of the configuration, as they were given; those of the rematerialisation too.
     """
 
     config: str
@@ -71,6 +71,7 @@ class Row:
     remat: str
     needed: float
     temporaries: float | None
+    code: float | None
     limit: float
     sent: dict[str, float]
     tokens: float
@@ -131,6 +132,7 @@ def compiled(name: str, config: Config, topology: Topology, pairs: int) -> Row:
         remat=made.remat,
         needed=usage.needed,
         temporaries=usage.temporaries,
+        code=usage.code,
         limit=usage.limit,
         sent=sent_by_origin(made),
         tokens=pairs * token_bytes(config),

@@ -1,5 +1,6 @@
 """Plans a training run before chips are rented: compiles its whole step for
-chips that need not be there and says what it needs of memory and time.
+chips that need not be there, of TPUs all but the machine code, and says what
+it needs of memory and time.
 
 `python launch/plan.py --config=vitl_250m --topology=v5e:8x16` for TPUs, which
 needs libtpu; `--config=demo --devices=8` for imitated CPU devices; without
@@ -8,9 +9,11 @@ either for the devices at hand. The exit status is 1 if the step does not fit.
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 from absl import flags
@@ -24,7 +27,6 @@ from r2d2_jax.launch.program import parse_known, run
 
 if TYPE_CHECKING:
     from r2d2_jax.planning.chips import Chip
-    from r2d2_jax.planning.devices import Topology
     from r2d2_jax.planning.estimate import Estimate
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ def _work(arguments: Sequence[str]) -> int:
     config = Config.from_config_dict(with_sizes(values))
     named = named_chip(CHIP.value) if CHIP.value is not None else None
     pairs = PAIRS.value or pairs_of_epoch(config.data)
-    estimate = _estimated(config, *_target(named))
+    estimate = _estimated(config, _target(named))
     logger.info("counting the multiply-adds of the forward")
     name = Path(str(CONFIG.value)).name.removesuffix(".py")
     plan = Plan(name, estimate, traced_forward_cost(config), config.train.epochs, pairs)
@@ -123,49 +125,61 @@ def _check_flags() -> None:
         raise UserError("--topology and --devices are both given; name TPU chips, or how many CPU devices to imitate")
 
 
-def _target(named: "Chip | None") -> "tuple[Topology | list[Any], Chip | None]":
-    """What is compiled for, and the chip whose rates and memory count: the one of --chip, if it is given."""
+@dataclass(frozen=True)
+class Target:
+    """What is compiled for.
+
+    name: in words. chips: how many. chip: whose memory and rates count; None of a CPU. estimate: compiles a
+    configuration's step.
+    """
+
+    name: str
+    chips: int
+    chip: "Chip | None"
+    estimate: "Callable[[Config], Estimate]"
+
+
+def _target(named: "Chip | None") -> Target:
+    """What the flags name; `named` is the chip of --chip, if it is given."""
     from r2d2_jax.planning.chips import chip_of, chip_of_topology
     from r2d2_jax.planning.devices import described
+    from r2d2_jax.planning.estimate import estimate, estimate_topology
 
     if TOPOLOGY.value is not None or DEVICES.value:
         jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
     if TOPOLOGY.value is not None:
         topology = described(TOPOLOGY.value, SLICES.value)
-        return topology, named or chip_of_topology(topology)
+        chip = named or chip_of_topology(topology)
+        compiled = partial(estimate_topology, topology=topology, chip=chip, machine_code=MACHINE_CODE.value)
+        return Target(str(topology), topology.chips, chip, compiled)
     if DEVICES.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
     devices = jax.devices()
-    return devices, named or chip_of(devices[0])
+    known = named or chip_of(devices[0])
+    name = f"{len(devices)} x {devices[0].device_kind}"
+    return Target(name, len(devices), known, partial(estimate, devices=devices, chip=known))
 
 
-def _estimated(config: Config, target: "Topology | list[Any]", chip: "Chip | None") -> "Estimate":
+def _estimated(config: Config, target: Target) -> "Estimate":
     """The step that the flags ask for, found by several compilations with --fit."""
-    from r2d2_jax.planning.devices import Topology
-    from r2d2_jax.planning.estimate import estimate, estimate_topology, is_allowed, with_batch, with_remat
+    from r2d2_jax.planning.estimate import is_allowed, with_batch, with_remat
     from r2d2_jax.planning.fit import SIZES, cheapest, largest, rematerialisations
     from r2d2_jax.planning.report import choice
 
     batch_size = config.train.batch_size
-    chips, name = (target.chips, str(target)) if isinstance(target, Topology) else (
-        len(target), f"{len(target)} x {target[0].device_kind}")  # fmt: skip
 
     def compiled(remat: str, pairs: int) -> "Estimate":
-        logger.info("compiling for %s: %d pairs, rematerialisation: %s", name, pairs, remat)
-        asked = with_batch(with_remat(config, remat), pairs)
-        if isinstance(target, Topology):
-            assert chip is not None
-            return estimate_topology(asked, target, chip, machine_code=MACHINE_CODE.value)
-        return estimate(asked, target, chip)
+        logger.info("compiling for %s: %d pairs, rematerialisation: %s", target.name, pairs, remat)
+        return target.estimate(with_batch(with_remat(config, remat), pairs))
 
     if not FIT.value:
         return compiled(config.model.remat, batch_size)
-    if chip is None:
+    if target.chip is None:
         raise UserError("--fit needs to know the memory of a chip, and a CPU has none of its own; name one with --chip")
     remats = [REMAT.value] if REMAT.value else rematerialisations(config.model)
     if BATCH_SIZE.value:
         return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
-    each = chips * config.train.micro_batches
+    each = target.chips * config.train.micro_batches
     batches = [size * each for size in SIZES if is_allowed(config, size * each)]
     if not batches:
         raise UserError(f"no batch of {each} pairs or a multiple of it goes with the configuration; see --batch_size")

@@ -177,8 +177,9 @@ class R2D2(nn.Module):
         positions = jnp.concatenate([cls, wanted_positions], axis=1)
         queries = self.image_text_projection(image_tokens)
         image_text = self.image_text_encoder.triples(cls, queries, None, text_tokens, attention_mask)
-        # One encoder after the other, backwards too: left alone, XLA runs both backward passes in another order on
-        # several slices of TPUs than on one, and stores 0.6 GiB for longer (our decision; docs/scaling.md).
+        # The barrier makes text-image wait for image-text and, in the backward pass, image-text for text-image. Left
+        # alone, libtpu chooses another order on several slices than on one, and stores 0.6 GiB for longer (our
+        # decision; docs/scaling.md).
         image_text, text_tokens, image_tokens = jax.lax.optimization_barrier((image_text, text_tokens, image_tokens))
         text_image = self.text_image_encoder.triples(positions, text_tokens, attention_mask, image_tokens, None)
         cls_of_passes = (

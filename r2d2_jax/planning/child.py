@@ -1,7 +1,11 @@
 """A function in a process of its own, which is ended as soon as the function has returned."""
 
+import faulthandler
 import multiprocessing
+import os
+import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -21,7 +25,8 @@ def in_child(doing: str, function: Callable[..., Result], *arguments: Any) -> Re
         arguments: of the function.
 
     Raises:
-        UserError: the process ended before the function did, as libraries in C++ may end it.
+        UserError: the process was killed, as the system does where memory ends.
+        RuntimeError: the process ended before the function did, as libraries in C++ may end it.
         Exception: what the function raised, with the traceback of its process as a note.
     """
     spawning = multiprocessing.get_context("spawn")
@@ -31,12 +36,9 @@ def in_child(doing: str, function: Callable[..., Result], *arguments: Any) -> Re
     sending.close()
     try:
         found, error = receiving.recv()
-    except EOFError as ended:
+    except (EOFError, OSError) as ended:
         process.join()
-        raise UserError(
-            f"the process that was to {doing} ended with exit status {process.exitcode}; what it printed above may say "
-            "why, and -9 is what the system does when memory ends"
-        ) from ended
+        raise _ended(doing, process.exitcode) from ended
     finally:
         process.kill()
         process.join()
@@ -45,13 +47,42 @@ def in_child(doing: str, function: Callable[..., Result], *arguments: Any) -> Re
     return found  # type: ignore[no-any-return]
 
 
+def _ended(doing: str, status: int | None) -> Exception:
+    if status == -signal.SIGKILL:
+        return UserError(
+            f"the process that was to {doing} was killed, perhaps because memory ended; compile something smaller, or "
+            "with less beside it"
+        )
+    how = signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
+    return RuntimeError(f"the process that was to {doing} ended with {how}; what it printed above may say why")
+
+
 def _send(sending: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process when it is interrupted
-    found, error = None, None
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        found = function(*arguments)
-    except Exception as raised:  # the parent's to handle
-        error = raised
-        if not isinstance(error, UserError):
-            error.add_note(f"in a process of its own:\n{traceback.format_exc()}")
-    sending.send((found, error))
+        sent = pickle.dumps((function(*arguments), None))
+    except Exception as error:  # the parent's to handle
+        sent = pickle.dumps((None, _portable(error)))
+    sending.send_bytes(sent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or where it cannot be pickled one that says the same; with its traceback, unless it is bad input."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever an error's own way of being pickled raises
+        sent: Exception = RuntimeError(f"{type(error).__name__}: {error}")
+    else:
+        sent = error
+    if not isinstance(error, UserError):
+        sent.add_note("in a process of its own:\n" + "".join(traceback.format_exception(error)))
+    return sent

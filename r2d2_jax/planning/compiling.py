@@ -5,7 +5,6 @@ dump of a program is complete before: optimised, scheduled, and with a place in 
 """
 
 import re
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,11 @@ import jax
 
 from r2d2_jax.train.plan import step_memory
 
-_DUMP = ".after_optimizations"
-_LAST_OF_DUMP = "_after_buffer_assignment.txt"  # what a TPU's compiler writes last before it generates code
+# The ends of the names of XLA's dump files: the program, its places in memory, and what TPUs' compiler writes last
+# before it generates machine code.
+_TEXT, _PLACES, _LAST = (
+    f"after_optimizations{end}.txt" for end in ("", "-buffer-assignment", "_after_buffer_assignment")
+)
 # "allocation 7: size 512, color 1, page 0, preallocated-temp:"; a color is a memory beside the large one.
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (color \d+, )?(.*):$", re.MULTILINE)
 _POLL = 0.1  # seconds between two looks at the dump
@@ -26,9 +28,9 @@ _POLL = 0.1  # seconds between two looks at the dump
 class CompiledStep:
     """What a compiler made of a step for one chip, in bytes of its large memory.
 
-    text: the optimised program, as `jax.stages.Compiled.as_text` has it. kept: arguments, results that take no
-    argument's place and, where no code was generated, constants. temporaries: what is needed meanwhile. code: machine
-    code; None where none was generated.
+    text: the optimised program, of a TPU before or after machine code was generated. kept: arguments, results that take
+    no argument's place and, where no code was generated, constants. temporaries: what is needed meanwhile. code:
+    machine code; None where none was generated.
     """
 
     text: str
@@ -42,31 +44,44 @@ def with_code(lowered: jax.stages.Lowered) -> CompiledStep:
     return _finished(lowered.compile())
 
 
-def without_code(lowered: jax.stages.Lowered) -> CompiledStep:
-    """Compiles a step until its program and its memory are known; to its end where a compiler does not dump them.
+def without_code(lowered: jax.stages.Lowered, folder: Path) -> CompiledStep:
+    """Compiles a step until its program and its memory are known; to its end where the compiler does not dump them.
 
     The compiler goes on in a thread and cannot be stopped: call this in a process that ends soon, see `in_child`.
+
+    Args:
+        lowered: the traced step.
+        folder: an empty one for the dump; to be removed once the process has ended.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        compiling = ThreadPoolExecutor(1).submit(lowered.compile, options)
-        while not compiling.done():
-            if any(Path(folder).glob(f"*{_DUMP}{_LAST_OF_DUMP}")):
-                return read_dump(Path(folder))
-            time.sleep(_POLL)
-        return _finished(compiling.result())
+    options: dict[str, str | bool] = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
+    compiling = ThreadPoolExecutor(1).submit(lowered.compile, options)
+    while True:
+        is_done = compiling.done()
+        dumped = read_dump(folder) if any(folder.glob(f"*{_LAST}")) else None
+        if dumped is not None:
+            return dumped
+        if is_done:
+            return _finished(compiling.result())
+        time.sleep(_POLL)
 
 
-def read_dump(folder: Path) -> CompiledStep:
-    """Reads XLA's dump of one program: its optimised text and its buffer assignment."""
-    text, assignment = (next(folder.glob(f"*after_optimizations{end}")) for end in (".txt", "-buffer-assignment.txt"))
-    kept = temporaries = 0
-    for size, elsewhere, what in _ALLOCATION.findall(assignment.read_text(encoding="utf-8")):
-        if "preallocated-temp" in what and not elsewhere:
-            temporaries += int(size)
-        elif "thread-local" not in what and not elsewhere:
-            kept += int(size)
-    return CompiledStep(text.read_text(encoding="utf-8"), kept, temporaries, code=None)
+def read_dump(folder: Path) -> CompiledStep | None:
+    """Reads XLA's dump of one program: its optimised text and its buffer assignment.
+
+    Returns:
+        None where it is not whole, or not written in the form that is known.
+    """
+    text, places = (next(folder.glob(f"*{name}"), None) for name in (_TEXT, _PLACES))
+    if text is None or places is None:
+        return None
+    program, allocations = text.read_text(encoding="utf-8"), places.read_text(encoding="utf-8")
+    found = [(int(size), what) for size, elsewhere, what in _ALLOCATION.findall(allocations) if not elsewhere]
+    temporaries = sum(size for size, what in found if "preallocated-temp" in what)
+    kept = sum(size for size, what in found if "preallocated-temp" not in what and "thread-local" not in what)
+    has_end = "\nENTRY " in program and program.rstrip().endswith("}")
+    if not has_end or not any("parameter" in what for _, what in found):
+        return None
+    return CompiledStep(program, kept, temporaries, code=None)
 
 
 def _finished(compiled: jax.stages.Compiled) -> CompiledStep:

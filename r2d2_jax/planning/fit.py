@@ -1,4 +1,4 @@
-"""Which batch and which rematerialisation fit the memory of a chip, in few compilations of minutes each."""
+"""Which batch and which rematerialisation fit the memory of a chip, in few compilations."""
 
 from collections.abc import Callable, Sequence
 

@@ -250,7 +250,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads what `jax.stages.Compiled.as_text` gives."""
+    """Reads what `jax.stages.Compiled.as_text` gives, or XLA's dump of a program."""
     computations: dict[str, Computation] = {}
     lines: dict[str, Instruction] = {}
     entry, name, root = "", "", ""

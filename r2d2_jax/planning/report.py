@@ -52,9 +52,9 @@ def _memory(made: Estimate) -> Iterator[str]:
     yield from (f"  {name:<26}{_size(size):>12}" for name, size in usage.parts.items())
     if usage.kept is not None and usage.temporaries is not None and usage.code is not None:
         padding = usage.kept - sum(usage.parts.values())
-        yield f"  {'padding, key, metrics':<26}{_size(padding):>12}"
+        yield f"  {'padding, key, constants':<26}{_size(padding):>12}"
         yield f"  {'temporaries':<26}{_size(usage.temporaries):>12}"
-        assumed = "  as much is assumed; --machine_code generates it" if usage.code_is_assumed else ""
+        assumed = "  assumed, not generated; --machine_code measures it" if usage.code_is_assumed else ""
         yield f"  {'machine code':<26}{_size(usage.code):>12}{assumed}"
     if usage.largest:
         yield "  the largest temporaries, as many as are there at once:"

@@ -18,8 +18,9 @@ _MOVES_NOTHING = {
 _PASSES = {"bitcast", "copy", "reshape", "transpose", "convert", "get-tuple-element"}
 # Custom calls of cuBLAS are products whose axes are listed as those of a dot.
 _CUBLAS = re.compile(r'custom_call_target="__cublas\$')
-# Of other calls, those that multiply nothing: TPUs' own of collectives, indices and pieces that lie side by side, and
-# the choice of the largest.
+# TPUs' own calls that name what is there, or where it is to be.
+_NAMES = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGather)')
+# Of other calls, those that multiply nothing: TPUs' own, and the choice of the largest.
 _KNOWN = re.compile(
     r'custom_call_target="(__cublas\$|AsyncCollective|GatherScatter|AssumeGather|AllocateBuffer|ConcatBitcast|TopK)'
 )
@@ -126,7 +127,8 @@ def _positions(number: int, window: dict[str, str], inputs: int, kernel: int, ou
 def _moved(program: Program, where: Computation, instruction: Instruction) -> float:
     """Bytes that an instruction reads and writes of the chip's large memory."""
     opcode = instruction.opcode
-    if opcode in _MOVES_NOTHING or opcode.endswith("-start"):
+    names = opcode == "custom-call" and _NAMES.search(instruction.attributes)
+    if opcode in _MOVES_NOTHING or opcode.endswith("-start") or names:
         return 0.0
     if opcode.endswith("-done"):  # what has been begun is counted where it ends: its result is the result alone
         begun = where.operand(instruction)
@@ -143,8 +145,8 @@ def _moved(program: Program, where: Computation, instruction: Instruction) -> fl
         return sum(read) + _written(inner, inner.instructions[inner.root], instruction.shapes)
     if opcode in ("slice", "dynamic-slice", "gather"):
         source = where.operand(instruction)
-        far = source is not None and source.large_bytes > 0
-        return instruction.large_bytes + (sum(shape.bytes for shape in instruction.shapes) if far else 0.0)
+        from_large = source is not None and source.large_bytes > 0
+        return instruction.large_bytes + (sum(shape.bytes for shape in instruction.shapes) if from_large else 0.0)
     if opcode in ("dynamic-update-slice", "scatter"):
         update = where.operand(instruction, 1 if opcode == "dynamic-update-slice" else 2)
         return 2 * update.large_bytes if update is not None else 0.0
@@ -157,7 +159,7 @@ def _read(program: Program, inner: Computation, value: Instruction) -> float:
     read = 0.0
     for user in inner.users[value.name]:
         first = user.operands[0] == value.name
-        if user.opcode in ("dynamic-slice", "gather") and first:
+        if user.opcode in ("slice", "dynamic-slice", "gather") and first:
             read += sum(shape.bytes for shape in user.shapes)
         elif user.opcode == "dynamic-update-slice" and first:
             continue  # the rest of it stays where it is

@@ -16,7 +16,7 @@ from r2d2_jax.config.run import MeshConfig
 from r2d2_jax.sharding import check_batch_divides, make_mesh
 from r2d2_jax.tasks import build_task
 from r2d2_jax.tasks.task import BERT_TOKENS, SpecialTokens, Task
-from r2d2_jax.train.compiled import abstract_batch, lower_train_step
+from r2d2_jax.train.compiled import abstract_batch, compile_train_step, lower_train_step
 from r2d2_jax.train.optimizer import Optimizer, make_optimizer
 from r2d2_jax.train.state import TrainState, abstract_state
 
@@ -50,7 +50,7 @@ class StepPlan:
 
     def compiled(self) -> jax.stages.Compiled:
         """The whole train step, compiled for the mesh."""
-        return self.lowered().compile()
+        return compile_train_step(self.task, self.optimizer, self.mesh, self.batch_size)
 
 
 @dataclass(frozen=True)

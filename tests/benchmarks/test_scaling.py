@@ -115,8 +115,10 @@ def test_refuses_what_it_does_not_know(scaling: ModuleType, tmp_path: Path, flag
 
 def test_refuses_a_file_of_something_else(scaling: ModuleType, tmp_path: Path) -> None:
     other = tmp_path / "rows.json"
-    other.write_text('{"rounds": []}', encoding="utf-8")
-    ended = called(scaling.main, f"--config={write_config(tmp_path, config_values())}", f"--json={other}")
-    assert ended.returncode == 2
-    assert "holds no rows of this program" in ended.stderr
-    assert other.read_text(encoding="utf-8") == '{"rounds": []}'
+    # The second is a row of the time when temporaries had the machine code among them.
+    for text in ('{"rounds": []}', '{"rows": [{"config": "vitl_250m", "kind": "v5e", "temporaries": 7}]}'):
+        other.write_text(text, encoding="utf-8")
+        ended = called(scaling.main, f"--config={write_config(tmp_path, config_values())}", f"--json={other}")
+        assert ended.returncode == 2
+        assert "holds no rows of this program" in ended.stderr
+        assert other.read_text(encoding="utf-8") == text

@@ -3,10 +3,10 @@
 import importlib.util
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,6 @@ from r2d2_jax.launch.plan import main
 from r2d2_jax.models.store import save_model
 from r2d2_jax.planning import devices, epoch, estimate
 from r2d2_jax.planning.chips import GIB, Chip, named_chip
-from r2d2_jax.planning.compiling import with_code, without_code
 from r2d2_jax.planning.devices import Topology
 from r2d2_jax.planning.estimate import Estimate, Usage, Work, is_allowed, with_batch, with_remat
 from r2d2_jax.planning.report import Plan, document, table
@@ -204,9 +203,9 @@ def test_a_fine_tuning_has_the_sizes_of_its_initial_model(tmp_path: Path, monkey
     save_model(model, tmp_path / "model")
     planned: list[Config] = []
 
-    def estimated(config: Config, *given: Any, machine_code: bool) -> Estimate:
+    def estimated(config: Config, **given: Any) -> Estimate:
         planned.append(config)
-        return fake({"none": 1.0})(with_remat(config, "none"), *given, machine_code=machine_code)
+        return fake({"none": 1.0})(with_remat(config, "none"), **given)
 
     monkeypatch.setattr(devices, "described", Topology)
     monkeypatch.setattr(estimate, "estimate_topology", estimated)
@@ -218,38 +217,40 @@ def test_a_fine_tuning_has_the_sizes_of_its_initial_model(tmp_path: Path, monkey
     assert planned[0].model.image == model.config.image
 
 
-def test_machine_code_that_is_assumed_and_that_is_generated(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def estimated(*_: Any, machine_code: bool) -> Estimate:
+@pytest.mark.parametrize(
+    ("flag", "end"),
+    [("--nomachine_code", "  assumed, not generated; --machine_code measures it"), ("--machine_code", "")],
+)
+def test_machine_code_is_assumed_or_generated(small: str, flag: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimated(*_: Any, machine_code: bool, **__: Any) -> Estimate:
         usage = Usage({"batch": 8}, 3 * GIB, 15 * GIB, [], GIB, GIB, GIB, code_is_assumed=not machine_code)
         return Estimate("none", 8, {"data": 1}, "TPU v5 lite", named_chip("v5e"), usage, None, 1.0)
 
     monkeypatch.setattr(devices, "described", Topology)
     monkeypatch.setattr(estimate, "estimate_topology", estimated)
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
-    for flags, end in (
-        ((), "1.00 GiB  as much is assumed; --machine_code generates it"),
-        (["--machine_code"], "1.00 GiB"),
-    ):
-        printed = called(main, small, "--topology=v5e:2x2", *flags).stdout.splitlines()
-        assert next(line for line in printed if line.startswith("  machine code")).endswith(end)
+    printed = called(main, small, "--topology=v5e:2x2", flag).stdout.splitlines()
+    assert next(line for line in printed if line.startswith("  machine code")).endswith("1.00 GiB" + end)
 
 
-def test_a_topology_is_compiled_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+class OneCpu(Topology):
+    """Is "described" as one device that every process has."""
 
-    def in_child(doing: str, *given: Any) -> str:
-        asked.extend([doing, *given])
-        return "made"
+    def devices(self) -> list[Any]:
+        return jax.local_devices(backend="cpu")[:1]
 
-    monkeypatch.setattr(estimate, "in_child", in_child)
-    config, chips, chip = Config.from_config_dict(_config_dict()), Topology("v5e:2x2"), named_chip("v5e")
-    for machine_code, compiled in ((False, without_code), (True, with_code)):
-        asked.clear()
-        assert estimate.estimate_topology(config, chips, chip, machine_code=machine_code) == "made"
-        doing, function, *given = pickle.loads(pickle.dumps(asked))
-        assert doing == "compile for v5e:2x2"
-        assert function is estimate._estimate_topology
-        assert given == [config, chips, chip, compiled]
+
+def test_a_topology_is_compiled_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It finds what compiling here finds, and leaves no dump behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config, chip = Config.from_config_dict(_config_dict()), named_chip("v5e")
+    here = estimate.estimate(config, OneCpu("v5e:1x1").devices(), chip)
+    there = estimate.estimate_topology(config, OneCpu("v5e:1x1"), chip, machine_code=False)
+    assert there.usage == here.usage
+    assert there.work is not None
+    assert here.work is not None
+    assert there.work.products == here.work.products
+    assert not list(tmp_path.iterdir())
 
 
 def test_pairs_of_an_epoch(tmp_path: Path) -> None:

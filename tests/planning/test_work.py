@@ -1,5 +1,6 @@
 """Products and memory traffic of a program, against numbers worked out by hand."""
 
+import pytest
 from small_programs import HEADER, NESTED, PRODUCTS
 
 from r2d2_jax.planning.hlo import parse
@@ -55,28 +56,56 @@ ENTRY %main (x: f32[100,8], i: s32[], u: f32[1,8]) -> f32[100,8] {
     assert made_by(HEADER + lines, "bytes") == [2 * F32 * 8, 2 * F32 * 24]
 
 
-def test_a_slice_that_is_begun_and_awaited_moves_once() -> None:
-    """In its short form and in the long one, from the large memory into one on the chip."""
-    long = """
-%slicing (y: f32[100,8]) -> f32[3,8] {
+@pytest.mark.parametrize(("source", "result", "times"), [("", ":S(1)", 1), (":S(1)", "", 1), ("", "", 2)])
+def test_a_slice_that_is_begun_and_awaited_moves_once(source: str, result: str, times: int) -> None:
+    """In its short form and in the long one, between the large memory and one on the chip, and within the large one."""
+    whole, part = f"f32[100,8]{{1,0{source}}}", f"f32[3,8]{{1,0{result}}}"
+    long = f"""
+%slicing (y: f32[100,8]) -> f32[3,8] {{
+  %y = {whole} parameter(0)
+  ROOT %part = {part} slice(%y), slice={{[0:3], [0:8]}}
+}}
+
+ENTRY %main (x: f32[100,8]) -> f32[3,8] {{
+  %x = {whole} parameter(0)
+  %begun = (({whole}), {part}, s32[]{{:S(2)}}) async-start(%x), calls=%slicing
+  ROOT %done = {part} async-done(%begun)
+}}
+"""
+    short = f"""
+ENTRY %main (x: f32[100,8]) -> f32[3,8] {{
+  %x = {whole} parameter(0)
+  %begun = (({whole}), {part}, s32[]{{:S(2)}}) slice-start(%x), slice={{[0:3], [0:8]}}
+  ROOT %done = {part} slice-done(%begun)
+}}
+"""
+    assert made_by(HEADER + long, "bytes") == made_by(HEADER + short, "bytes") == [times * F32 * 24]
+
+
+def test_a_fusion_reads_the_slice_alone() -> None:
+    lines = """
+%fused (y: f32[100,8]) -> f32[3,8] {
   %y = f32[100,8]{1,0} parameter(0)
-  ROOT %part = f32[3,8]{1,0:S(1)} slice(%y), slice={[0:3], [0:8]}
+  %part = f32[3,8]{1,0} slice(%y), slice={[0:3], [0:8]}
+  ROOT %negated = f32[3,8]{1,0} negate(%part)
 }
 
 ENTRY %main (x: f32[100,8]) -> f32[3,8] {
   %x = f32[100,8]{1,0} parameter(0)
-  %begun = ((f32[100,8]{1,0}), f32[3,8]{1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%slicing
-  ROOT %done = f32[3,8]{1,0:S(1)} async-done(%begun)
+  ROOT %made = f32[3,8]{1,0} fusion(%x), kind=kLoop, calls=%fused
 }
 """
-    short = """
-ENTRY %main (x: f32[100,8]) -> f32[3,8] {
-  %x = f32[100,8]{1,0} parameter(0)
-  %begun = ((f32[100,8]{1,0}), f32[3,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:3], [0:8]}
-  ROOT %done = f32[3,8]{1,0:S(1)} slice-done(%begun)
+    assert made_by(HEADER + lines, "bytes") == [2 * F32 * 24]
+
+
+def test_calls_that_name_what_is_there_move_nothing() -> None:
+    lines = """
+ENTRY %main () -> f32[6,8] {
+  %one = f32[3,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %joined = f32[6,8]{1,0} custom-call(%one, %one), custom_call_target="ConcatBitcast"
 }
 """
-    assert made_by(HEADER + long, "bytes") == made_by(HEADER + short, "bytes") == [F32 * 24]
+    assert made_by(HEADER + lines, "bytes") == []
 
 
 def test_calls_that_cannot_be_read_are_named() -> None:
