@@ -12,6 +12,8 @@ from jax.experimental import topologies
 from r2d2_jax.errors import UserError, first_line
 
 FLAT_KINDS, LONGEST_AXIS = ("v5e", "v6e"), 16
+# Chips of the largest slice, a whole pod: docs.cloud.google.com/tpu/docs/v4 and /v5p. libtpu describes larger ones, too.
+PODS = {"v4": 4096, "v5p": 8960}
 _NAME = re.compile(r"[a-z]\w*:[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", re.ASCII)
 
 
@@ -81,6 +83,11 @@ def described(topology: str, slices: int = 1) -> Topology:
         raise UserError(  # libtpu would end the process
             f"there is no topology --topology={topology}: {named.kind} has {LONGEST_AXIS} chips along an axis at most; "
             f"name one like {named.kind}:16x16, and join several with --slices"
+        )
+    if math.prod(named.axes) > (most := PODS.get(named.kind, math.inf)):
+        raise UserError(
+            f"there is no topology --topology={topology}: a pod of {named.kind} has {most:,} chips; join several with "
+            "--slices"
         )
     return named
 

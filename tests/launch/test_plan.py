@@ -118,11 +118,19 @@ def test_a_configuration_without_blocks_hears_which_keys_are_missing(tmp_path: P
     assert "missing key model" in done.stderr
 
 
-def test_a_topology_that_would_end_the_process(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        ("v5e:32x32", "v5e has 16 chips along an axis at most; name one like v5e:16x16, and join several"),
+        ("v4:16x16x20", "a pod of v4 has 4,096 chips; join several with --slices"),
+        ("v5p:32x32x32", "a pod of v5p has 8,960 chips; join several with --slices"),
+    ],
+)
+def test_a_topology_that_is_too_large(small: str, topology: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    done = called(main, small, "--topology=v5e:32x32")
+    done = called(main, small, f"--topology={topology}")
     assert done.returncode == 2
-    assert "there is no topology --topology=v5e:32x32: v5e has 16 chips along an axis at most; name one" in done.stderr
+    assert f"there is no topology --topology={topology}: {said}" in done.stderr
 
 
 @pytest.mark.parametrize(
