@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from r2d2_jax.errors import UserError, first_line
 
 FLAT_KINDS, LONGEST_AXIS = ("v5e", "v6e"), 16
-# Chips of the largest slice, a whole pod: docs.cloud.google.com/tpu/docs/v4 and /v5p. libtpu describes larger ones, too.
+# Chips of the largest slice, a whole pod: docs.cloud.google.com/tpu/docs/v4 and /v5p. libtpu describes larger ones.
 PODS = {"v4": 4096, "v5p": 8960}
 _NAME = re.compile(r"[a-z]\w*:[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", re.ASCII)
 
