@@ -55,14 +55,10 @@ def without_code(lowered: jax.stages.Lowered, folder: Path) -> CompiledStep:
     """
     options: dict[str, str | bool] = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
     compiling = ThreadPoolExecutor(1).submit(lowered.compile, options)
-    while True:
-        is_done = compiling.done()
-        dumped = read_dump(folder) if any(folder.glob(f"*{_LAST}")) else None
-        if dumped is not None:
-            return dumped
-        if is_done:
-            return _finished(compiling.result())
+    while not compiling.done() and not any(folder.glob(f"*{_LAST}")):
         time.sleep(_POLL)
+    dumped = read_dump(folder) if any(folder.glob(f"*{_LAST}")) else None
+    return dumped or _finished(compiling.result())
 
 
 def read_dump(folder: Path) -> CompiledStep | None:
