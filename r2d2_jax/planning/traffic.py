@@ -71,7 +71,7 @@ def collectives(program: Program) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-start")
             if kind == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
                 found.append(_between_slices(program, computation, instruction, times))
-            if kind not in KINDS or _goes_on(inner, instruction, program):
+            if kind not in KINDS or goes_on(inner, instruction, program):
                 continue
             result, within = _result(inner, instruction), [(inner, instruction), (computation, outer)]
             if inner.name.startswith("all-reduce-scatter"):  # how TPUs write it: a fusion of a sum and a slice of it
@@ -155,7 +155,7 @@ def _within(program: Program, where: Computation, outer: Instruction) -> Iterato
                 yield from _within(program, program.computations[callee], each)
 
 
-def _goes_on(inner: Computation, instruction: Instruction, program: Program) -> bool:
+def goes_on(inner: Computation, instruction: Instruction, program: Program) -> bool:
     """Whether a collective of a fusion is one that another fusion has begun.
 
     TPUs begin a collective in one fusion, and repeat it in those that go on with it or await it.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from r2d2_jax.planning.hlo import Computation, Instruction, Program, Shape
+from r2d2_jax.planning.traffic import goes_on
 
 # Move nothing themselves: they name what is there, or what they run is looked at by itself.
 _MOVES_NOTHING = {
@@ -19,7 +20,7 @@ _PASSES = {"bitcast", "copy", "reshape", "transpose", "convert", "get-tuple-elem
 # Custom calls of cuBLAS are products whose axes are listed as those of a dot.
 _CUBLAS = re.compile(r'custom_call_target="__cublas\$')
 # TPUs' own calls that name what is there, or where it is to be.
-_NAMES = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGather)')
+_NAMES = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGather|AsyncCollectiveDone)')
 # Of other calls, those that multiply nothing: TPUs' own, and the choice of the largest.
 _KNOWN = re.compile(
     r'custom_call_target="(__cublas\$|AsyncCollective|GatherScatter|AssumeGather|AllocateBuffer|ConcatBitcast|TopK)'
@@ -127,8 +128,7 @@ def _positions(number: int, window: dict[str, str], inputs: int, kernel: int, ou
 def _moved(program: Program, where: Computation, instruction: Instruction) -> float:
     """Bytes that an instruction reads and writes of the chip's large memory."""
     opcode = instruction.opcode
-    names = opcode == "custom-call" and _NAMES.search(instruction.attributes)
-    if opcode in _MOVES_NOTHING or opcode.endswith("-start") or names:
+    if opcode in _MOVES_NOTHING or opcode.endswith("-start") or _names(instruction):
         return 0.0
     if opcode.endswith("-done"):  # what has been begun is counted where it ends: its result is the result alone
         begun = where.operand(instruction)
@@ -142,7 +142,7 @@ def _moved(program: Program, where: Computation, instruction: Instruction) -> fl
             for parameter, operand in zip(inner.parameters, instruction.operands, strict=False)
             if (given := where.instructions.get(operand)) is not None and given.large_bytes
         )
-        return sum(read) + _written(inner, inner.instructions[inner.root], instruction.shapes)
+        return sum(read) + _written(program, inner, inner.instructions[inner.root], instruction.shapes)
     if opcode in ("slice", "dynamic-slice", "gather"):
         source = where.operand(instruction)
         from_large = source is not None and source.large_bytes > 0
@@ -159,6 +159,8 @@ def _read(program: Program, inner: Computation, value: Instruction) -> float:
     read = 0.0
     for user in inner.users[value.name]:
         first = user.operands[0] == value.name
+        if user.opcode == "tuple" or _names(user) or goes_on(inner, user, program):
+            continue  # handed on as it is, or read by who began it
         if user.opcode in ("slice", "dynamic-slice", "gather") and first:
             read += sum(shape.bytes for shape in user.shapes)
         elif user.opcode == "dynamic-update-slice" and first:
@@ -177,12 +179,21 @@ def _read(program: Program, inner: Computation, value: Instruction) -> float:
     return min(read, sum(shape.bytes for shape in value.shapes))
 
 
-def _written(inner: Computation, made: Instruction, results: Sequence[Shape]) -> float:
-    """Bytes that a fusion writes: of an array that it changes a part of, that part."""
+def _names(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and _NAMES.search(instruction.attributes) is not None
+
+
+def _written(program: Program, inner: Computation, made: Instruction, results: Sequence[Shape]) -> float:
+    """Bytes that a fusion writes: of an array that it changes a part of, that part.
+
+    Nothing of what it hands on as it is, nor of collectives that go on beside it, which are counted where they begin.
+    """
     if made.opcode == "tuple":
         parts = (inner.instructions.get(name) for name in made.operands)
         pairs = zip(parts, results, strict=False)
-        return sum(_written(inner, part, [result]) for part, result in pairs if part is not None)
+        return sum(_written(program, inner, part, [result]) for part, result in pairs if part is not None)
+    if made.opcode == "parameter" or _names(made) or goes_on(inner, made, program):
+        return 0.0
     while made.opcode in _PASSES and (source := inner.operand(made)) is not None:
         made = source
     if made.opcode == "dynamic-update-slice" and (update := inner.operand(made, 1)) is not None:

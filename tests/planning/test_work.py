@@ -1,7 +1,7 @@
 """Products and memory traffic of a program, against numbers worked out by hand."""
 
 import pytest
-from small_programs import HEADER, NESTED, PRODUCTS
+from small_programs import HEADER, NESTED, PRODUCTS, TPU
 
 from r2d2_jax.planning.hlo import parse
 from r2d2_jax.planning.work import operations, uncounted_calls
@@ -93,6 +93,34 @@ def test_a_fusion_reads_the_slice_alone() -> None:
 ENTRY %main (x: f32[100,8]) -> f32[3,8] {
   %x = f32[100,8]{1,0} parameter(0)
   ROOT %made = f32[3,8]{1,0} fusion(%x), kind=kLoop, calls=%fused
+}
+"""
+    assert made_by(HEADER + lines, "bytes") == [2 * F32 * 24]
+
+
+def test_a_collective_that_goes_on_beside_others_moves_once() -> None:
+    """Where it is begun it reads what the chip has and writes both; the one that goes on only negates, the one that awaits it hands it on."""
+    own, gathered = BF16 * 2 * 16, BF16 * 8 * 16
+    fusions = [each for each in operations(parse(TPU)) if each.name in ("started", "busy", "awaited")]
+    assert [(each.name, each.bytes) for each in fusions] == [
+        ("started", own + own + gathered),
+        ("busy", 2 * own),
+    ]
+
+
+def test_what_a_fusion_hands_on_is_not_moved() -> None:
+    lines = """
+%fused (y: f32[100,8], z: f32[3,8]) -> (f32[100,8], f32[3,8]) {
+  %y = f32[100,8]{1,0} parameter(0)
+  %z = f32[3,8]{1,0} parameter(1)
+  %negated = f32[3,8]{1,0} negate(%z)
+  ROOT %both = (f32[100,8]{1,0}, f32[3,8]{1,0}) tuple(%y, %negated)
+}
+
+ENTRY %main (x: f32[100,8], u: f32[3,8]) -> (f32[100,8], f32[3,8]) {
+  %x = f32[100,8]{1,0} parameter(0)
+  %u = f32[3,8]{1,0} parameter(1)
+  ROOT %made = (f32[100,8]{1,0}, f32[3,8]{1,0}) fusion(%x, %u), kind=kLoop, calls=%fused
 }
 """
     assert made_by(HEADER + lines, "bytes") == [2 * F32 * 24]
