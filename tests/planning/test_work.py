@@ -99,7 +99,7 @@ ENTRY %main (x: f32[100,8]) -> f32[3,8] {
 
 
 def test_a_collective_that_goes_on_beside_others_moves_once() -> None:
-    """Where it is begun it reads what the chip has and writes both; the one that goes on only negates, the one that awaits it hands it on."""
+    """Where it begins it reads what the chip has, and writes both; what goes on beside it and awaits it does not."""
     own, gathered = BF16 * 2 * 16, BF16 * 8 * 16
     fusions = [each for each in operations(parse(TPU)) if each.name in ("started", "busy", "awaited")]
     assert [(each.name, each.bytes) for each in fusions] == [
