@@ -130,8 +130,8 @@ def whole_kernels(mesh: Mesh) -> dict[str, str] | None:
     """Options of the compiler for programs that call `apply_by_rows`: a split kernel is gathered, then multiplied.
 
     Left alone, libtpu lets the parts of a kernel go around where the fsdp axis has all chips, and multiplies with one
-    after the other. Every such product reads and writes the whole result: of ViT-L on 8 v5e a step takes 362 ms by the
-    roofline instead of 194 (our decision; docs/scaling.md). Other compilers know neither the way nor the option.
+    after the other. Every such product reads and writes the whole result: of ViT-L on 8 v5e a step takes 350 ms by the
+    roofline instead of 187 (our decision; docs/scaling.md). Other compilers know neither the way nor the option.
     """
     if mesh.devices.flat[0].platform != "tpu":
         return None
