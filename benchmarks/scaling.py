@@ -29,9 +29,9 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.launch.configuration import read_configuration
 from r2d2_jax.launch.json_file import check_json_path, write_json
 from r2d2_jax.launch.program import parse_known, run
-from r2d2_jax.planning.chips import GIB, chip_of_topology
+from r2d2_jax.planning.chips import GIB, named_chip
 from r2d2_jax.planning.devices import Topology, described
-from r2d2_jax.planning.estimate import Estimate, estimate_topology, with_batch
+from r2d2_jax.planning.estimate import Estimate, estimate_apart, with_batch
 from r2d2_jax.planning.report import traffic_rows
 from r2d2_jax.planning.traffic import BETWEEN_SLICES, CONTRASTIVE, GATHERS, GRADIENTS, HARD_NEGATIVES, OTHER
 
@@ -120,8 +120,8 @@ def _work(arguments: Sequence[str]) -> int:
 
 def compiled(name: str, config: Config, topology: Topology, pairs: int) -> Row:
     """Compiles the step for a topology, so many pairs on each chip, without machine code."""
-    asked, chip = with_batch(config, pairs * topology.chips), chip_of_topology(topology)
-    made = estimate_topology(asked, topology, chip, machine_code=False)
+    asked, chip = with_batch(config, pairs * topology.chips), named_chip(topology.kind)
+    made = estimate_apart(asked, topology, chip, machine_code=False)
     usage, work = made.usage, made.work
     assert usage.limit is not None
     return Row(

@@ -141,19 +141,21 @@ class Target:
 
 def _target(named: "Chip | None") -> Target:
     """What the flags name; `named` is the chip of --chip, if it is given."""
-    from r2d2_jax.planning.chips import chip_of, chip_of_topology
-    from r2d2_jax.planning.devices import described
-    from r2d2_jax.planning.estimate import estimate, estimate_topology
+    from r2d2_jax.planning.chips import chip_of, named_chip
+    from r2d2_jax.planning.devices import ImitatedCpus, described
+    from r2d2_jax.planning.estimate import estimate, estimate_apart
 
     if TOPOLOGY.value is not None or DEVICES.value:
         jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
     if TOPOLOGY.value is not None:
         topology = described(TOPOLOGY.value, SLICES.value)
-        chip = named or chip_of_topology(topology)
-        compiled = partial(estimate_topology, topology=topology, chip=chip, machine_code=MACHINE_CODE.value)
+        chip = named or named_chip(topology.kind)
+        compiled = partial(estimate_apart, described=topology, chip=chip, machine_code=MACHINE_CODE.value)
         return Target(str(topology), topology.chips, chip, compiled)
     if DEVICES.value:
-        jax.config.update("jax_num_cpu_devices", DEVICES.value)
+        cpus = ImitatedCpus(DEVICES.value)
+        compiled = partial(estimate_apart, described=cpus, chip=named, machine_code=True)
+        return Target(str(cpus), cpus.chips, named, compiled)
     devices = jax.devices()
     known = named or chip_of(devices[0])
     name = f"{len(devices)} x {devices[0].device_kind}"
@@ -185,6 +187,11 @@ def _estimated(config: Config, target: Target) -> "Estimate":
         raise UserError(f"no batch of {each} pairs or a multiple of it goes with the configuration; see --batch_size")
     found = largest(compiled, remats, batches, batch_size)
     print(choice(found))
+    if found[0].batch_size == batches[-1]:
+        print(
+            f"{batches[-1]} pairs is the largest batch that is tried: more is beyond loss.queue_length or "
+            f"{SIZES[-1]:,} pairs a chip"
+        )
     return found[0]
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -58,7 +59,8 @@ def _ended(doing: str, status: int | None) -> Exception:
 
 
 def _send(sending: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    faulthandler.enable()
+    if sys.stderr is not None:  # which may be closed
+        faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process when it is interrupted
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

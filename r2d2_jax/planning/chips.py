@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from r2d2_jax.errors import UserError
-from r2d2_jax.planning.devices import Topology
 
 GIB = 2**30
 
@@ -110,23 +109,7 @@ def chip_of(device: Any) -> Chip | None:
     for chip in CHIPS:
         if device.device_kind in chip.kinds:
             return chip
-    raise _unknown(device.device_kind)
-
-
-def chip_of_topology(topology: Topology) -> Chip:
-    """The chip that a TPU topology is made of.
-
-    Raises:
-        UserError: it is in no table.
-    """
-    for chip in CHIPS:
-        if chip.name == topology.kind:
-            return chip
-    raise _unknown(topology.kind)
-
-
-def _unknown(kind: str) -> UserError:
-    return UserError(
-        f"{kind} is a chip that is in no table; plan for one of {', '.join(NAMES)}, or name with --chip "
+    raise UserError(
+        f"{device.device_kind} is a chip that is in no table; plan for one of {', '.join(NAMES)}, or name with --chip "
         "whose rates and memory to assume"
     )

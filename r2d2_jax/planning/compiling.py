@@ -4,6 +4,7 @@ TPUs' machine code takes most of the time of a compilation, and says nothing tha
 dump of a program is complete before: optimised, scheduled, and with a place in memory for every array.
 """
 
+import logging
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from pathlib import Path
 import jax
 
 from r2d2_jax.train.plan import step_memory
+
+logger = logging.getLogger(__name__)
 
 # The ends of the names of XLA's dump files: the program, its places in memory, and what TPUs' compiler writes last
 # before it generates machine code.
@@ -57,8 +60,14 @@ def without_code(lowered: jax.stages.Lowered, folder: Path) -> CompiledStep:
     compiling = ThreadPoolExecutor(1).submit(lowered.compile, options)
     while not compiling.done() and not any(folder.glob(f"*{_LAST}")):
         time.sleep(_POLL)
-    dumped = read_dump(folder) if any(folder.glob(f"*{_LAST}")) else None
-    return dumped or _finished(compiling.result())
+    if any(folder.glob(f"*{_LAST}")):
+        if (dumped := read_dump(folder)) is not None:
+            return dumped
+        logger.warning(
+            "the compiler's dump in %s cannot be read, perhaps for want of room; waiting for machine code, which may "
+            "take many minutes", folder,
+        )  # fmt: skip
+    return _finished(compiling.result())
 
 
 def read_dump(folder: Path) -> CompiledStep | None:

@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 from r2d2_jax.errors import UserError, first_line
 
-FLAT_KINDS, LONGEST_AXIS = ("v5e", "v6e"), 16
+AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # of a topology's torus
+LONGEST_AXIS = 16  # where there are two
 # Chips of the largest slice, a whole pod: docs.cloud.google.com/tpu/docs/v4 and /v5p. libtpu describes larger ones.
 PODS = {"v4": 4096, "v5p": 8960}
 _NAME = re.compile(r"[a-z]\w*:[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", re.ASCII)
@@ -51,16 +53,37 @@ class Topology:
         options: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
         # As on a real v4, where a device of JAX is a chip, not one of its two cores.
         options |= {"chip_config_name": "megacore"} if self.kind == "v4" else {}
-        # It asks neither a metadata server nor other hosts for what this one is.
+        # It asks neither a metadata server nor other hosts for what this one is, and does not warn that nobody says.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
         try:
             return list(topologies.get_topology_desc(self.name, "tpu", **options).devices)
         except Exception as error:  # libtpu says all that it finds wrong with errors of its own
+            if "lockfile" in str(error):
+                raise UserError(
+                    "another process of this machine uses libtpu, which one at a time may; wait until it has ended, or "
+                    "set ALLOW_MULTIPLE_LIBTPU_LOAD=1 where no TPU is attached"
+                ) from error
             raise UserError(
                 f"there is no topology --topology={self.name}: {first_line(error)}; name one like v5e:8x8, v6e:4x4, "
                 "v4:4x4x4 or v5p:2x2x2"
             ) from error
+
+
+@dataclass(frozen=True)
+class ImitatedCpus:
+    """So many CPU devices that JAX imitates; a process can have them once."""
+
+    chips: int
+
+    def __str__(self) -> str:
+        return f"{self.chips} x cpu"
+
+    def devices(self) -> list[Any]:
+        """The devices."""
+        jax.config.update("jax_num_cpu_devices", self.chips)
+        return jax.devices()
 
 
 def described(topology: str, slices: int = 1) -> Topology:
@@ -79,7 +102,14 @@ def described(topology: str, slices: int = 1) -> Topology:
             "axes, like v5e:8x8, v6e:4x4, v4:4x4x4 or v5p:2x2x2"
         )
     named = Topology(topology, slices)
-    if named.kind in FLAT_KINDS and max(named.axes) > LONGEST_AXIS:
+    if named.kind not in AXES:
+        raise UserError(f"{named.kind} is a TPU that is in no table; plan for one of {', '.join(AXES)}")
+    if len(named.axes) != AXES[named.kind]:
+        raise UserError(
+            f"there is no topology --topology={topology}: {named.kind} has chips along {AXES[named.kind]} axes; name "
+            f"one like {named.kind}:{'x'.join(['4'] * AXES[named.kind])}"
+        )
+    if AXES[named.kind] == 2 and max(named.axes) > LONGEST_AXIS:
         raise UserError(  # libtpu would end the process
             f"there is no topology --topology={topology}: {named.kind} has {LONGEST_AXIS} chips along an axis at most; "
             f"name one like {named.kind}:16x16, and join several with --slices"

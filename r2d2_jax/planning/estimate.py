@@ -19,7 +19,7 @@ from r2d2_jax.errors import UserError
 from r2d2_jax.planning.child import in_child
 from r2d2_jax.planning.chips import GIB, Chip, other_than
 from r2d2_jax.planning.compiling import CompiledStep, with_code, without_code
-from r2d2_jax.planning.devices import Topology, torus
+from r2d2_jax.planning.devices import ImitatedCpus, Topology, torus
 from r2d2_jax.planning.hlo import Shape, parse, shapes
 from r2d2_jax.planning.memory import Temporary, largest_temporaries, readable, state_parts
 from r2d2_jax.planning.roofline import Roofline, assumptions, roofline
@@ -133,16 +133,28 @@ def is_allowed(config: Config, batch_size: int) -> bool:
     return True
 
 
-def estimate_topology(config: Config, topology: Topology, chip: Chip, *, machine_code: bool) -> Estimate:
-    """As `estimate` for chips that are only described, in a process of its own, which alone holds libtpu."""
-    with tempfile.TemporaryDirectory() as folder:
+def estimate_apart(
+    config: Config, described: Topology | ImitatedCpus, chip: Chip | None, *, machine_code: bool
+) -> Estimate:
+    """As `estimate` for chips that are not here, in a process of its own: it holds libtpu, and can be ended.
+
+    Raises:
+        UserError: also if there is no folder for temporary files.
+    """
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="r2d2_plan_")
+    except OSError as error:
+        raise UserError(f"no temporary folder can be made ({error}); set TMPDIR to a folder with room") from error
+    with temporary as folder:
         compiled = with_code if machine_code else partial(without_code, folder=Path(folder))
-        return in_child(f"compile for {topology}", _estimate_topology, config, topology, chip, compiled)
+        return in_child(f"compile for {described}", _estimate_apart, config, described, chip, compiled)
 
 
-def _estimate_topology(config: Config, topology: Topology, chip: Chip, compiled: Compiler) -> Estimate:
+def _estimate_apart(
+    config: Config, described: Topology | ImitatedCpus, chip: Chip | None, compiled: Compiler
+) -> Estimate:
     jax.config.update("jax_platforms", "cpu")  # no accelerator that is here is needed, or held
-    return estimate(config, topology.devices(), chip, compiled)
+    return estimate(config, described.devices(), chip, compiled)
 
 
 def estimate(config: Config, devices: list[Any], chip: Chip | None, compiled: Compiler = with_code) -> Estimate:
@@ -174,7 +186,7 @@ def estimate(config: Config, devices: list[Any], chip: Chip | None, compiled: Co
         done, traffic = operations(program), collectives(program)
         notes = [f"a loop of unknown length counts once: {name}" for name in program.unknown_loops()]
         calls = uncounted_calls(program)
-        notes += [f"products within {calls[name]} calls of {name} are not counted" for name in sorted(calls)]
+        notes += [f"products in {calls[name]} call(s) of {name} are not counted" for name in sorted(calls)]
         work = Work(done, traffic, roofline(done, traffic, chip, axes) if chip else None, notes)
     return Estimate(
         remat=config.model.remat,
@@ -196,11 +208,12 @@ def _usage(made: CompiledStep, parts: dict[str, int], limit: float | None, large
 
 
 def too_much(message: str, parts: dict[str, int]) -> Usage | None:
-    """What a TPU compiler says when memory ends: how much of how much, and the largest arrays.
+    """What a TPU compiler says when memory ends: how much of how much, and perhaps the largest arrays.
 
     Args:
-        message: "... Used 18.60G of 15.75G hbm ...", or "... required for HLO temporaries (18.60G) exceeds available
-            HBM (15.75G)"; and paragraphs "1. Size: 1.50G", "Operator: op_name=...", "Shape: ...".
+        message: "... Used 18.60G of 15.75G hbm ..." of all, or "... required for HLO temporaries (18.60G) exceeds
+            available HBM (15.75G)" of temporaries alone; and paragraphs "1. Size: 1.50G", "Operator: op_name=...",
+            "Shape: ...".
         parts: of the state and the batch.
 
     Returns:
@@ -208,10 +221,11 @@ def too_much(message: str, parts: dict[str, int]) -> Usage | None:
     """
     said = r"([\d.]+)([KMGT]?)"
     used = re.search(rf"Used {said} of {said} hbm", message)
-    used = used or re.search(rf"required for [\w ]*\({said}\) exceeds available HBM \({said}\)", message)
-    if used is None:
+    temporaries = re.search(rf"required for [\w ]*\({said}\) exceeds available HBM \({said}\)", message)
+    found = used or temporaries
+    if found is None:
         return None
-    needed, limit = (float(used.group(at)) * _UNITS[used.group(at + 1)] for at in (1, 3))
+    needed, limit = (float(found.group(at)) * _UNITS[found.group(at + 1)] for at in (1, 3))
     largest = []
     for paragraph in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
         size = re.match(r"([\d.]+)([KMGT]?)", paragraph)
@@ -221,4 +235,7 @@ def too_much(message: str, parts: dict[str, int]) -> Usage | None:
             shape: Shape | str = shapes(array.group(1))[0] if array and shapes(array.group(1)) else ""
             bytes_ = float(size.group(1)) * _UNITS[size.group(2)]
             largest.append(Temporary(readable(name.group(1)) if name else "", str(shape), bytes_, 1))
-    return Usage(parts, needed, limit, largest)
+    if used is not None:
+        return Usage(parts, needed, limit, largest)
+    kept = sum(parts.values())
+    return Usage(parts, kept + needed + MACHINE_CODE, limit, largest, kept, needed, MACHINE_CODE, code_is_assumed=True)

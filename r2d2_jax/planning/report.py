@@ -67,6 +67,9 @@ def _verdict(made: Estimate) -> str:
     usage = made.usage
     if usage.limit is None:
         return ""
+    if not usage.fits and usage.code_is_assumed and usage.needed - (usage.code or 0) <= usage.limit:
+        room = _size(usage.limit - usage.needed + (usage.code or 0))
+        return f", DOES NOT FIT unless its machine code is below {room}; --machine_code measures it"
     if not usage.fits:
         return ", DOES NOT FIT"
     share = math.ceil(100 * usage.needed / usage.limit) / 100

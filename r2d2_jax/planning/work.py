@@ -23,7 +23,8 @@ _CUBLAS = re.compile(r'custom_call_target="__cublas\$')
 _NAMES = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGather|AsyncCollectiveDone)')
 # Of other calls, those that multiply nothing: TPUs' own, and the choice of the largest.
 _KNOWN = re.compile(
-    r'custom_call_target="(__cublas\$|AsyncCollective|GatherScatter|AssumeGather|AllocateBuffer|ConcatBitcast|TopK)'
+    r'custom_call_target="(__cublas\$|AsyncCollective|GatherScatter|AssumeGather|AllocateBuffer|ConcatBitcast|SliceId|'
+    r"ZeroCrop|TopK)"
 )
 
 

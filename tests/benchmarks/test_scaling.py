@@ -47,7 +47,7 @@ def asked(scaling: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[st
         return Estimate("none", 4 * count, {"data": count}, "TPU", chip, usage, work, 7)
 
     monkeypatch.setattr(scaling, "described", Topology)  # without libtpu
-    monkeypatch.setattr(scaling, "estimate_topology", estimate)
+    monkeypatch.setattr(scaling, "estimate_apart", estimate)
     return found
 
 

@@ -94,11 +94,37 @@ def test_a_topology_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None
         Topology("v5e:3x7").devices()
 
 
-def test_a_topology_of_unknown_chips(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        ("v3:2x2", "v3 is a TPU that is in no table; plan for one of v4, v5e, v5p, v6e"),
+        ("v5e:2x2x2", "there is no topology --topology=v5e:2x2x2: v5e has chips along 2 axes; name one like v5e:4x4"),
+        ("v4:2x2", "there is no topology --topology=v4:2x2: v4 has chips along 3 axes; name one like v4:4x4x4"),
+    ],
+)
+def test_chips_that_are_not_made_so(small: str, topology: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    done = called(main, small, "--topology=v3:2x2")
+    done = called(main, small, f"--topology={topology}", "--chip=v4")
     assert done.returncode == 2
-    assert "error: v3 is a chip that is in no table; plan for one of v4, v5e, v5p, v6e, A100, H100, H200" in done.stderr
+    assert f"error: {said}" in done.stderr
+
+
+def test_libtpu_that_another_process_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own words are to remove the other's lock."""
+
+    def locked(*_: Any, **__: Any) -> None:
+        raise RuntimeError('ABORTED: multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".')
+
+    monkeypatch.setattr(devices.topologies, "get_topology_desc", locked)
+    with pytest.raises(UserError, match="another process of this machine uses libtpu, which one at a time may; wait"):
+        Topology("v5e:2x2").devices()
+
+
+def test_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    config = Config.from_config_dict(_config_dict())
+    with pytest.raises(UserError, match=r"no temporary folder can be made \(.*\); set TMPDIR to a folder with room"):
+        estimate.estimate_apart(config, Topology("v5e:2x2"), named_chip("v5e"), machine_code=False)
 
 
 @pytest.mark.parametrize("topology", ["", "v5e", "v5e:4", "v5e:0x4", "v5e:4xx4", "v5e:2x2x2x2", "v5litepod-16"])
@@ -171,9 +197,9 @@ def test_the_axes_of_a_topology() -> None:
 def fake(needs: dict[str, float]) -> Any:
     """An estimate of a step that takes so many GiB a pair of each chip, without compiling it."""
 
-    def estimated(config: Config, topology: Topology, chip: Chip, *, machine_code: bool) -> Estimate:
+    def estimated(config: Config, described: Topology, chip: Chip, *, machine_code: bool) -> Estimate:
         remat, pairs = config.model.remat, config.train.batch_size
-        needed = GIB + needs[remat] * GIB * pairs / topology.chips
+        needed = GIB + needs[remat] * GIB * pairs / described.chips
         usage = Usage({"parameters": GIB, "batch": 8}, needed, named_chip("v5e").memory)
         return Estimate(remat, pairs, {"data": 2, "fsdp": 2}, "TPU v5 lite", chip, usage, Work([], [], None, []), 1.0)
 
@@ -199,11 +225,21 @@ def test_exit_status_and_choice(
     """1 and the table where a step does not fit, 2 where no rematerialisation makes a batch fit."""
     monkeypatch.setattr(devices, "described", Topology)  # without libtpu
     needs = {"none": 1.0, "products": 0.25, "all": 0.1, "cross:all": 0.12}
-    monkeypatch.setattr(estimate, "estimate_topology", fake(needs))
+    monkeypatch.setattr(estimate, "estimate_apart", fake(needs))
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     done = called(main, small, "--topology=v5e:2x2", *flags)
     assert done.returncode == status, done.stderr
     assert message in done.stdout + done.stderr
+
+
+def test_a_largest_batch_that_memory_does_not_limit(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "described", Topology)
+    monkeypatch.setattr(estimate, "estimate_apart", fake({"all": 0.0}))
+    monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
+    done = called(main, small, "--topology=v5e:2x2", "--fit", "--remat=all")
+    assert (
+        "16384 pairs is the largest batch that is tried: more is beyond loss.queue_length or 4,096 pairs" in done.stdout
+    )
 
 
 def test_a_fine_tuning_has_the_sizes_of_its_initial_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +252,7 @@ def test_a_fine_tuning_has_the_sizes_of_its_initial_model(tmp_path: Path, monkey
         return fake({"none": 1.0})(with_remat(config, "none"), **given)
 
     monkeypatch.setattr(devices, "described", Topology)
-    monkeypatch.setattr(estimate, "estimate_topology", estimated)
+    monkeypatch.setattr(estimate, "estimate_apart", estimated)
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     flags = f"--config.initial.model={tmp_path / 'model'}", "--config.data.directory=elsewhere", "--topology=v5e:2x2"
     done = called(main, "--config=retrieval:own", *flags)
@@ -235,7 +271,7 @@ def test_machine_code_is_assumed_or_generated(small: str, flag: str, end: str, m
         return Estimate("none", 8, {"data": 1}, "TPU v5 lite", named_chip("v5e"), usage, None, 1.0)
 
     monkeypatch.setattr(devices, "described", Topology)
-    monkeypatch.setattr(estimate, "estimate_topology", estimated)
+    monkeypatch.setattr(estimate, "estimate_apart", estimated)
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     printed = called(main, small, "--topology=v5e:2x2", flag).stdout.splitlines()
     assert next(line for line in printed if line.startswith("  machine code")).endswith("1.00 GiB" + end)
@@ -253,7 +289,7 @@ def test_a_topology_is_compiled_in_a_process_of_its_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config, chip = Config.from_config_dict(_config_dict()), named_chip("v5e")
     here = estimate.estimate(config, OneCpu("v5e:1x1").devices(), chip)
-    there = estimate.estimate_topology(config, OneCpu("v5e:1x1"), chip, machine_code=False)
+    there = estimate.estimate_apart(config, OneCpu("v5e:1x1"), chip, machine_code=False)
     assert there.usage == here.usage
     assert there.work is not None
     assert here.work is not None
@@ -366,16 +402,18 @@ def test_a_plan_without_a_chip_says_what_is_missing() -> None:
         ("H100", 70e9, "65.19 GiB of 74.51 GiB, fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.88 or more; JAX hands out"),
         ("v5e", 15.7 * GIB, "15.70 GiB of 15.75 GiB, fits"),
         ("H100", 90e9, "83.82 GiB of 74.51 GiB, DOES NOT FIT"),
+        ("v4", 31 * GIB, "31.00 GiB of 30.75 GiB, DOES NOT FIT unless its machine code is below 0.25 GiB; --machine_c"),
+        ("v4", 31.5 * GIB, "31.50 GiB of 30.75 GiB, DOES NOT FIT"),
     ],
 )
 def test_what_a_plan_says_of_the_memory(chip: str, needed: float, verdict: str) -> None:
     """A GPU has more than JAX hands out."""
     known = named_chip(chip)
-    usage = Usage({"batch": 8}, needed, known.memory)
+    usage = Usage({"batch": 8}, needed, known.memory, code=0.5 * GIB, code_is_assumed=chip == "v4")
     made = Estimate("none", 8, {"data": 1}, "a chip", known, usage, None, 1.0)
     plan = Plan("small", made, 2e9, 4.0, None)
     line = next(line for line in table(plan).splitlines() if line.startswith("memory of a chip: "))
     assert line.removeprefix("memory of a chip: ").startswith(verdict)
-    assert line.endswith(("fits", "FIT", "unless told otherwise"))
+    assert line.endswith(("fits", "FIT", "unless told otherwise", "--machine_code measures it"))
     assert usage.fits == (", fits" in line)
     json.dumps(document(plan), allow_nan=False)

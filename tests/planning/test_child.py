@@ -1,12 +1,16 @@
 """planning/child.py: a function in a process that is ended as soon as it has returned."""
 
 import os
+import pickle
 import signal
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from r2d2_jax.errors import UserError
+from r2d2_jax.planning import child
 from r2d2_jax.planning.child import in_child
 
 
@@ -69,6 +73,14 @@ def test_a_process_that_ends_before_it_is_done() -> None:
         in_child("end at once", os._exit, 3)
     with pytest.raises(RuntimeError, match="the process that was to give up ended with SIGABRT"):
         in_child("give up", os.abort)
+
+
+def test_a_closed_stderr_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(child.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "stderr", None)
+    child._send(SimpleNamespace(send_bytes=sent.append), int, ("7",))  # type: ignore[arg-type]
+    assert pickle.loads(sent[0]) == (7, None)
 
 
 def test_a_process_that_is_killed() -> None:

@@ -100,12 +100,15 @@ def test_machine_code_is_not_awaited(tmp_path: Path) -> None:
         {"places": "BufferAssignment:\n"},
     ],
 )
-def test_a_dump_that_cannot_be_read_is_no_program(tmp_path: Path, changed: dict[str, str]) -> None:
+def test_a_dump_that_cannot_be_read_is_no_program(
+    tmp_path: Path, changed: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     """It would be one of no bytes, which fits everywhere; the finished program is awaited in its place."""
     slow: Any = Slow(**changed)
     slow.ends.set()
     with pytest.raises(RuntimeError, match="it was awaited"):
         without_code(slow, tmp_path)
+    assert f"the compiler's dump in {tmp_path} cannot be read" in caplog.text
 
 
 def test_a_dump_without_the_program(tmp_path: Path) -> None:

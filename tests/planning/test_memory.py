@@ -4,7 +4,7 @@ import jax
 from small_model import QUEUE_LENGTH, VARIANTS, small_config, small_plan
 from small_programs import LIFETIMES
 
-from r2d2_jax.planning.estimate import too_much
+from r2d2_jax.planning.estimate import MACHINE_CODE, too_much
 from r2d2_jax.planning.hlo import parse
 from r2d2_jax.planning.memory import Temporary, largest_temporaries, readable, state_parts
 from r2d2_jax.train.state import abstract_state
@@ -72,11 +72,14 @@ Used 18.60G of 15.75G hbm. Exceeded hbm capacity by 2.85G.
      Shape: f32[5]{0}
 """
     short = "the total memory required for HLO temporaries (18.60G) exceeds available HBM (15.75G)."
-    usage, again = too_much(message, {"parameters": 5}), too_much(short, {})
+    usage, again = too_much(message, {"parameters": 5}), too_much(short, {"parameters": 5})
     assert usage is not None
     assert again is not None
-    assert usage.needed == again.needed
+    # The short one is of temporaries alone.
+    assert again.needed == usage.needed + 5 + MACHINE_CODE
+    assert (again.kept, again.temporaries, again.code) == (5, usage.needed, MACHINE_CODE)
     assert not usage.fits
+    assert not again.fits
     assert (usage.needed, usage.limit) == (18.6 * 2**30, 15.75 * 2**30)
     assert usage.largest == [
         Temporary("backward of rank/image_text_encoder/mlp/up/dot_general", "bf16[24,32,257,1024]", 1.5 * 2**30, 1),
