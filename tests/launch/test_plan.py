@@ -238,7 +238,7 @@ def test_a_largest_batch_that_memory_does_not_limit(small: str, monkeypatch: pyt
     monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
     done = called(main, small, "--topology=v5e:2x2", "--fit", "--remat=all")
     assert (
-        "16384 pairs is the largest batch that is tried: more is beyond loss.queue_length or 4,096 pairs" in done.stdout
+        "24576 pairs is the largest batch that is tried: more is beyond loss.queue_length or 6,144 pairs" in done.stdout
     )
 
 
