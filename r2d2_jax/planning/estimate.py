@@ -40,8 +40,8 @@ class Usage:
 
     parts: of the state and the batch, as their shapes say. needed: in all, as XLA says. limit: what the chip has; None
     of a CPU. largest: arrays that are there when temporaries need most. kept, temporaries, code: of what is needed, see
-    `CompiledStep`; None where the compiler gave up because memory ends. code_is_assumed: none was generated, and
-    `MACHINE_CODE` is counted.
+    `CompiledStep`; None where the compiler gave up because memory ends, and said how much in all alone.
+    code_is_assumed: none was generated, and `MACHINE_CODE` is counted.
     """
 
     parts: dict[str, int]
