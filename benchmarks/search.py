@@ -115,8 +115,8 @@ def search(folder: Path, *, exact: bool) -> dict[str, object]:
         processor.append(time.process_time() - before)
         assert len(rows) == min(TOP.value, state.pictures)
     median = {"query_ms": times, "query_processor_ms": processor}
-    rounded = {name: round(1000 * statistics.median(values[1:]), 1) for name, values in median.items()}
-    return {"open_seconds": round(opened, 3), **rounded}
+    rounded = {name: three_digits(1000 * statistics.median(values[1:])) for name, values in median.items()}
+    return {"open_seconds": three_digits(opened), **rounded}
 
 
 def asked(sizes: ModelConfig, candidates: int, repeats: int) -> dict[str, object]:
@@ -130,8 +130,13 @@ def asked(sizes: ModelConfig, candidates: int, repeats: int) -> dict[str, object
         "sentence": median(lambda: model.encode_text(SENTENCE), repeats),
         "re_ranking": median(lambda: model.match(pictures, SENTENCE), repeats),
     }
-    rounded = {f"{what}_seconds": round(value, 3) for what, value in seconds.items()}
+    rounded = {f"{what}_seconds": three_digits(value) for what, value in seconds.items()}
     return {"part": MODEL_PART, "candidates": candidates, "peak_mib": peak_mib()} | rounded
+
+
+def three_digits(value: float) -> float:
+    """Rounds to three significant digits: a query of a small index takes microseconds, that of a large one seconds."""
+    return float(f"{value:.3g}")
 
 
 def unit(rng: np.random.Generator, count: int) -> np.ndarray:
