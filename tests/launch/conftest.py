@@ -17,8 +17,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository that has the launchers and an empty program, with everything committed."""
     folder = tmp_path_factory.mktemp("repository")
     (folder / "launch").mkdir()
-    for name in ("tpu_pod.sh", "tpu_gcloud.sh", "tpu_worker.sh"):
-        shutil.copy(ROOT / "launch" / name, folder / "launch")
+    for script in (ROOT / "launch").glob("tpu_*.sh"):
+        shutil.copy(script, folder / "launch")
     (folder / "launch" / "main.py").touch()
     identity = ("-c", "user.name=a", "-c", "user.email=a@b")
     for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "all")):
