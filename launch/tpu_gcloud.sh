@@ -175,7 +175,7 @@ Ask for quota or name another --zone or --type; delete the request before create
         return 1
         ;;
     esac
-    sleep "$POLL_SECONDS"
+    pause
   done
 }
 
@@ -217,7 +217,7 @@ wait_reachable() {
     check_pod || return
     mending > /dev/null || tries=$((tries + 1))
     [ "$tries" -lt "$REACH_TRIES" ] || break
-    sleep "$POLL_SECONDS"
+    pause
   done
   count_workers || return 1
   unreachable
@@ -367,7 +367,7 @@ verdict() {
     return "$STOPPED"
   elif any interrupted; then
     return "$PREEMPTED"
-  elif any failed; then
+  elif any failed || ! any finished; then
     return 1
   fi
 }

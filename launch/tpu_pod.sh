@@ -73,6 +73,18 @@ bad_input() {
   exit "$BAD_INPUT"
 }
 
+# pause: until the next look. If this program was killed, nothing of it goes on behind it.
+pause() {
+  sleep "$POLL_SECONDS" > /dev/null 2>&1 # whoever reads what is said here need not wait for it
+  kill -0 $$ 2> /dev/null || exit 1
+}
+
+# A call that is still at work must not write into the folder while it is removed, so it is renamed before.
+remove_work() {
+  mv "$work" "$work.old"
+  rm -rf "$work.old"
+}
+
 # ---- what to do -----------------------------------------------------------------------------------------------------
 
 parse() {
@@ -215,7 +227,7 @@ main() {
   check_numbers
   command -v gcloud > /dev/null || bad_input "gcloud is not found on PATH; install the Google Cloud CLI and log in"
   work=$(mktemp -d)
-  trap 'rm -rf "$work"' EXIT
+  trap remove_work EXIT
   case $command in
     create) create || return 1 ;;
     wait) wait_for_pod || return 1 ;;
@@ -236,11 +248,7 @@ main() {
       check_program
       check_setup
       pack
-      local outcome=0
-      trap 'say "Ctrl-C: $name is no longer watched, nor resumed; a run there goes on" && tell_costs; exit 130' INT
-      train || outcome=$?
-      if [ -n "$delete_after" ]; then delete_pod || outcome=1; elif [ -n "$requested" ]; then tell_costs; fi
-      return "$outcome"
+      until_told train_and_leave
       ;;
     delete) delete_pod ;;
     *) "$command" ;;

@@ -64,7 +64,7 @@ watch() {
       [ "$outcome" -ne 1 ] || [ -z "$mended" ] || outcome=$PREEMPTED # whatever machines that started again say
       return "$outcome"
     fi
-    sleep "$POLL_SECONDS"
+    pause
   done
 }
 
@@ -136,7 +136,7 @@ train() {
         [ "$count" -eq 0 ] || each_worker end
         ;;
     esac
-    sleep "$POLL_SECONDS"
+    pause
   done
 }
 
@@ -152,4 +152,42 @@ conclude() {
       ;;
     *) requested="" && return 1 ;; # somebody has deleted it
   esac
+}
+
+# train_and_leave: train, and what becomes of the pod after it.
+train_and_leave() {
+  local outcome=0
+  train || outcome=$?
+  if [ -n "$delete_after" ]; then delete_pod || outcome=1; elif [ -n "$requested" ]; then tell_costs; fi
+  return "$outcome"
+}
+
+# until_told FUNCTION: calls it until it returns, or until Ctrl-C or another signal ends this program.
+#
+# Ctrl-C reaches every process of the terminal. A call of gcloud that it cut off would pass for a bad answer, for example
+# for workers that have all ended, and bash may forget a signal that comes while it runs a command. So the function runs
+# in the background, where Ctrl-C is ignored, and this process does nothing but `wait`, which a signal ends at once.
+# What the function says goes through `cat`, with which the last of its calls fall silent when they are left behind.
+until_told() {
+  local outcome=0 cat
+  trap 'leave Ctrl-C 130' INT
+  trap 'leave SIGTERM 143' TERM
+  trap 'leave SIGHUP 129' HUP
+  exec 3> >(cat >&2)
+  cat=$!
+  "$@" 2>&3 3>&- &
+  exec 3>&-
+  wait "$!" || outcome=$?
+  wait "$cat"
+  return "$outcome"
+}
+
+# leave SIGNAL STATUS: ends what runs in the background, and says what it leaves behind.
+leave() {
+  # shellcheck disable=SC2046  # several numbers
+  kill $(jobs -p) ${cat:+"$cat"} 2> /dev/null || true
+  wait
+  say "$1: $name is no longer watched, nor resumed; a run there goes on"
+  tell_costs
+  exit "$2"
 }
