@@ -98,11 +98,12 @@ def _work(arguments: Sequence[str]) -> int:
     config = Config.from_config_dict(read_configuration(str(CONFIG.value), overrides))
     check_listed("kinds", KIND.value, KINDS)
     check_listed("chips", CHIPS.value, FLAT)
+    kinds, counts = list(dict.fromkeys(KIND.value)), sorted(set(map(int, CHIPS.value)))
     check_json_path(str(JSON.value))
     name, path = Path(str(CONFIG.value)).name.removesuffix(".py"), Path(str(JSON.value))
     rows, changes = {row.key: row for row in read_rows(path)}, " ".join(overrides)
     found = []
-    for kind, count in itertools.product(KIND.value, sorted(map(int, CHIPS.value))):
+    for kind, count in itertools.product(kinds, counts):
         key = name, kind, count, PAIRS.value, config.model.remat, changes
         if key not in rows:
             logger.info("compiling %s for %d x %s", name, count, kind)

@@ -106,14 +106,15 @@ def _work(arguments: Sequence[str]) -> int:
     config = Config.from_config_dict(with_sizes(values))
     named = named_chip(CHIP.value) if CHIP.value is not None else None
     pairs = PAIRS.value or pairs_of_epoch(config.data)
-    estimate = _estimated(config, _target(named))
+    target = _target(named)
+    estimates = _estimated(config, target)
     logger.info("counting the multiply-adds of the forward")
     name = Path(str(CONFIG.value)).name.removesuffix(".py")
-    plan = Plan(name, estimate, traced_forward_cost(config), config.train.epochs, pairs)
+    plan = Plan(name, target.name, estimates, traced_forward_cost(config), config.train.epochs, pairs)
     print(table(plan))
     if JSON.value:
         write_json(document(plan), JSON.value)
-    return 0 if estimate.usage.fits else 1
+    return 0 if plan.estimate.usage.fits else 1
 
 
 def _check_flags() -> None:
@@ -162,8 +163,11 @@ def _target(named: "Chip | None") -> Target:
     return Target(name, len(devices), known, partial(estimate, devices=devices, chip=known))
 
 
-def _estimated(config: Config, target: Target) -> "Estimate":
-    """The step that the flags ask for, found by several compilations with --fit."""
+def _estimated(config: Config, target: Target) -> "list[Estimate]":
+    """The step that the flags ask for, found by several compilations with --fit.
+
+    With --fit alone others come after it, of which each has the largest batch of another rematerialisation.
+    """
     from r2d2_jax.planning.estimate import is_allowed, with_batch, with_remat
     from r2d2_jax.planning.fit import SIZES, cheapest, largest, rematerialisations
     from r2d2_jax.planning.report import choice
@@ -175,12 +179,12 @@ def _estimated(config: Config, target: Target) -> "Estimate":
         return target.estimate(with_batch(with_remat(config, remat), pairs))
 
     if not FIT.value:
-        return compiled(config.model.remat, batch_size)
+        return [compiled(config.model.remat, batch_size)]
     if target.chip is None:
         raise UserError("--fit needs to know the memory of a chip, and a CPU has none of its own; name one with --chip")
     remats = [REMAT.value] if REMAT.value else rematerialisations(config.model)
     if BATCH_SIZE.value:
-        return cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)
+        return [cheapest(lambda remat: compiled(remat, batch_size), remats, batch_size)]
     each = target.chips * config.train.micro_batches
     batches = [size * each for size in SIZES if is_allowed(config, size * each)]
     if not batches:
@@ -192,7 +196,7 @@ def _estimated(config: Config, target: Target) -> "Estimate":
             f"{batches[-1]} pairs is the largest batch that is tried: more is beyond loss.queue_length or "
             f"{SIZES[-1]:,} pairs a chip"
         )
-    return found[0]
+    return found
 
 
 if __name__ == "__main__":

@@ -17,15 +17,22 @@ _DAY = 86400
 class Plan:
     """An estimate, and what it is of.
 
-    config: its name. forward: multiply-adds of the forward per pair. epochs: as configured. pairs: of an epoch; None
-    where nobody says.
+    config: its name. target: what was compiled for, such as "4 x v5e:16x16". estimates: the planned step, and after it
+    what fits with other rematerialisations, if that was searched for. forward: multiply-adds of the forward per pair.
+    epochs: as configured. pairs: of an epoch; None where nobody says.
     """
 
     config: str
-    estimate: Estimate
+    target: str
+    estimates: list[Estimate]
     forward: float
     epochs: float
     pairs: int | None
+
+    @property
+    def estimate(self) -> Estimate:
+        """The planned step."""
+        return self.estimates[0]
 
     @property
     def days(self) -> float | None:
@@ -156,6 +163,7 @@ def document(plan: Plan) -> dict[str, Any]:
     made, work = plan.estimate, plan.estimate.work
     found: dict[str, Any] = {
         "config": plan.config,
+        "target": plan.target,
         "batch_size": made.batch_size,
         "rematerialisation": made.remat,
         "chips": made.chips,
@@ -166,6 +174,15 @@ def document(plan: Plan) -> dict[str, Any]:
         "memory": dataclasses.asdict(made.usage),
         "multiply_adds_per_pair": {"forward": plan.forward},
         "compile_seconds": made.compile_seconds,
+        "others": [
+            {
+                "rematerialisation": other.remat,
+                "batch_size": other.batch_size,
+                "memory": other.usage.needed,
+                "pairs_per_second": other.pairs_per_second,
+            }
+            for other in plan.estimates[1:]
+        ],
     }
     if work is not None:
         found["multiply_adds_per_pair"]["step"] = work.products * made.chips / made.batch_size

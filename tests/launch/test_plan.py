@@ -171,6 +171,19 @@ def test_exit_status_and_choice(
     assert message in done.stdout + done.stderr
 
 
+def test_the_file_has_the_target_and_all_that_fits(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "described", Topology)
+    monkeypatch.setattr(estimate, "estimate_apart", fake({"none": 1.0, "products": 0.25, "all": 0.1}))
+    monkeypatch.setattr(train_plan, "traced_forward_cost", lambda config: 1e9)
+    done = called(main, small, "--topology=v5e:2x2", "--slices=2", "--fit", f"--json={tmp_path / 'plan.json'}")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert (plan["target"], plan["batch_size"], plan["rematerialisation"]) == ("2 x v5e:2x2", 1024, "all")
+    others = [(each["batch_size"], each["rematerialisation"]) for each in plan["others"]]
+    assert others == [(384, "products"), (96, "none")]
+    assert plan["others"][1]["memory"] == GIB * (1 + 96 / 8)
+
+
 def test_a_largest_batch_that_memory_does_not_limit(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "described", Topology)
     monkeypatch.setattr(estimate, "estimate_apart", fake({"all": 0.0}))
@@ -327,7 +340,7 @@ def test_the_table_of_a_real_step(planned: tuple[Any, dict[str, Any]]) -> None:
 def test_a_plan_without_a_chip_says_what_is_missing() -> None:
     usage = Usage({"batch": 8}, 100, None, kept=8, temporaries=90, code=2)
     made = Estimate("none", 8, {"data": 1}, "cpu", None, usage, Work([], [], None, ["once"]), 1.0)
-    printed = table(Plan("small", made, 2e9, 4.0, None))
+    printed = table(Plan("small", "v5e:1x1", [made], 2e9, 4.0, None))
     assert "time: not known of a CPU; --chip names a chip" in printed
     assert "  (once)" in printed
     assert "what a chip sends and receives in a step:\n  nothing" in printed
@@ -350,7 +363,7 @@ def test_what_a_plan_says_of_the_memory(chip: str, needed: float, verdict: str) 
     known = named_chip(chip)
     usage = Usage({"batch": 8}, needed, known.memory, code=0.5 * GIB, code_is_assumed=chip == "v4")
     made = Estimate("none", 8, {"data": 1}, "a chip", known, usage, None, 1.0)
-    plan = Plan("small", made, 2e9, 4.0, None)
+    plan = Plan("small", "v5e:1x1", [made], 2e9, 4.0, None)
     line = next(line for line in table(plan).splitlines() if line.startswith("memory of a chip: "))
     assert line.removeprefix("memory of a chip: ").startswith(verdict)
     assert line.endswith(("fits", "FIT", "unless told otherwise", "--machine_code measures it"))
