@@ -34,7 +34,8 @@ Workers are numbered over all slices, as JAX numbers the processes on them.
     --setup=../mount.sh -- launch/main.py --config=vitl_250m --workdir=gs://BUCKET/runs/vitl_250m \
     --config.data.directory=/mnt/shared/data/zero_250m --distributed
 
-Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, here or of the program that it runs; 130 Ctrl-C.
+Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, here or of the program that it runs; 130 Ctrl-C (143
+SIGTERM, 129 SIGHUP).
 Environment: POLL_SECONDS (30) between two looks; REACH_TRIES (20) looks at a worker that cannot be reached;
 RETRIES (3) failures in a row after which train gives up; HEALTHY_SECONDS (3600) of running, after which a failure is
 again the first.

@@ -169,23 +169,23 @@ train_and_leave() {
 # in the background, where Ctrl-C is ignored, and this process does nothing but `wait`, which a signal ends at once.
 # What the function says goes through `cat`, with which the last of its calls fall silent when they are left behind.
 until_told() {
-  local outcome=0 cat
+  local outcome=0 relay
   trap 'leave Ctrl-C 130' INT
   trap 'leave SIGTERM 143' TERM
   trap 'leave SIGHUP 129' HUP
   exec 3> >(cat >&2)
-  cat=$!
+  relay=$!
   "$@" 2>&3 3>&- &
   exec 3>&-
   wait "$!" || outcome=$?
-  wait "$cat"
+  wait "$relay"
   return "$outcome"
 }
 
 # leave SIGNAL STATUS: ends what runs in the background, and says what it leaves behind.
 leave() {
   # shellcheck disable=SC2046  # several numbers
-  kill $(jobs -p) ${cat:+"$cat"} 2> /dev/null || true
+  kill $(jobs -p) ${relay:+"$relay"} 2> /dev/null || true
   wait
   say "$1: $name is no longer watched, nor resumed; a run there goes on"
   tell_costs

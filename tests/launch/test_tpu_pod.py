@@ -189,7 +189,9 @@ def test_train_watches_what_is_at_work(cloud: Cloud) -> None:
     assert len(cloud.lines("started-0")) == 1
 
 
-@pytest.mark.parametrize("name, signal_", [("Ctrl-C", signal.SIGINT), ("SIGTERM", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "name, signal_", [("Ctrl-C", signal.SIGINT), ("SIGTERM", signal.SIGTERM), ("SIGHUP", signal.SIGHUP)]
+)
 def test_a_signal_leaves_the_run_alone_and_says_so(cloud: Cloud, name: str, signal_: signal.Signals) -> None:
     """Ctrl-C reaches the whole group, `kill` one process."""
     cloud.write("play", "work")
