@@ -152,11 +152,11 @@ def wait_until_idle() -> None:
 
 
 def pairs_per_second(loader: Loader, seconds: float) -> tuple[float, float]:
-    """Per second of processor time, and by the clock; of at least one batch, and more until the time is over."""
+    """Per second of processor time, and by the clock; of so many seconds, and until the system counts some of it."""
     pairs, start, start_used = 0, time.perf_counter(), processor_seconds()
-    while not pairs or time.perf_counter() - start < seconds:
+    while not pairs or time.perf_counter() - start < seconds or not (used := processor_seconds() - start_used):
         pairs += len(next(loader)["input_ids"])
-    return pairs / (processor_seconds() - start_used), pairs / (time.perf_counter() - start)
+    return pairs / used, pairs / (time.perf_counter() - start)
 
 
 def processor_seconds() -> float:

@@ -138,8 +138,8 @@ def run(config: str, stop_before: int, workdir: Path) -> None:
 
 
 def program(given: argparse.Namespace) -> None:
-    """launch/main.py, whose processes wait only seconds for each other when they leave or fall silent."""
-    processes.LEAVING_SECONDS, processes.DEAD_SECONDS = 2, 10
+    """launch/main.py, whose processes wait only seconds for each other when they fall silent, or leave."""
+    processes.LEAVING_SECONDS, processes.DEAD_SECONDS = given.leaving_seconds, 10
     file = given.output / f"config{given.process}.py"
     values = json.loads(given.config)
     file.write_text(f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({values!r})\n")
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--port", type=int)
+    parser.add_argument("--leaving_seconds", type=int, default=processes.LEAVING_SECONDS)
     given = parser.parse_args()
     if given.mode == "main":
         program(given)

@@ -1,5 +1,6 @@
 """A Google Cloud that is a folder, kept by tests/stand_ins/cloud/gcloud, and calls of launch/tpu_pod.sh."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Cloud:
 
     def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
         environment = {
-            "PATH": f"{STAND_INS}:/usr/bin:/bin",
+            "PATH": f"{STAND_INS}:/usr/bin:/bin:{Path(str(shutil.which('git'))).parent}",
             "CLOUD": str(self.folder),
             "POLL_SECONDS": "0.02",
             "REACH_TRIES": "3",

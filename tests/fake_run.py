@@ -2,7 +2,8 @@
 
     python fake_run.py FOLDER SEED
 
-The file `kill` beside its folder makes it kill itself once, `fail` refuse its input, `stop` end early.
+The file `kill` beside its folder makes it kill itself once, `fail` refuse its input, `stop` end early. It takes no next
+step as long as there is a file `wait`.
 """
 
 import contextlib
@@ -47,6 +48,8 @@ def train(folder: Path, seed: int) -> None:
             unfinished.write_text(json.dumps([step, value]))
         with (folder / "metrics.jsonl").open("a") as log:
             log.write(json.dumps({"step": step, "loss": 1.0, "pairs_per_second": 80.0}) + "\n")
+        while (folder.parent / "wait").exists():
+            time.sleep(0.02)
     figures = {"step": step, "validation/dual/mean": value / 10}
     with written_whole(folder / "evaluation.json") as unfinished:
         unfinished.write_text(json.dumps(figures))

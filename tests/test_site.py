@@ -12,6 +12,8 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from sphinx.cmd.build import main as build
 
+expect.set_options(timeout=60_000)  # milliseconds, in place of 5 seconds, which a busy machine may take
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "docs" / "site"
 SOURCE = "class Model:\n    def ask(self) -> None:\n        pass\n\n\ndef load() -> None:\n    pass\n"

@@ -66,23 +66,38 @@ def test_killed_at_several_moments_it_gives_the_same_table(undisturbed: Path, tm
 
 def test_a_killed_ablation_leaves_nobody_at_work(tmp_path: Path) -> None:
     run = AblationRun(tmp_path, "full", 0)
+    keep_waiting(tmp_path, "full")
     killed_parent(tmp_path, run, lines=1)
     until(lambda: not (run.folder / "lock").exists())  # it has noticed, and left in good order
     step, _ = json.loads((run.folder / "state.json").read_text())
     assert 1 <= step < STEPS
 
 
+def keep_waiting(root: Path, *variants: str) -> list[Path]:
+    """Files that keep runs of variants at work; returns them."""
+    files = [root / variant / "wait" for variant in variants]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    return files
+
+
 def test_stopping_lets_the_others_save(tmp_path: Path) -> None:
     def stop() -> None:
+        until(lambda: len(list(tmp_path.glob("*/seed_0/metrics.jsonl"))) == 3)
         raise KeyboardInterrupt
 
     plan = Plan({}, {"full": {}, "other": {"a": 1}, "third": {"b": 1}}, (0,))
     fake_ablation(tmp_path, plan=Plan({}, {"full": {}}, (0,)))
     (tmp_path / "full" / "seed_0" / "evaluation.json").unlink()  # only evaluates, and is done first
+    waiting = keep_waiting(tmp_path, "other", "third")
     with pytest.raises(KeyboardInterrupt):
         fake_ablation(tmp_path, plan=plan, at_once=3, finished=stop)
     assert list(results_of(plan, tmp_path)["full"]) == [0]
     assert not list(tmp_path.glob("*/seed_0/lock"))
+    assert all((file.parent / "seed_0" / "state.json").exists() for file in waiting)
+    for file in waiting:
+        file.unlink()
     assert fake_ablation(tmp_path, plan=plan) == []
 
 

@@ -47,7 +47,7 @@ def test_failures_and_the_end_of_the_time_are_told(
 ) -> None:
     hangs = "import time\ntime.sleep(60)\n"
     only = stand_ins(monkeypatch, on_a_gpu, tmp_path, bad="raise SystemExit(3)", hangs=hangs, last=GOOD)
-    ended = called(on_a_gpu.main, only, f"--output={tmp_path}", "--seconds=3")
+    ended = called(on_a_gpu.main, only, f"--output={tmp_path}", "--seconds=6")
     assert ended.returncode == 1
     outcomes = [re.split(r" s  ", line)[1] for line in ended.stdout.splitlines()]
     assert outcomes[0] == "failed with status 3"

@@ -27,16 +27,19 @@ def hold(bucket: BucketPath) -> contextlib.AbstractContextManager[None]:
     return held_in_bucket(bucket, "another run", "--workdir")
 
 
-def test_the_second_hears_who_is_at_work(bucket: BucketPath, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_second_hears_who_is_at_work(
+    bucket: BucketPath, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level("INFO")
     with hold(bucket):
+        monkeypatch.setattr(lease, "LAPSES_AFTER", 20.0)  # a busy machine may not let the holder write for a second
         with pytest.raises(UserError) as refused, hold(bucket):
             pass
         assert str(refused.value).startswith(
             f"another run is at work in {bucket}; let it end, or choose another --workdir. It is process {os.getpid()} "
             f"on {socket.gethostname()} since 2"
         )
-        assert "; waiting up to 1 s to see whether that is still at work" in caplog.text
+        assert "; waiting up to 20 s to see whether that is still at work" in caplog.text
     assert not (bucket / "lock").exists()
     with hold(bucket):
         pass
@@ -50,11 +53,14 @@ def test_a_lock_that_nobody_writes_is_taken_over(bucket: BucketPath) -> None:
         assert (bucket / "lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_that_of_a_process_of_this_machine_that_is_gone_at_once(bucket: BucketPath) -> None:
+def test_that_of_a_process_of_this_machine_that_is_gone_at_once(
+    bucket: BucketPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LAPSES_AFTER", 600.0)
     (bucket / "lock").write_text(f"process {2**22 + 1} on {socket.gethostname()} since yesterday\nits mark\n")
     start = time.monotonic()
     with hold(bucket):
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 600
 
 
 def test_what_is_removed_while_somebody_waits_is_free(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:

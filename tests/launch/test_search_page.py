@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -54,14 +53,16 @@ def test_it_serves_until_it_is_stopped(folder: Path, end: signal.Signals) -> Non
     def ask() -> None:
         question = json.dumps({"query": "红圆", "candidates": 5}).encode()
         asking = urllib.request.Request(f"{url}/api/text", question, {"content-type": "application/json"})
-        while time.monotonic() < deadline and len(answers) < 2:
-            try:
-                for each in (f"{url}/", asking):
-                    with urllib.request.urlopen(each, timeout=240) as answer:
-                        answers.append(answer.read())
-            except urllib.error.URLError:  # it does not listen yet
-                time.sleep(0.05)
-        os.kill(os.getpid(), end)
+        try:
+            while time.monotonic() < deadline and len(answers) < 2:
+                try:
+                    for each in (f"{url}/", asking):
+                        with urllib.request.urlopen(each, timeout=240) as answer:
+                            answers.append(answer.read())
+                except OSError:  # it does not listen yet
+                    time.sleep(0.05)
+        finally:  # else it would be served for ever
+            os.kill(os.getpid(), end)
 
     thread = threading.Thread(target=ask)
     thread.start()

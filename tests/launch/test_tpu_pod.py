@@ -263,13 +263,9 @@ def test_stop_now_kills(cloud: Cloud) -> None:
 def test_a_run_that_fails_while_it_is_stopped_is_told(cloud: Cloud) -> None:
     install(cloud)
     cloud.write("play", "work")
+    cloud.write("play-0", "fail_at_stop")
     assert cloud.call("run", *PLACE, *PROGRAM).returncode == 0
-    with cloud.start("stop", *PLACE) as process:
-        pid = cloud.folder / "worker-0" / "r2d2_jax" / "run" / "program"
-        os.kill(int(pid.read_text()), signal.SIGKILL)
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "the run has not ended in good order" in said
+    assert "the run has not ended in good order" in refusal(cloud.call("stop", *PLACE), 1)
 
 
 def test_the_file_of_setup_runs_before_the_installation(cloud: Cloud, tmp_path: Path) -> None:

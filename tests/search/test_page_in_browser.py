@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from small_pages import HOST, served, small_desk
 from small_photos import photographs
 
+expect.set_options(timeout=60_000)  # milliseconds, in place of 5 seconds, which a busy machine may take
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which is not installed")
 WIDTHS = {"desk": (1280, 800), "telephone": (390, 844)}

@@ -9,7 +9,8 @@ import pytest
 
 # Prints how many pages the system hands out in each of some calls whose temporaries have 64 MiB, or 16,384 pages.
 PROGRAM = """
-import resource, sys
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: else a page may be a huge one
 import jax, jax.numpy as jnp
 from r2d2_jax.train.host_memory import keep_freed_memory
 
