@@ -152,9 +152,12 @@ def wait_until_idle() -> None:
 
 
 def pairs_per_second(loader: Loader, seconds: float) -> tuple[float, float]:
-    """Per second of processor time, and by the clock; of so many seconds, and until the system counts some of it."""
+    """Per second of processor time, and by the clock, of so many seconds or more.
+
+    It measures one batch at least, and goes on until some processor time was counted, which the system does in ticks.
+    """
     pairs, start, start_used = 0, time.perf_counter(), processor_seconds()
-    while not pairs or time.perf_counter() - start < seconds or not (used := processor_seconds() - start_used):
+    while not pairs or time.perf_counter() - start < seconds or (used := processor_seconds() - start_used) <= 0:
         pairs += len(next(loader)["input_ids"])
     return pairs / used, pairs / (time.perf_counter() - start)
 

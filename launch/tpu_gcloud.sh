@@ -106,6 +106,7 @@ mending() {
 }
 
 create() {
+  end_if_killed
   need type runtime
   local asked=("--node-id=$name") many=""
   if [ "${slices:-1}" -gt 1 ]; then
@@ -122,6 +123,7 @@ Ask for quota, name another --zone or --type, enable tpu.googleapis.com, or, if 
 }
 
 delete_pod() {
+  end_if_killed
   say "deleting $name"
   tpus queued-resources delete "$name" --force 2> "$work/delete.err" && return
   if [ -z "$(queue_state)" ]; then

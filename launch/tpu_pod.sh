@@ -26,7 +26,7 @@ launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- PROGRAM FLAGS OF T
   --spot             cheaper, may be taken away at any time
   --reserved         from a reservation of the project
   --setup=FILE       a bash script that install runs on every worker, for example to mount what they share
-  --delete           train gives the pod back when it ends, however it ends, unless Ctrl-C ends it
+  --delete           train gives the pod back when it ends, however it ends, unless a signal such as Ctrl-C ends it
 
 Workers are numbered over all slices, as JAX numbers the processes on them.
 
@@ -34,8 +34,8 @@ Workers are numbered over all slices, as JAX numbers the processes on them.
     --setup=../mount.sh -- launch/main.py --config=vitl_250m --workdir=gs://BUCKET/runs/vitl_250m \
     --config.data.directory=/mnt/shared/data/zero_250m --distributed
 
-Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, here or of the program that it runs; 130 Ctrl-C (143
-SIGTERM, 129 SIGHUP).
+Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, here or of the program that it runs; 130 Ctrl-C,
+143 SIGTERM, 129 SIGHUP.
 Environment: POLL_SECONDS (30) between two looks; REACH_TRIES (20) looks at a worker that cannot be reached;
 RETRIES (3) failures in a row after which train gives up; HEALTHY_SECONDS (3600) of running, after which a failure is
 again the first.
@@ -74,16 +74,20 @@ bad_input() {
   exit "$BAD_INPUT"
 }
 
-# pause: until the next look. If this program was killed, nothing of it goes on behind it.
+# pause: until the next look. A sleep that is left behind holds no pipe open from which another program reads.
 pause() {
-  sleep "$POLL_SECONDS" > /dev/null 2>&1 # whoever reads what is said here need not wait for it
-  kill -0 $$ 2> /dev/null || exit 1
+  sleep "$POLL_SECONDS" > /dev/null 2>&1 &
+  wait "$!"
+  end_if_killed
 }
+
+# end_if_killed: ends a trainer whose program was killed with SIGKILL, before it changes anything more.
+end_if_killed() { kill -0 $$ 2> /dev/null || exit 1; }
 
 # A call that is still at work must not write into the folder while it is removed, so it is renamed before.
 remove_work() {
-  mv "$work" "$work.old"
-  rm -rf "$work.old"
+  mv "$work" "$work.old" 2> /dev/null || true
+  rm -rf "$work" "$work.old"
 }
 
 # ---- what to do -----------------------------------------------------------------------------------------------------
@@ -249,7 +253,7 @@ main() {
       check_program
       check_setup
       pack
-      until_told train_and_leave
+      until_told train_and_settle
       ;;
     delete) delete_pod ;;
     *) "$command" ;;

@@ -154,40 +154,68 @@ conclude() {
   esac
 }
 
-# train_and_leave: train, and what becomes of the pod after it.
-train_and_leave() {
+# train_and_settle: train, and what becomes of the pod after it.
+train_and_settle() {
   local outcome=0
   train || outcome=$?
+  trap '' TERM # what is left to do is done
   if [ -n "$delete_after" ]; then delete_pod || outcome=1; elif [ -n "$requested" ]; then tell_costs; fi
   return "$outcome"
 }
 
-# until_told FUNCTION: calls it until it returns, or until Ctrl-C or another signal ends this program.
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+told=""    # the first signal that has come
+trainer="" # the process that watches
+
+# until_told FUNCTION: runs it to its end, or until Ctrl-C or another signal.
 #
-# Ctrl-C reaches every process of the terminal. A call of gcloud that it cut off would pass for a bad answer, for example
-# for workers that have all ended, and bash may forget a signal that comes while it runs a command. So the function runs
-# in the background, where Ctrl-C is ignored, and this process does nothing but `wait`, which a signal ends at once.
-# What the function says goes through `cat`, with which the last of its calls fall silent when they are left behind.
+# Ctrl-C reaches every process of the terminal. A call of gcloud that it cut off would pass for an answer, for example that
+# no worker is at work any more, and bash may forget a signal that comes while it runs a command. So the function runs in
+# the background and ignores Ctrl-C, and so does all that it calls; this process does nothing but `wait`, which a signal
+# ends at once.
 until_told() {
-  local outcome=0 relay
-  trap 'leave Ctrl-C 130' INT
-  trap 'leave SIGTERM 143' TERM
-  trap 'leave SIGHUP 129' HUP
-  exec 3> >(cat >&2)
-  relay=$!
-  "$@" 2>&3 3>&- &
-  exec 3>&-
-  wait "$!" || outcome=$?
-  wait "$relay"
-  return "$outcome"
+  local outcome
+  (
+    trap '' INT
+    trap end_calls TERM
+    "$@"
+  ) &
+  trainer=$!
+  trap 'tell_trainer Ctrl-C' INT
+  trap 'tell_trainer SIGTERM' TERM
+  trap 'tell_trainer SIGHUP' HUP
+  while true; do
+    outcome=0
+    wait "$trainer" || outcome=$?
+    kill -0 "$trainer" 2> /dev/null || break # else a signal has ended the wait alone
+  done
+  trap '' INT TERM HUP
+  [ -n "$told" ] && [ "$outcome" -gt 128 ] || return "$outcome"
+  trap '' PIPE # nobody may read this any more
+  say "$told: $name is no longer watched, nor resumed; a run there goes on" || true
+  tell_costs || true
+  case $told in
+    Ctrl-C) return 130 ;;
+    SIGTERM) return 143 ;;
+    SIGHUP) return 129 ;;
+  esac
 }
 
-# leave SIGNAL STATUS: ends what runs in the background, and says what it leaves behind.
-leave() {
+# tell_trainer SIGNAL: the trainer ends after the call that it waits for; at a second signal it ends at once.
+tell_trainer() {
+  if [ -z "$told" ]; then
+    told=$1
+    kill -TERM "$trainer" 2> /dev/null || true
+  else
+    kill -KILL "$trainer" 2> /dev/null || true
+  fi
+}
+
+# end_calls: ends the trainer and what it runs beside itself, none of which may use the folder any more.
+end_calls() {
   # shellcheck disable=SC2046  # several numbers
-  kill $(jobs -p) ${relay:+"$relay"} 2> /dev/null || true
-  wait
-  say "$1: $name is no longer watched, nor resumed; a run there goes on"
-  tell_costs
-  exit "$2"
+  kill $(jobs -p) 2> /dev/null || true
+  wait 2> /dev/null
+  exit 143
 }

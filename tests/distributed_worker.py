@@ -138,7 +138,7 @@ def run(config: str, stop_before: int, workdir: Path) -> None:
 
 
 def program(given: argparse.Namespace) -> None:
-    """launch/main.py, whose processes wait only seconds for each other when they fall silent, or leave."""
+    """launch/main.py, whose processes find one that is silent within seconds."""
     processes.LEAVING_SECONDS, processes.DEAD_SECONDS = given.leaving_seconds, 10
     file = given.output / f"config{given.process}.py"
     values = json.loads(given.config)

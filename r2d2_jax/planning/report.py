@@ -178,7 +178,7 @@ def document(plan: Plan) -> dict[str, Any]:
             {
                 "rematerialisation": other.remat,
                 "batch_size": other.batch_size,
-                "memory": other.usage.needed,
+                "needed": other.usage.needed,
                 "pairs_per_second": other.pairs_per_second,
             }
             for other in plan.estimates[1:]

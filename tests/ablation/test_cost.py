@@ -33,7 +33,7 @@ def test_what_is_measured_is_kept(plan: Plan, tmp_path: Path, monkeypatch: pytes
     assert full["relative_speed"] == 1.0
     assert tgd["multiply_adds_per_pair"] > 1.05 * full["multiply_adds_per_pair"]  # the teacher's forward
     assert tgd["turns"] == 4
-    assert 0 < tgd["relative_speed"] < math.inf  # which of two tiny steps is the faster, only chance decides
+    assert 0 < tgd["relative_speed"] < math.inf  # a number; which of two tiny steps is the faster, only chance decides
     (tmp_path / COSTS).rename(tmp_path / "before")
     (tmp_path / COSTS).write_text((tmp_path / "before").read_text())
     measure_costs(plan, tmp_path)

@@ -60,7 +60,7 @@ def test_that_of_a_process_of_this_machine_that_is_gone_at_once(
     (bucket / "lock").write_text(f"process {2**22 + 1} on {socket.gethostname()} since yesterday\nits mark\n")
     start = time.monotonic()
     with hold(bucket):
-        assert time.monotonic() - start < 600
+        assert time.monotonic() - start < 60
 
 
 def test_what_is_removed_while_somebody_waits_is_free(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_the_file_has_the_target_and_all_that_fits(small: str, tmp_path: Path, m
     assert (plan["target"], plan["batch_size"], plan["rematerialisation"]) == ("2 x v5e:2x2", 1024, "all")
     others = [(each["batch_size"], each["rematerialisation"]) for each in plan["others"]]
     assert others == [(384, "products"), (96, "none")]
-    assert plan["others"][1]["memory"] == GIB * (1 + 96 / 8)
+    assert plan["others"][1]["needed"] == GIB * (1 + 96 / 8)
 
 
 def test_a_largest_batch_that_memory_does_not_limit(small: str, monkeypatch: pytest.MonkeyPatch) -> None:

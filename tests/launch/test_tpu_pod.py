@@ -1,11 +1,8 @@
 """launch/tpu_pod.sh against a Google Cloud that is a folder: tests/stand_ins/cloud/gcloud."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -187,34 +184,6 @@ def test_train_watches_what_is_at_work(cloud: Cloud) -> None:
     assert process.returncode == 0
     assert said.endswith(f"the run was stopped and has saved; the same command resumes it\n{COSTS}\n")
     assert len(cloud.lines("started-0")) == 1
-
-
-@pytest.mark.parametrize(
-    "name, signal_", [("Ctrl-C", signal.SIGINT), ("SIGTERM", signal.SIGTERM), ("SIGHUP", signal.SIGHUP)]
-)
-def test_a_signal_leaves_the_run_alone_and_says_so(cloud: Cloud, name: str, signal_: signal.Signals) -> None:
-    """Ctrl-C reaches the whole group, `kill` one process."""
-    cloud.write("play", "work")
-    with cloud.start("train", *POD, "--delete", *PROGRAM) as process:
-        read_until(process, "watching")
-        (os.killpg if name == "Ctrl-C" else os.kill)(process.pid, signal_)
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal_
-    assert said == f"{name}: pod is no longer watched, nor resumed; a run there goes on\n{COSTS}\n"
-    assert "[0] running" in cloud.call("status", *PLACE).stdout
-
-
-def test_nothing_goes_on_behind_a_program_that_was_killed(cloud: Cloud) -> None:
-    cloud.write("play", "work")
-    with cloud.start("train", *POD, "--delete", *PROGRAM) as process:
-        read_until(process, "watching")
-        process.kill()
-        process.wait()
-        _, said = process.communicate(timeout=30)  # all that wrote there has ended
-    assert said == ""
-    calls = len(cloud.lines("calls"))
-    time.sleep(0.2)  # ten looks
-    assert len(cloud.lines("calls")) == calls
 
 
 def test_what_runs_at_another_commit_than_the_clone_is_told(cloud: Cloud, tmp_path: Path) -> None:
