@@ -74,10 +74,9 @@ bad_input() {
   exit "$BAD_INPUT"
 }
 
-# pause: until the next look. A sleep that is left behind holds no pipe open from which another program reads.
+# pause: until the next look.
 pause() {
-  sleep "$POLL_SECONDS" > /dev/null 2>&1 &
-  wait "$!"
+  sleep "$POLL_SECONDS"
   end_if_killed
 }
 

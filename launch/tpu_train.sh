@@ -84,10 +84,10 @@ ensure_pod() {
     check_slices
   fi
   if [ "$outcome" -eq "$PREEMPTED" ]; then
-    delete_pod || return
+    undisturbed delete_pod || return
     state="" requested=""
   fi
-  [ -n "$state" ] || create || return
+  [ -n "$state" ] || undisturbed create || return
   requested=yes
   wait_for_pod || return
   was_there=yes
@@ -102,7 +102,7 @@ attempt() {
     say "a run is at work on $name; watching it"
   else
     install || return
-    run_program || return
+    undisturbed run_program || return
   fi
   say "watching; launch/tpu_pod.sh logs --name=$name --zone=$zone shows what the workers print"
   watch
@@ -166,31 +166,33 @@ train_and_settle() {
 # ---- signals --------------------------------------------------------------------------------------------------------
 
 told=""    # the first signal that has come
-trainer="" # the process that watches
+trainer="" # the process that watches, and its group
 
 # until_told FUNCTION: runs it to its end, or until Ctrl-C or another signal.
 #
-# Ctrl-C reaches every process of the terminal. A call of gcloud that it cut off would pass for an answer, for example that
-# no worker is at work any more, and bash may forget a signal that comes while it runs a command. So the function runs in
-# the background and ignores Ctrl-C, and so does all that it calls; this process does nothing but `wait`, which a signal
-# ends at once.
+# A call of gcloud that Ctrl-C cut off would pass for an answer, for example that no worker is at work any more; and bash
+# may forget a signal that comes during a command substitution, or end with a syntax error. So the function runs in a
+# process group of its own, which Ctrl-C does not reach, and this process does nothing but `wait`, which a signal ends at
+# once. Then the whole group is ended, if nothing is under way that is `undisturbed`.
 until_told() {
   local outcome
+  set -m # gives the next job a group
   (
-    trap '' INT
-    trap end_calls TERM
+    trap '' TTIN TTOU # a call that asks something fails, and does not stop for good
     "$@"
   ) &
+  set +m
   trainer=$!
   trap 'tell_trainer Ctrl-C' INT
   trap 'tell_trainer SIGTERM' TERM
   trap 'tell_trainer SIGHUP' HUP
   while true; do
     outcome=0
-    wait "$trainer" || outcome=$?
+    wait "$trainer" 2> /dev/null || outcome=$? # bash says there, or later, that the trainer was killed
     kill -0 "$trainer" 2> /dev/null || break # else a signal has ended the wait alone
   done
   trap '' INT TERM HUP
+  jobs > /dev/null # takes up what it would say later
   [ -n "$told" ] && [ "$outcome" -gt 128 ] || return "$outcome"
   trap '' PIPE # nobody may read this any more
   say "$told: $name is no longer watched, nor resumed; a run there goes on" || true
@@ -202,20 +204,23 @@ until_told() {
   esac
 }
 
-# tell_trainer SIGNAL: the trainer ends after the call that it waits for; at a second signal it ends at once.
+# tell_trainer SIGNAL: at a second signal nothing is waited for any more.
 tell_trainer() {
   if [ -z "$told" ]; then
     told=$1
-    kill -TERM "$trainer" 2> /dev/null || true
+    touch "$work/leave"
+    kill -TERM -- "-$trainer" 2> /dev/null || true
   else
-    kill -KILL "$trainer" 2> /dev/null || true
+    kill -KILL -- "-$trainer" 2> /dev/null || true
   fi
 }
 
-# end_calls: ends the trainer and what it runs beside itself, none of which may use the folder any more.
-end_calls() {
-  # shellcheck disable=SC2046  # several numbers
-  kill $(jobs -p) 2> /dev/null || true
-  wait 2> /dev/null
-  exit 143
+# undisturbed FUNCTION: runs it to its end; a signal that comes meanwhile ends the trainer after it.
+undisturbed() {
+  local outcome=0
+  trap '' TERM
+  "$@" || outcome=$?
+  trap - TERM
+  [ ! -f "$work/leave" ] || exit 143
+  return "$outcome"
 }
