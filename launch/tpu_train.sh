@@ -194,6 +194,10 @@ until_told() {
   trap '' INT TERM HUP
   jobs > /dev/null # takes up what it would say later
   [ -n "$told" ] && [ "$outcome" -gt 128 ] || return "$outcome"
+  for _ in {1..20}; do # what the trainer has called may end a moment after it, and is not to say anything after this
+    kill -0 -- "-$trainer" 2> /dev/null || break
+    sleep 0.05
+  done
   trap '' PIPE # nobody may read this any more
   say "$told: $name is no longer watched, nor resumed; a run there goes on" || true
   tell_costs || true
