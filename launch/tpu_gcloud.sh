@@ -263,6 +263,7 @@ remote() {
 on_each() {
   local function=$1 number pids=()
   shift
+  end_if_killed
   for ((number = 0; number < count; number++)); do
     "$function" "$number" "$@" > "$work/$number.out" 2> "$work/$number.err" &
     pids[number]=$!

@@ -35,7 +35,7 @@ Workers are numbered over all slices, as JAX numbers the processes on them.
     --config.data.directory=/mnt/shared/data/zero_250m --distributed
 
 Exit status: 0 done, or stopped and saved; 1 failure; 2 bad input, here or of the program that it runs; 130 Ctrl-C,
-143 SIGTERM, 129 SIGHUP.
+143 SIGTERM, 129 SIGHUP; a second signal waits for no call that is under way.
 Environment: POLL_SECONDS (30) between two looks; REACH_TRIES (20) looks at a worker that cannot be reached;
 RETRIES (3) failures in a row after which train gives up; HEALTHY_SECONDS (3600) of running, after which a failure is
 again the first.
@@ -65,9 +65,10 @@ source "$root/launch/tpu_gcloud.sh"
 # shellcheck source=launch/tpu_train.sh
 source "$root/launch/tpu_train.sh"
 
-say() { printf '%s\n' "$*" >&2; }
+# What cannot be printed changes nothing.
+say() { printf '%s\n' "$*" >&2 || true; }
 
-error() { printf 'error: %s\n' "$*" >&2; }
+error() { printf 'error: %s\n' "$*" >&2 || true; }
 
 bad_input() {
   error "$@"
@@ -81,10 +82,14 @@ pause() {
 }
 
 # end_if_killed: ends a trainer whose program was killed with SIGKILL, before it changes anything more.
-end_if_killed() { kill -0 $$ 2> /dev/null || exit 1; }
+#
+# Such a program is still there, as a zombie, until its parent has asked how it ended.
+end_if_killed() { kill -0 $$ 2> /dev/null && ! grep -qs "^State:.Z" "/proc/$$/status" || exit 1; }
 
 # A call that is still at work must not write into the folder while it is removed, so it is renamed before.
 remove_work() {
+  trap '' INT TERM HUP
+  [ -n "$work" ] || return 0
   mv "$work" "$work.old" 2> /dev/null || true
   rm -rf "$work" "$work.old"
 }
@@ -230,8 +235,8 @@ main() {
   need name zone
   check_numbers
   command -v gcloud > /dev/null || bad_input "gcloud is not found on PATH; install the Google Cloud CLI and log in"
-  work=$(mktemp -d)
   trap remove_work EXIT
+  work=$(mktemp -d)
   case $command in
     create) create || return 1 ;;
     wait) wait_for_pod || return 1 ;;
@@ -251,6 +256,7 @@ main() {
       need type runtime
       check_program
       check_setup
+      trap 'exit 130' INT # bash alone may forget it where what it runs ends well
       pack
       until_told train_and_settle
       ;;

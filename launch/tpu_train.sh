@@ -160,6 +160,7 @@ train_and_settle() {
   train || outcome=$?
   trap '' TERM # what is left to do is done
   if [ -n "$delete_after" ]; then delete_pod || outcome=1; elif [ -n "$requested" ]; then tell_costs; fi
+  echo "$outcome" > "$work/settled" # a signal may come before this process has ended
   return "$outcome"
 }
 
@@ -176,31 +177,35 @@ trainer="" # the process that watches, and its group
 # once. Then the whole group is ended, if nothing is under way that is `undisturbed`.
 until_told() {
   local outcome
-  set -m # gives the next job a group
-  (
-    trap '' TTIN TTOU # a call that asks something fails, and does not stop for good
-    "$@"
-  ) &
-  set +m
-  trainer=$!
   trap 'tell_trainer Ctrl-C' INT
   trap 'tell_trainer SIGTERM' TERM
   trap 'tell_trainer SIGHUP' HUP
+  exec 3>&2 2> /dev/null || exec 3> /dev/null # where bash would say that the trainer was killed
+  set -m                                      # gives the next job a group
+  (
+    trap - INT TERM HUP
+    # A call that asks something fails, and does not stop for good. Nobody need read what is said.
+    trap '' TTIN TTOU PIPE
+    "$@"
+  ) 2>&3 3>&- &
+  trainer=$!
+  set +m
+  [ -z "$told" ] || kill -TERM -- "-$trainer" || true # it has come before there was a trainer
   while true; do
     outcome=0
-    wait "$trainer" 2> /dev/null || outcome=$? # bash says there, or later, that the trainer was killed
-    kill -0 "$trainer" 2> /dev/null || break # else a signal has ended the wait alone
+    wait "$trainer" || outcome=$?
+    kill -0 "$trainer" || break # else a signal has ended the wait alone
   done
   trap '' INT TERM HUP
-  jobs > /dev/null # takes up what it would say later
-  [ -n "$told" ] && [ "$outcome" -gt 128 ] || return "$outcome"
+  [ ! -s "$work/settled" ] || return "$(< "$work/settled")"
+  [ -n "$told" ] || return "$outcome"
   for _ in {1..20}; do # what the trainer has called may end a moment after it, and is not to say anything after this
-    kill -0 -- "-$trainer" 2> /dev/null || break
+    kill -0 -- "-$trainer" || break
     sleep 0.05
   done
   trap '' PIPE # nobody may read this any more
-  say "$told: $name is no longer watched, nor resumed; a run there goes on" || true
-  tell_costs || true
+  say "$told: $name is no longer watched, nor resumed; a run there goes on" 2>&3
+  tell_costs 2>&3
   case $told in
     Ctrl-C) return 130 ;;
     SIGTERM) return 143 ;;
@@ -212,10 +217,10 @@ until_told() {
 tell_trainer() {
   if [ -z "$told" ]; then
     told=$1
-    touch "$work/leave"
-    kill -TERM -- "-$trainer" 2> /dev/null || true
+    : > "$work/leave" || true # by bash itself: a program that writes it would be ended by the next Ctrl-C
+    [ -z "$trainer" ] || kill -TERM -- "-$trainer" 2> /dev/null || true
   else
-    kill -KILL -- "-$trainer" 2> /dev/null || true
+    [ -z "$trainer" ] || kill -KILL -- "-$trainer" 2> /dev/null || true
   fi
 }
 

@@ -34,7 +34,6 @@ def test_nothing_goes_on_behind_a_program_that_was_killed(cloud: Cloud) -> None:
     with cloud.start("train", *POD, "--delete", *PROGRAM) as process:
         read_until(process, "watching")
         process.kill()
-        process.wait()
         _, said = process.communicate(timeout=30)  # all that wrote there has ended
     assert said == ""
     calls = len(cloud.lines("calls"))
@@ -57,22 +56,36 @@ def test_a_second_ctrl_c_waits_for_nothing(cloud: Cloud) -> None:
     cloud.write("slow-create", "60")
     with cloud.start("train", *POD, *PROGRAM) as process:
         until(lambda: cloud.verbs() == ["create"], process)
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.1)  # two signals at once may be one
-        os.killpg(process.pid, signal.SIGINT)
+        while process.poll() is None:  # two signals that come too close are one
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)
         _, said = process.communicate(timeout=30)  # the call has ended, too
     assert process.returncode == 130
     assert said == f"asking for v5litepod-16 in us-west4-a as pod\nCtrl-C: {LEFT}"
 
 
-def test_ctrl_c_does_not_disturb_the_deletion_at_the_end(cloud: Cloud) -> None:
-    with cloud.start("train", *POD, "--delete", *PROGRAM) as process:
+@pytest.mark.parametrize("gap", [0.0, 0.001, 0.003])
+def test_two_ctrl_c_are_told_once(cloud: Cloud, gap: float, tmp_path: Path) -> None:
+    cloud.write("play", "work")
+    (tmp_path / "temporary").mkdir()
+    with cloud.start("train", *POD, *PROGRAM, TMPDIR=str(tmp_path / "temporary")) as process:
         read_until(process, "watching")
-        cloud.write("slow-delete", "0.5")
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(gap)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, f"Ctrl-C: {LEFT}")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_ctrl_c_does_not_disturb_the_deletion_at_the_end(cloud: Cloud) -> None:
+    cloud.write("slow-delete", "0.5")
+    with cloud.start("train", *POD, "--delete", *PROGRAM) as process:
         until(lambda: "delete" in cloud.verbs(), process)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    assert (process.returncode, said) == (0, "the run has finished\ndeleting pod\n")
+    assert process.returncode == 0
+    assert said.endswith("\nthe run has finished\ndeleting pod\n")
     assert not (cloud.folder / "queue").exists()
 
 
@@ -96,12 +109,20 @@ def test_a_program_that_was_killed_does_not_delete_the_pod(cloud: Cloud) -> None
         cloud.write("slow-ssh", "0.5")
         seen = len(cloud.lines("calls"))
         until(lambda: len(cloud.lines("calls")) > seen, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
         for worker in "01":
             cloud.write(f"worker-{worker}/r2d2_jax/run/status", "0")
         process.communicate(timeout=30)
     assert cloud.verbs() == ["create"]
+
+
+def test_a_program_that_was_killed_installs_nothing(cloud: Cloud) -> None:
+    cloud.write("slow-ssh", "0.3")
+    with cloud.start("train", *POD, *PROGRAM) as process:
+        until(lambda: any(" ssh " in call for call in cloud.lines("calls")), process)
+        process.kill()
+        process.communicate(timeout=30)
+    assert not any(" scp " in call for call in cloud.lines("calls"))
 
 
 def test_workers_that_say_nothing_have_not_finished() -> None:
