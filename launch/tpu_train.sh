@@ -191,10 +191,11 @@ until_told() {
   trainer=$!
   set +m
   [ -z "$told" ] || kill -TERM -- "-$trainer" || true # it has come before there was a trainer
-  while true; do
-    outcome=0
-    wait "$trainer" || outcome=$?
-    kill -0 "$trainer" || break # else a signal has ended the wait alone
+  outcome=0
+  wait "$trainer" || outcome=$?
+  while kill -0 "$trainer"; do # a signal has ended the wait alone
+    [ -z "$told" ] || kill -TERM -- "-$trainer" || true
+    sleep 0.1 || true # which the next Ctrl-C ends
   done
   trap '' INT TERM HUP
   [ ! -s "$work/settled" ] || return "$(< "$work/settled")"

@@ -1,6 +1,7 @@
 """A Google Cloud that is a folder, kept by tests/stand_ins/cloud/gcloud, and calls of launch/tpu_pod.sh."""
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -45,12 +46,20 @@ class Cloud:
         }
         program = self.repository / "launch" / "tpu_pod.sh"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(["bash", program, *arguments], env=environment, start_new_session=True, **pipes)
+        return subprocess.Popen(
+            ["bash", program, *arguments], env=environment, start_new_session=True, preexec_fn=default_signals, **pipes
+        )
 
     def call(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         with self.start(*arguments, **settings) as process:
             printed, errors = process.communicate(timeout=30)
         return subprocess.CompletedProcess(arguments, process.returncode, printed, errors)
+
+
+def default_signals() -> None:
+    """Tests may run where signals are ignored, as under nohup; bash cannot trap a signal that it finds ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def install(cloud: Cloud, *asked: str) -> None:

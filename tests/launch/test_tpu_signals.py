@@ -22,7 +22,9 @@ def test_a_signal_leaves_the_run_alone_and_says_so(cloud: Cloud, name: str, sign
     cloud.write("play", "work")
     with cloud.start("train", *POD, "--delete", *PROGRAM) as process:
         read_until(process, "watching")
-        (os.killpg if name == "Ctrl-C" else os.kill)(process.pid, signal_)
+        while process.poll() is None:  # bash may miss one on a busy machine: seen once in 400 times
+            (os.killpg if name == "Ctrl-C" else os.kill)(process.pid, signal_)
+            time.sleep(1)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + signal_
     assert said == f"{name}: {LEFT}"
